@@ -1,0 +1,47 @@
+# The two commands: `make train` and `make test`. Both set everything up first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?=
+CONFIG ?= configs/quickstart.yaml
+ARGS ?=
+# One GPU driver means the CUDA build of FAISS; never both builds in one environment.
+EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+STAMP := $(VENV)/.installed-$(EXTRA)
+
+.PHONY: setup train test ci check test-slow gpu-check lock clean
+
+setup: $(STAMP)
+	@$(BIN)/python -m model.backbone_files fetch
+
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint requirements.lock setuptools torch
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[$(EXTRA),dev]'
+	touch $@
+
+train: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" launch/local.sh $(CONFIG) $(if $(RUN),--name $(RUN)) $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
+
+ci: test check test-slow
+
+gpu-check: setup
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+
+lock: $(STAMP)
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

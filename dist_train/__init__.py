@@ -1,0 +1,1 @@
+"""Everything about a run: configuration, data, training, evaluation, forecasts."""

@@ -1,0 +1,179 @@
+"""What any forecast must be held against, on the same windows: ridge, DLinear and two naive ones.
+
+Shape legend (this file):
+    B  windows in the batch   L  seq_len   H  pred_len   N  variates   R  rows (window, variate)
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_train import distributed
+from dist_train.data.collate import WindowBatch
+from dist_train.data.windows import ForecastData, WindowSet
+from dist_train.evaluation import Forecast
+from model.linear_anchor import AnchorFit, GramAccumulator, LinearAnchor, Norm, fit_anchor
+
+RIDGE_NORMS: tuple[Norm, ...] = ("last", "mean")
+CHUNK_ROWS = 8192
+
+DLINEAR_KERNEL = 25  # moving average of the published DLinear
+DLINEAR_BATCH = 32
+DLINEAR_STEPS = 3000
+DLINEAR_CHECK_EVERY = 300
+DLINEAR_PATIENCE = 3
+DLINEAR_LEARNING_RATE = 1e-3
+
+
+def fit_ridge(data: ForecastData) -> AnchorFit:
+    """Fit the ridge on the training windows, penalty and norm chosen on validation; collective.
+
+    Every rank reads its share of the windows, and only sums of products are exchanged. All
+    variates are rows of one regression.
+
+    Source: the protocol of Toner and Darlow 2024 (arXiv:2403.14587), closed-form linear models.
+    """
+    train, val = data.windows["train"], data.windows["val"]
+    return fit_anchor(
+        [_gram(train, norm) for norm in RIDGE_NORMS], [_gram(val, norm) for norm in RIDGE_NORMS]
+    )
+
+
+def ridge_forecast(fit: AnchorFit) -> Forecast:
+    """Forecast with a fitted ridge."""
+    pred_len, seq_len = fit.weight.shape
+    anchor = LinearAnchor(seq_len, pred_len)
+    anchor.set_solution(fit.weight, fit.norm)
+    anchor.to(distributed.device())
+
+    def forecast(batch: WindowBatch) -> Tensor:
+        rows_RL = batch.context.transpose(1, 2).flatten(0, 1)
+        return _to_windows(anchor(rows_RL), batch)
+
+    return forecast
+
+
+def repeat_last(batch: WindowBatch) -> Tensor:
+    """Forecast the last value at every step. (B, L, N) -> (B, H, N)."""
+    return batch.context[:, -1:].expand(-1, batch.target.shape[1], -1)
+
+
+def seasonal_naive(period: int) -> Forecast:
+    """Forecast the last full season over and over; with a season beyond L, the last value.
+
+    Args:
+        period: Steps per season.
+    """
+
+    def forecast(batch: WindowBatch) -> Tensor:
+        if period > batch.context.shape[1]:
+            return repeat_last(batch)
+        steps_H = torch.arange(batch.target.shape[1]) % period
+        return batch.context[:, -period:][:, steps_H]
+
+    return forecast
+
+
+class DLinear(nn.Module):
+    """One linear map of the moving average and one of what remains, shared by all variates.
+
+    Source: Zeng et al. 2023 (arXiv:2205.13504).
+    """
+
+    def __init__(self, seq_len: int, pred_len: int) -> None:
+        super().__init__()
+        self.trend = nn.Linear(seq_len, pred_len)
+        self.remainder = nn.Linear(seq_len, pred_len)
+        for layer in (self.trend, self.remainder):
+            nn.init.constant_(layer.weight, 1 / seq_len)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Forecast rows. (R, L) -> (R, H)."""
+        side = DLINEAR_KERNEL // 2
+        padded_R1L = F.pad(rows[:, None], (side, side), mode="replicate")
+        trend_RL = F.avg_pool1d(padded_R1L, DLINEAR_KERNEL, stride=1)[:, 0]
+        forecast_RH: Tensor = self.trend(trend_RL) + self.remainder(rows - trend_RL)
+        return forecast_RH
+
+
+def fit_dlinear(data: ForecastData, seed: int) -> Forecast:
+    """Train DLinear by Adam with early stopping on validation; collective.
+
+    Rank 0 trains, because it takes seconds, and the others receive its weights.
+    """
+    train = data.windows["train"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = DLinear(train.seq_len, train.pred_len)
+        if distributed.is_main_rank():
+            _train_dlinear(module, data)
+    for parameter in module.parameters():
+        parameter.data.copy_(distributed.broadcast(parameter.data))
+    module.to(distributed.device())
+
+    def forecast(batch: WindowBatch) -> Tensor:
+        return _to_windows(module(batch.context.transpose(1, 2).flatten(0, 1)), batch)
+
+    return forecast
+
+
+def _train_dlinear(module: DLinear, data: ForecastData) -> None:
+    train, val = data.windows["train"], data.windows["val_selection"]
+    # At most 2048 validation windows, evenly spread: enough to decide when to stop.
+    val_ids = np.unique(np.linspace(0, len(val) - 1, num=min(len(val), 2048)).astype(np.int64))
+    val_rows = _rows(val, val_ids)
+    optimizer = torch.optim.Adam(module.parameters(), lr=DLINEAR_LEARNING_RATE)
+    best, best_state, bad = float("inf"), module.state_dict(), 0
+    for step in range(1, DLINEAR_STEPS + 1):
+        ids = torch.randint(len(train), (min(DLINEAR_BATCH, len(train)),)).numpy()
+        context_RL, target_RH = _rows(train, ids)
+        loss = F.mse_loss(module(context_RL), target_RH)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % DLINEAR_CHECK_EVERY == 0:
+            with torch.no_grad():
+                mse = float(F.mse_loss(module(val_rows[0]), val_rows[1]))
+            if mse < best:
+                best, bad = mse, 0
+                best_state = {name: value.clone() for name, value in module.state_dict().items()}
+            else:
+                bad += 1
+                if bad == DLINEAR_PATIENCE:
+                    break
+    module.load_state_dict(best_state)
+
+
+def _gram(windows: WindowSet, norm: Norm) -> GramAccumulator:
+    """Accumulate this rank's contiguous share and add up all ranks; collective."""
+    gram = GramAccumulator(windows.seq_len, windows.pred_len, norm)
+    world_size, rank = distributed.world_size(), distributed.rank()
+    begin, end = (len(windows) * part // world_size for part in (rank, rank + 1))
+    chunk = max(1, CHUNK_ROWS // windows.num_variates)
+    for first in range(begin, end, chunk):
+        gram.add(*_rows(windows, np.arange(first, min(first + chunk, end))))
+    for tensor in gram.tensors:
+        tensor.copy_(distributed.reduce_sum(tensor))
+    return gram
+
+
+def _rows(windows: WindowSet, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Windows as rows, one per variate: (R, L) and (R, H)."""
+    context_BLN, target_BHN = windows.batch(ids)
+    context = torch.from_numpy(context_BLN).transpose(1, 2).flatten(0, 1)
+    return context, torch.from_numpy(target_BHN).transpose(1, 2).flatten(0, 1)
+
+
+def _to_windows(forecast_RH: Tensor, batch: WindowBatch) -> Tensor:
+    return forecast_RH.unflatten(0, (-1, batch.context.shape[2])).transpose(1, 2)
+
+
+def all_baselines(data: ForecastData, ridge: AnchorFit, seed: int) -> dict[str, Forecast]:
+    """Every baseline by the name its row has in a table; collective, DLinear is trained here."""
+    return {
+        "ridge": ridge_forecast(ridge),
+        "DLinear": fit_dlinear(data, seed),
+        "seasonal naive": seasonal_naive(data.series_set.seasonal_period),
+        "repeat last": repeat_last,
+    }

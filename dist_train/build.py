@@ -1,0 +1,44 @@
+"""From a configuration to the objects it describes: forecaster and prompt builder."""
+
+import torch
+
+from dist_train.config import RunConfig
+from dist_train.data.prompts import PromptBuilder
+from dist_train.reproducibility import seed_everything
+from model.backbone import load_backbone, load_tokenizer
+from model.backbone_files import BackboneFiles
+from model.forecaster import Forecaster
+
+
+def build_forecaster(config: RunConfig, files: BackboneFiles, dtype: torch.dtype) -> Forecaster:
+    """Make the model on the CPU, freshly initialised from ``train.seed``.
+
+    Args:
+        config: The run.
+        files: Where the backbone's weights are.
+        dtype: Compute type; the trained parameters are float32 and cast by whoever runs it.
+    """
+    backbone = load_backbone(config.backbone, files, dtype)
+    seed_everything(config.train.seed)
+    return Forecaster(config.model, config.data.seq_len, config.data.pred_len, backbone)
+
+
+def build_prompt_builder(
+    config: RunConfig, files: BackboneFiles, description: str
+) -> PromptBuilder | None:
+    """Make the prompt builder of a run; None where the run has no prompt.
+
+    Args:
+        config: The run.
+        files: Where the backbone's tokenizer is.
+        description: What the series are, in words.
+    """
+    if config.model.prompt == "none":
+        return None
+    return PromptBuilder(
+        load_tokenizer(files),
+        config.model,
+        pred_len=config.data.pred_len,
+        seq_len=config.data.seq_len,
+        description=description,
+    )

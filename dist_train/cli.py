@@ -1,0 +1,113 @@
+"""The ``timellm`` command: one function per sub-command, nothing else.
+
+Nothing heavy is imported before a sub-command needs it.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_train.config import fail
+
+USAGE = """usage: timellm COMMAND [options]
+
+Train LLM-based time-series forecasters, score them, and forecast.
+
+commands:
+  train      train a run:      timellm train --config configs/quickstart.yaml
+  evaluate   score a run:      timellm evaluate --run runs/quickstart --split test
+  predict    forecast a file:  timellm predict --run runs/quickstart --data.path FILE --out DIR
+
+timellm COMMAND --help explains every option of a command.
+"""
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train one run; see ``dist_train/train.py``."""
+    from dist_train.train import main as train_main
+
+    return train_main(argv)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Score a trained run and the baselines on a split; on any number of ranks."""
+    parser = _parser("timellm evaluate", evaluate)
+    parser.add_argument("--run", type=Path, required=True, help="Folder of the run.")
+    parser.add_argument("--split", choices=["val", "test"], default="test", help="What to score.")
+    parser.add_argument("--batch_size", type=int, help="Windows per forward pass.")
+    parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
+    options = _parse(parser, argv)
+
+    from dist_train.scoring import evaluate_run
+
+    result = evaluate_run(options["run"], options["split"], options["batch_size"],
+                          options["data"]["root"])  # fmt: skip
+    if result is not None:
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Forecast the steps after the newest window of a file."""
+    parser = _parser("timellm predict", predict)
+    parser.add_argument("--run", type=Path, required=True, help="Folder of the run.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder for table and picture.")
+    parser.add_argument("--data.path", type=str, help="CSV or Parquet; default the run's own data.")
+    options = _parse(parser, argv)
+
+    from dist_train.loading import load_run
+    from dist_train.prediction import load_newest, write_forecasts
+    from dist_train.prediction import predict as predict_series
+
+    run = load_run(options["run"])
+    series_set = load_newest(run.config, options["data"]["path"])
+    for path in write_forecasts(options["out"], predict_series(run, series_set)):
+        print(path)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command; returns the exit code: 0 done, 2 refused with a message."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(USAGE, end="", file=sys.stderr)
+        return fail(ValueError(f"{arguments[0]}: unknown command, one of {', '.join(COMMANDS)}."))
+    try:
+        return command(arguments[1:])
+    except (ValueError, OSError) as error:
+        return fail(error)
+
+
+def _parser(prog: str, command: Callable[..., object]) -> Any:
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(
+        prog=prog, exit_on_error=False, allow_abbrev=False, description=command.__doc__
+    )
+
+
+def _parse(parser: Any, argv: Sequence[str]) -> dict[str, Any]:
+    from jsonargparse import ArgumentError
+
+    try:
+        values: dict[str, Any] = parser.parse_args(list(argv)).as_dict()
+    except ArgumentError as error:
+        raise ValueError(f"{error}; see {parser.prog} --help.") from error
+    return values
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,332 @@
+"""The run configuration: one frozen tree of settings, read from YAML and the command line.
+
+Free of torch. Precedence: default < file named by ``extends`` < file < command-line override.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from dist_train.data.config import DataConfig
+from model.config import BackboneConfig, ModelConfig, num_patches
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names key, value and remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimisation."""
+
+    batch_size: int = 32
+    """Windows per optimizer step, over all ranks."""
+
+    micro_batch_size: int | None = None
+    """Windows per forward pass of one rank; default batch_size / ranks, no accumulation."""
+
+    eval_batch_size: int = 32
+    """Windows per forward pass of one rank while scoring; does not change any score."""
+
+    learning_rate: float = 5e-4
+    """Peak learning rate of AdamW."""
+
+    weight_decay: float = 0.01
+    """AdamW weight decay of matrices; biases, norms and gates have none."""
+
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    """Course of the learning rate over the whole run."""
+
+    gradient_clipping: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+
+    max_epochs: int = 100
+    """Passes over the training windows at most."""
+
+    max_steps: int | None = None
+    """Optimizer steps at most; default max_epochs passes."""
+
+    eval_every: int | None = None
+    """Optimizer steps between validations; default at the end of each epoch."""
+
+    patience: int = 15
+    """Validations without improvement before the run stops."""
+
+    log_every: int = 10
+    """Optimizer steps between lines of metrics.jsonl."""
+
+    precision: Precision = "auto"
+    """auto: bf16 on GPUs that have it, fp16 on older ones, on a CPU bf16 where it is faster."""
+
+    seed: int = 2021
+    """Seed of weights, order and dropout."""
+
+    timeout_s: float = 600.0
+    """Seconds a collective may wait for the other ranks before the job is stopped."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "eval_batch_size", "max_epochs", "patience", "log_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"train.{key} must be at least 1, got {getattr(self, key)}.")
+        for key in ("micro_batch_size", "max_steps", "eval_every"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{key} must be at least 1, got {value}.")
+        for key in ("learning_rate", "timeout_s"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"train.{key} must be positive, got {getattr(self, key)}.")
+        for key in ("weight_decay", "gradient_clipping", "seed"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"train.{key} must not be negative, got {getattr(self, key)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """How DeepSpeed divides the training over the ranks."""
+
+    zero_stage: int = 2
+    """ZeRO stage: 0 none, 1 optimizer state, 2 and gradients, 3 and parameters are divided."""
+
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What is kept in host memory: optimizer state, or (stage 3) the parameters as well."""
+
+    config_file: str | None = None
+    """Own DeepSpeed JSON, merged over the derived one."""
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"deepspeed.zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}.")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                f"deepspeed.offload=all needs deepspeed.zero_stage=3, got {self.zero_stage}: "
+                "only stage 3 divides the parameters."
+            )
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError(
+                "deepspeed.offload=optimizer needs deepspeed.zero_stage of 1 or more, got 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    extends: str | None = None
+    """Configuration file that this one starts from; a relative path starts at this file."""
+
+    name: str = "run"
+    """Name of the run: its folder is runs_dir/name."""
+
+    runs_dir: str = "runs"
+    """Folder that holds the runs."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+
+    def __post_init__(self) -> None:
+        # One folder name, so that a run can never be written or looked for outside runs_dir.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            raise ValueError(
+                f"name must be letters, digits, '.', '_' or '-', got {self.name!r}: "
+                "it becomes the name of a folder."
+            )
+        num_patches(self.data.seq_len, self.model.patch_len, self.model.stride)
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder that this run writes to."""
+        return Path(self.runs_dir) / self.name
+
+
+def check_batch_size(train: TrainConfig, world_size: int) -> int:
+    """Check that the global batch divides over ranks and micro-batches.
+
+    Returns:
+        Windows per forward pass of one rank.
+
+    Raises:
+        ConfigError: It does not divide.
+    """
+    per_rank, rest = divmod(train.batch_size, world_size)
+    if rest or per_rank == 0:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} does not divide over {world_size} ranks: "
+            f"choose a multiple of {world_size}."
+        )
+    micro = train.micro_batch_size or per_rank
+    if per_rank % micro:
+        raise ConfigError(
+            f"train.micro_batch_size={micro} does not divide the {per_rank} windows of one rank "
+            f"(train.batch_size={train.batch_size} over {world_size} ranks): "
+            f"choose a divisor of {per_rank}."
+        )
+    return micro
+
+
+def add_run_arguments(parser: "ArgumentParser") -> None:
+    """Add ``--config`` and every key of :class:`RunConfig` to a jsonargparse parser."""
+    parser.add_argument("--config", action="config", help="Configuration file (YAML).")
+    parser.add_class_arguments(RunConfig)
+
+
+def build_parser(prog: str) -> "ArgumentParser":
+    """Make the parser of a command that takes a whole run configuration."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # No abbreviations: a misspelt key must be refused, never taken for a longer one.
+    parser = ArgumentParser(
+        prog=prog, exit_on_error=False, allow_abbrev=False, description=RunConfig.__doc__
+    )
+    add_run_arguments(parser)
+    return parser
+
+
+def parse_run_config(
+    parser: "ArgumentParser", argv: Sequence[str]
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Read a command line into a configuration.
+
+    Returns:
+        The configuration, and the values of all further arguments of ``parser``.
+
+    Raises:
+        ConfigError: An unknown key, a wrong type, a contradictory value or an unreadable file.
+    """
+    from jsonargparse import ArgumentError
+
+    try:
+        namespace = parser.parse_args(list(_with_extended_files(argv)))
+        values = parser.instantiate(namespace).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(_explain(str(error))) from error
+    names = {item.name for item in fields(RunConfig)}
+    try:
+        config = RunConfig(**{key: values[key] for key in names})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return config, {key: value for key, value in values.items() if key not in names}
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read one configuration file.
+
+    Raises:
+        ConfigError: As :func:`parse_run_config`.
+    """
+    return parse_run_config(build_parser("timellm"), ["--config", str(path), *overrides])[0]
+
+
+def config_to_dict(config: object) -> dict[str, Any]:
+    """Turn a configuration into plain dictionaries, as written to ``config.yaml``."""
+    assert is_dataclass(config)
+    result: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        result[item.name] = config_to_dict(value) if is_dataclass(value) else value
+    return result
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """Write the resolved configuration; it loads back equal and extends nothing."""
+    return yaml.safe_dump(config_to_dict(config) | {"extends": None}, sort_keys=False)
+
+
+def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
+    """Put every file named by ``extends`` in front of the file that names it."""
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            chosen = next(arguments, "")
+        elif argument.startswith("--config="):
+            chosen = argument.removeprefix("--config=")
+        else:
+            yield argument
+            continue
+        for path in _chain(Path(chosen), ()):
+            yield f"--config={path}"
+
+
+def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
+    if path.resolve() in seen:
+        raise ConfigError(f"extends={path}: the files extend each other in a circle.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else "cannot be read"
+        raise ConfigError(f"--config {path}: {reason}; give the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: holds no keys; see --print_config for all of them.")
+    base = content.get("extends")
+    if base is None:
+        return [path]
+    if not isinstance(base, str):
+        raise ConfigError(f"extends in {path} must be the path of a file, got {base!r}.")
+    return [*_chain(path.parent / base, (*seen, path.resolve())), path]
+
+
+def _keys(cls: type, prefix: str = "") -> Iterator[str]:
+    for item in fields(cls):
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        if is_dataclass(default):
+            yield from _keys(type(default), f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
+
+
+def _explain(message: str) -> str:
+    """Say a parser's refusal as key, value and remedy."""
+    wrong_type = re.search(r'Parser key "([\w.]+)":\s*(.*?)\.? Got value: (.*)', message, re.S)
+    if wrong_type:
+        key, expected, value = wrong_type.groups()
+        return f"{key}={value.strip()}: {expected[0].lower()}{expected[1:]}."
+    in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    unknown = re.search(r"(?:arguments: --|Option '|Key ')([\w.]+)", message, re.IGNORECASE)
+    if in_group:
+        key = ".".join(in_group.groups())
+    elif unknown:
+        key = unknown.group(1)
+    else:
+        return message
+    return f"Unknown key {key}: {_nearest_key(key)}"
+
+
+def _nearest_key(key: str) -> str:
+    known = list(_keys(RunConfig))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:  # the right key in the wrong section, or without one
+        leaves = {name.rsplit(".", 1)[-1]: name for name in known}
+        close = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), n=1)
+        near = [leaves[leaf] for leaf in close]
+    return f"did you mean {near[0]}?" if near else "see --help for all keys."
+
+
+def world_size_of_environment() -> int:
+    """Ranks of this job as the launcher announced them; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def fail(error: Exception) -> int:
+    """Print a refusal the way every command does, and return the exit code for it."""
+    sys.stdout.flush()
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2

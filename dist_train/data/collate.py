@@ -1,0 +1,142 @@
+"""From window numbers to a batch on a device, in worker processes.
+
+Shape legend (this file):
+    B  windows     L  seq_len     T  prompt tokens
+    N  variates    H  pred_len    R  B * N rows
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dist_train.data.prompts import PromptBuilder
+from dist_train.data.sampler import EvaluationBatch
+from dist_train.data.windows import WindowSet
+from model.batch import ForecastInputs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowBatch:
+    """Some windows, with their prompts."""
+
+    context: Tensor
+    """Standardised. Shape (B, L, N), float32."""
+
+    target: Tensor
+    """Standardised. Shape (B, H, N), float32."""
+
+    window_ids: Tensor
+    """Their numbers in the window set. Shape (B,), int64."""
+
+    num_valid: int
+    """Windows that count, from the first on; the rest are repeats (see EvaluationBatch)."""
+
+    prompt_ids: Tensor | None = None
+    """Shape (R, T), int64; None: no prompt."""
+
+    prompt_mask: Tensor | None = None
+    """True where there is a token. Shape (R, T), bool; None: no prompt."""
+
+    @property
+    def inputs(self) -> ForecastInputs:
+        """The part that the model may see."""
+        return ForecastInputs(
+            context=self.context, prompt_ids=self.prompt_ids, prompt_mask=self.prompt_mask
+        )
+
+    def to(self, device: torch.device | str) -> "WindowBatch":
+        """Copy to a device, without waiting where the memory is pinned."""
+        return replace(
+            self,
+            **{name: t.to(device, non_blocking=True) for name, t in self._tensors().items()},  # type: ignore[arg-type]
+        )
+
+    def pin_memory(self) -> "WindowBatch":
+        """Copy to page-locked memory; the DataLoader finds this method by its name."""
+        return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})  # type: ignore[arg-type]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+class Collator:
+    """Cut the windows of a batch and write their prompts. Picklable."""
+
+    def __init__(self, windows: WindowSet, prompt_builder: PromptBuilder | None) -> None:
+        self.windows = windows
+        self.prompt_builder = prompt_builder
+
+    def __call__(self, ids: list[int] | EvaluationBatch) -> WindowBatch:
+        """Make one batch.
+
+        Args:
+            ids: Window numbers; an EvaluationBatch also says how many of them count.
+        """
+        if isinstance(ids, EvaluationBatch):
+            numbers, num_valid = ids.ids, ids.num_valid
+        else:
+            numbers, num_valid = ids, len(ids)
+        contexts, targets = self.windows.batch(numbers)
+        prompts = self.prompt_builder(contexts) if self.prompt_builder is not None else None
+        prompt_ids, prompt_mask = prompts if prompts is not None else (None, None)
+        return WindowBatch(
+            context=torch.from_numpy(contexts),
+            target=torch.from_numpy(targets),
+            window_ids=torch.tensor(numbers, dtype=torch.int64),
+            num_valid=num_valid,
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+        )
+
+
+class _Batches(Dataset[WindowBatch]):
+    """Hand what the sampler yields to the collator, inside the worker."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __getitem__(self, ids: list[int] | EvaluationBatch) -> WindowBatch:
+        return self.collator(ids)
+
+
+def make_loader(
+    windows: WindowSet,
+    sampler: Iterable[list[int]] | Iterable[EvaluationBatch],
+    prompt_builder: PromptBuilder | None,
+    num_workers: int,
+) -> "DataLoader[WindowBatch]":
+    """Prepare batches ahead of their use.
+
+    Workers start anew with each iteration, so a position set on the sampler is always seen.
+
+    Args:
+        windows: What the numbers mean.
+        sampler: Yields the numbers of each batch.
+        prompt_builder: Writes the prompts; None: no prompts.
+        num_workers: Processes; 0 prepares batches in this one.
+    """
+    return DataLoader(
+        _Batches(Collator(windows, prompt_builder)),
+        batch_size=None,  # the sampler already yields whole batches
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # typed for lists of samples
+        prefetch_factor=2 if num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_quiet_tokenizer if num_workers else None,
+    )
+
+
+def _as_it_is(batch: WindowBatch) -> WindowBatch:
+    return batch
+
+
+def _quiet_tokenizer(worker: int) -> None:
+    """Stop the tokenizer's own threads, which do not survive a fork, before they complain."""
+    import os
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,198 @@
+"""Time stamps of a series: parse them, check them, say how far apart they are."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dist_train.data.config import DataError
+
+Dates = npt.NDArray[np.datetime64]
+
+_NS_PER_DAY = 86_400_000_000_000
+_SEASONS = {  # rows per season, by the time between rows in minutes
+    60: 24, 30: 48, 15: 96, 10: 144, 24 * 60: 7, 7 * 24 * 60: 52,
+}  # fmt: skip
+
+
+_MEANING = {
+    "duplicated": "a duplicated time stamp",
+    "backward": "the dates go back",
+    "skipped": "time steps were skipped",
+    "extra": "a shorter step than the others",
+}
+KINDS = tuple(_MEANING)
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """A step between two rows that is not the usual one."""
+
+    row: int
+    """Position in the series of the later of the two rows."""
+
+    kind: str
+    """One of :data:`KINDS`; skipped is a longer step than usual, extra a shorter one."""
+
+
+def parse_dates(column: "pd.Series[str]", name: str) -> Dates:
+    """Read a column of dates.
+
+    Args:
+        column: Text, time stamps or dates; with a time zone they become UTC.
+        name: How the user calls the column.
+
+    Returns:
+        The stamps, in UTC or without a zone. Shape (T,), datetime64[ns].
+
+    Raises:
+        DataError: Numbers, or a cell that is no date, with its row and value.
+    """
+    if pd.api.types.is_numeric_dtype(column):
+        raise DataError(
+            f"data.date_column={name}: the column holds numbers such as {column.iloc[0]}, not "
+            "dates: write dates such as 2020-01-31 00:00:00."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "could not infer format": rows are named
+        try:
+            parsed = pd.to_datetime(column, errors="coerce")
+            if not pd.api.types.is_datetime64_any_dtype(parsed):
+                raise ValueError
+        except ValueError:  # several time zones in one column
+            parsed = pd.to_datetime(column, errors="coerce", utc=True)
+    bad = np.flatnonzero(parsed.isna().to_numpy())
+    if len(bad):
+        raise DataError(
+            f"data.date_column={name}: row {bad[0] + 1} has {str(column.iloc[bad[0]])!r}, which is "
+            "not a date like the first one: write all dates in one format."
+        )
+    if isinstance(parsed.dtype, pd.DatetimeTZDtype):
+        parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
+    try:
+        return parsed.astype("datetime64[ns]").to_numpy()
+    except (pd.errors.OutOfBoundsDatetime, OverflowError) as failure:
+        raise DataError(
+            f"data.date_column={name}: a date is outside the years 1678 to 2261 ({failure}): "
+            "correct it."
+        ) from failure
+
+
+def infer_frequency(dates: Dates) -> str | None:
+    """Name the time between rows as a pandas alias; None when it is not regular.
+
+    Calendar steps (months, quarters, years, business days) are regular although they differ in
+    length. Fewer than 3 rows have no frequency.
+    """
+    if len(dates) < 3:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas is changing the type of the answer
+        inferred = pd.infer_freq(pd.DatetimeIndex(dates))
+        return None if inferred is None else pd.tseries.frequencies.to_offset(inferred).freqstr
+
+
+def find_defects(dates: Dates) -> list[Defect]:
+    """List the steps that break the rhythm of most rows; empty for a regular series."""
+    if len(dates) < 2 or infer_frequency(dates) is not None:
+        return []
+    stamps_ns = dates.astype(np.int64)
+    steps_ns = steps = stamps_ns[1:] - stamps_ns[:-1]
+    forward = steps_ns[steps_ns > 0]
+    if len(forward) and np.median(forward) >= 28 * _NS_PER_DAY:
+        months = dates.astype("datetime64[M]").astype(np.int64)
+        steps = months[1:] - months[:-1]  # months differ in length, not in number
+    usual = _most_frequent(steps[steps_ns > 0]) if len(forward) else 1  # no step is usual
+    odd = np.flatnonzero(steps != usual)
+    return [Defect(int(i) + 1, _kind(int(steps_ns[i]), int(steps[i]), usual)) for i in odd]
+
+
+def review_dates(
+    dates: Dates,
+    rule: Literal["strict", "as_is"],
+    notes: list[str],
+    where: str = "",
+    rows: npt.NDArray[np.intp] | None = None,
+) -> None:
+    """Refuse a series whose time stamps are not regular, or note what is wrong with them.
+
+    Args:
+        dates: Time stamps. Shape (T,).
+        rule: strict refuses; as_is appends to ``notes``.
+        notes: What was accepted.
+        where: Which series, for messages, such as `` of series 'a'``.
+        rows: Position of each row in the file, for messages; None: 0, 1, 2... Shape (T,).
+
+    Raises:
+        DataError: Under strict, the first duplicated, backward, skipped or extra stamp.
+    """
+    defects = find_defects(dates)
+    if not defects:
+        return
+    if rule == "strict":
+        first = defects[0]
+        row = first.row if rows is None else int(rows[first.row])
+        raise DataError(
+            f"data.dates=strict: row {row + 1}{where} has the time stamp {show(dates[first.row])} "
+            f"after {show(dates[first.row - 1])}: {_MEANING[first.kind]} ({len(defects)} such "
+            "places in all). Correct the dates, or take the rows in order with data.dates=as_is."
+        )
+    for kind in KINDS:
+        found = [defect.row for defect in defects if defect.kind == kind]
+        if found:
+            named = [
+                show(dates[i])
+                if kind == "duplicated"
+                else f"{show(dates[i - 1])} to {show(dates[i])}"
+                for i in found[:5]
+            ]
+            noun = "stamp" if kind == "duplicated" else "step"
+            plural = "" if len(found) == 1 else "s"
+            more = ", ..." if len(found) > 5 else ""
+            notes.append(
+                f"{len(found)} {kind} time {noun}{plural}{where}: {', '.join(named)}{more}"
+            )
+
+
+def show(date: np.datetime64) -> str:
+    """Write a time stamp the way users write it, to the second."""
+    return str(date.astype("datetime64[s]")).replace("T", " ")
+
+
+def season_of(frequency: str | None) -> int:
+    """Rows per season of a frequency: hourly 24, daily 7, monthly 12...; 1 when there is none."""
+    if frequency is None:
+        return 1
+    offset = pd.tseries.frequencies.to_offset(frequency)
+    if frequency.startswith("B"):
+        return 5
+    calendar = offset.freqstr.split("-")[0]
+    if calendar in {"MS", "ME", "BMS", "BME"}:
+        return 12
+    if calendar in {"QS", "QE", "BQS", "BQE"}:
+        return 4
+    if calendar == "W":
+        return 52
+    try:
+        minutes = pd.Timedelta(
+            str(frequency if frequency[0].isdigit() else f"1{frequency}")
+        ) / pd.Timedelta(minutes=1)
+    except ValueError:  # years and the like have no fixed length
+        return 1
+    return _SEASONS.get(int(minutes), 1) if minutes == int(minutes) else 1
+
+
+def _most_frequent(numbers: npt.NDArray[np.int64]) -> int:
+    values, counts = np.unique(numbers, return_counts=True)
+    return int(values[counts.argmax()])
+
+
+def _kind(step_ns: int, step: int, usual: int) -> str:
+    if step_ns == 0:
+        return "duplicated"
+    if step_ns < 0:
+        return "backward"
+    return "skipped" if step > usual else "extra"

@@ -1,0 +1,53 @@
+"""Download one published file into the cache, checked and never half-written."""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+_ANSWER_TIMEOUT_S = 5.0  # a cluster without a network must not make a run wait
+
+
+def is_offline() -> bool:
+    """True when the user forbade downloads: HF_HUB_OFFLINE or TIMELLM_OFFLINE is set."""
+    no = {"", "0", "false", "no", "off"}
+    variables = ("HF_HUB_OFFLINE", "TIMELLM_OFFLINE")
+    return any(os.environ.get(name, "").strip().lower() not in no for name in variables)
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file, as lower-case hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(url: str, target: Path, sha256: str | None) -> str | None:
+    """Bring ``url`` to ``target``, unless ``target`` is already there.
+
+    Written beside its place and renamed, so that several ranks may do it at the same time.
+
+    Args:
+        url: What to read.
+        target: Where it goes; its folder is made.
+        sha256: The checksum it must have; None accepts any content.
+
+    Returns:
+        None when ``target`` is there, else a sentence that says why not.
+    """
+    if target.is_file():
+        return None
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=_ANSWER_TIMEOUT_S) as answer:
+            part.write_bytes(answer.read())
+        seen = sha256_of(part)
+        if sha256 is not None and seen != sha256:
+            return f"{url} has checksum {seen}, not the published {sha256}"
+        part.replace(target)
+    except (urllib.error.URLError, OSError) as failure:  # no network, or no room on the disk
+        return f"{url} could not be downloaded ({failure})"
+    finally:
+        part.unlink(missing_ok=True)
+    return None

@@ -1,0 +1,275 @@
+"""Windows: what the model sees and has to forecast, by number.
+
+Shape legend (this file):
+    B  windows in a batch     L  seq_len      T  time steps of one series
+    N  variates               H  pred_len     C  channels = series x variates
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_train.data.config import DataConfig, DataError
+from dist_train.data.series import Series, SeriesSet, load_series
+from dist_train.data.splits import Scaler, Split, borders
+
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def num_windows(
+    rows: int, seq_len: int, pred_len: int, context_before: bool, stride: int = 1
+) -> int:
+    """Count the windows of a split.
+
+    Args:
+        rows: Rows of the split.
+        seq_len: Context length L.
+        pred_len: Forecast length H.
+        context_before: The context may come from before the split (validation and test):
+            ``rows - H + 1`` windows; else ``rows - L - H + 1``.
+        stride: Rows between the starts of windows.
+    """
+    free = rows - pred_len - (0 if context_before else seq_len)
+    return free // stride + 1 if free >= 0 else 0
+
+
+class WindowSet:
+    """The windows of one split over all series, numbered series by series, oldest first."""
+
+    def __init__(
+        self,
+        values: Sequence[Float32s],
+        ranges: Sequence[tuple[int, int]],
+        seq_len: int,
+        pred_len: int,
+        stride: int = 1,
+    ) -> None:
+        """Number the windows.
+
+        Args:
+            values: Standardised series, shared, not copied. Shape (T, N) each.
+            ranges: First context row and end of the last target of each series.
+            seq_len: Context length L.
+            pred_len: Forecast length H.
+            stride: Rows between the starts of windows.
+        """
+        assert len(values) == len(ranges) > 0
+        self.values, self.ranges = tuple(values), tuple(ranges)
+        self.seq_len, self.pred_len, self.stride = seq_len, pred_len, stride
+        counts = [
+            num_windows(end - begin, seq_len, pred_len, False, stride) for begin, end in ranges
+        ]
+        self._first_id = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._begins = np.array([begin for begin, _ in ranges], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._first_id[-1])
+
+    @property
+    def num_variates(self) -> int:
+        """N."""
+        return int(self.values[0].shape[1])
+
+    def locate_batch(self, ids: Sequence[int] | Ints) -> tuple[Ints, Ints]:
+        """Series number and first context row of each window. Shape (B,) each.
+
+        Raises:
+            IndexError: A window number outside [0, len).
+        """
+        ids_B = np.asarray(ids, dtype=np.int64)
+        if ids_B.size and not (ids_B.min() >= 0 and ids_B.max() < len(self)):
+            raise IndexError(f"window ids must be in [0, {len(self)}), got {ids_B.tolist()}.")
+        series_B = np.searchsorted(self._first_id, ids_B, side="right") - 1
+        starts_B = self._begins[series_B] + (ids_B - self._first_id[series_B]) * self.stride
+        return series_B.astype(np.int64), starts_B
+
+    def locate(self, window_id: int) -> tuple[int, int]:
+        """Series number and first context row of one window."""
+        series, starts = self.locate_batch([window_id])
+        return int(series[0]), int(starts[0])
+
+    def context(self, window_id: int) -> Float32s:
+        """What the model sees. Shape (L, N)."""
+        contexts, _ = self.batch([window_id])
+        return contexts.reshape(contexts.shape[1:])
+
+    def target(self, window_id: int) -> Float32s:
+        """What it has to forecast. Shape (H, N)."""
+        _, targets = self.batch([window_id])
+        return targets.reshape(targets.shape[1:])
+
+    def batch(self, ids: Sequence[int] | Ints) -> tuple[Float32s, Float32s]:
+        """Cut windows out of their series.
+
+        Args:
+            ids: Window numbers, in any order, repeats allowed. B of them.
+
+        Returns:
+            Contexts (B, L, N) and targets (B, H, N), standardised; copies.
+        """
+        series_B, starts_B = self.locate_batch(ids)
+        size = len(starts_B)
+        contexts = np.empty((size, self.seq_len, self.num_variates), dtype=np.float32)
+        targets = np.empty((size, self.pred_len, self.num_variates), dtype=np.float32)
+        steps_L, steps_H = np.arange(self.seq_len), np.arange(self.pred_len) + self.seq_len
+        for number in np.unique(series_B):
+            here_B = series_B == number
+            starts = starts_B[here_B, None]
+            contexts[here_B] = self.values[number][starts + steps_L]
+            targets[here_B] = self.values[number][starts + steps_H]
+        return contexts, targets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ForecastData:
+    """Everything a run needs of its data."""
+
+    series_set: SeriesSet
+    """The series in original units; its notes now also tell what splitting them found."""
+
+    scalers: tuple[Scaler, ...]
+    """One per series, fitted on its training rows."""
+
+    windows: dict[str, WindowSet]
+    """By split: train, val, test; and val_selection, the windows that select the model."""
+
+    split_rows: tuple[dict[Split, tuple[int, int]], ...]
+    """Rows that each split forecasts, per series."""
+
+    @property
+    def num_variates(self) -> int:
+        """N."""
+        return len(self.series_set.series[0].columns)
+
+    @property
+    def num_channels(self) -> int:
+        """C: every variate of every series."""
+        return len(self.series_set.series) * self.num_variates
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names in channel order: the variates of one series, or the ids of many univariate."""
+        series = self.series_set.series
+        if len(series) == 1 and self.num_variates > 1:
+            return series[0].columns
+        if self.num_variates == 1:
+            return tuple(series[0].columns) if len(series) == 1 else tuple(s.id for s in series)
+        return tuple(f"{one.id}/{column}" for one in series for column in one.columns)
+
+    def channels_of(self, window_ids: Sequence[int] | Ints, split: str) -> Ints:
+        """Channel number of each variate of each window of ``windows[split]``. Shape (B, N)."""
+        series_B, _ = self.windows[split].locate_batch(window_ids)
+        return series_B[:, None] * self.num_variates + np.arange(self.num_variates)
+
+    def scale_of_channels(self) -> Float64s:
+        """Original units per standardised unit. Shape (C,)."""
+        return np.concatenate([scaler.scale for scaler in self.scalers])
+
+    def train_values(self, series: int) -> Float64s:
+        """Training rows of one series in original units, whatever ``percent``. Shape (T, N)."""
+        begin, end = self.split_rows[series]["train"]
+        return self.series_set.series[series].values[begin:end]
+
+
+def load_forecast_data(config: DataConfig) -> ForecastData:
+    """Read, check, split and standardise what ``data`` names, without importing torch.
+
+    Raises:
+        DataError: As :func:`load_series` and :func:`build_forecast_data`.
+    """
+    return build_forecast_data(config, load_series(config))
+
+
+def build_forecast_data(config: DataConfig, series_set: SeriesSet) -> ForecastData:
+    """Split each series, fit its scaler on its training rows and number its windows.
+
+    Raises:
+        DataError: A series is too short for one window in some split, or cannot be standardised.
+    """
+    notes = list(series_set.notes)
+    scalers, values, split_rows = [], [], []
+    ranges: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
+    for one in series_set.series:
+        where = f"series {one.id!r}"
+        rows = borders(len(one.values), series_set.borders, where)
+        _refuse_too_short(one, series_set, rows, config)
+        begin, end = rows["train"]
+        scaler = Scaler.fit(one.values[begin:end])
+        notes += [f"column {one.columns[n]!r} of {where} is constant in the training rows"
+                  for n in scaler.constant]  # fmt: skip
+        unused = len(one.values) - rows["test"][1]
+        if unused:
+            notes.append(f"{where}: the newest {unused} rows belong to no split")
+        # Time-LLM's few-shot border: a share of the possible starts, taken from the oldest rows.
+        few_end = (end - config.seq_len) * config.percent // 100 + config.seq_len
+        if num_windows(few_end, config.seq_len, config.pred_len, False) == 0:
+            raise DataError(
+                f"data.percent={config.percent} leaves {few_end} training rows of {where}, one "
+                f"window needs {config.seq_len + config.pred_len}: raise it."
+            )
+        ranges["train"].append((begin, few_end))
+        for split in ("val", "test"):
+            ranges[split].append((rows[split][0] - config.seq_len, rows[split][1]))
+        scalers.append(scaler)
+        split_rows.append(rows)
+        values.append(_standardise(one, scaler))
+
+    def windows_of(split: str, stride: int) -> WindowSet:
+        return WindowSet(values, ranges[split], config.seq_len, config.pred_len, stride)
+
+    return ForecastData(
+        series_set=replace(series_set, notes=tuple(notes)),
+        scalers=tuple(scalers),
+        windows={
+            "train": windows_of("train", config.train_stride),
+            "val": windows_of("val", 1),
+            "val_selection": windows_of("val", config.val_stride),
+            "test": windows_of("test", 1),
+        },
+        split_rows=tuple(split_rows),
+    )
+
+
+def _standardise(series: Series, scaler: Scaler) -> Float32s:
+    with np.errstate(over="ignore"):
+        values = scaler.transform(series.values).astype(np.float32)
+    if not np.isfinite(values).all():
+        t, n = np.argwhere(~np.isfinite(values))[0]
+        raise DataError(
+            f"column {series.columns[n]!r} of series {series.id!r} has "
+            f"{series.values[t, n]:g} at row {t + 1}, too far from its training rows (standard "
+            f"deviation {scaler.scale[n]:g}) to be standardised: correct it."
+        )
+    return values
+
+
+def _fits(rows: dict[Split, tuple[int, int]], seq_len: int, pred_len: int) -> bool:
+    lengths = {split: end - begin for split, (begin, end) in rows.items()}
+    return lengths["train"] >= seq_len + pred_len and all(
+        lengths[split] >= pred_len for split in ("val", "test")
+    )
+
+
+def _refuse_too_short(
+    series: Series, series_set: SeriesSet, rows: dict[Split, tuple[int, int]], config: DataConfig
+) -> None:
+    seq_len, pred_len = config.seq_len, config.pred_len
+    if _fits(rows, seq_len, pred_len):
+        return
+    lengths = "/".join(str(end - begin) for begin, end in rows.values())
+    if all(isinstance(part, int) for part in series_set.borders):
+        remedy = "shorten them, or set data.splits"
+    else:
+        needed = len(series.values)
+        while not _fits(borders(needed, series_set.borders), seq_len, pred_len):
+            needed += 1
+        remedy = f"{needed} rows are needed; bring more, or shorten data.seq_len or data.pred_len"
+    raise DataError(
+        f"series {series.id!r} has {len(series.values)} rows, split into {lengths} for train, "
+        f"validation and test: too short for data.seq_len={seq_len} and data.pred_len={pred_len} "
+        f"(train needs {seq_len + pred_len}, the others {pred_len} each): {remedy}."
+    )

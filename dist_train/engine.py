@@ -1,0 +1,213 @@
+"""From the run configuration to a DeepSpeed engine; the only importer of deepspeed."""
+
+import difflib
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from dist_train import distributed
+from dist_train.config import ConfigError, RunConfig, check_batch_size
+from dist_train.optim import build_optimizer, build_schedule
+
+# DeepSpeed accepts an unknown top-level key in silence, so a misspelt one would do nothing.
+KNOWN_KEYS = frozenset(
+    {
+        "activation_checkpointing", "aio", "amp", "autotuning", "bf16", "checkpoint",
+        "communication_data_type", "comms_logger", "compression_training", "csv_monitor",
+        "data_efficiency", "data_types", "disable_allgather", "dump_state", "flops_profiler",
+        "fp16", "gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor",
+        "graph_harvesting", "hybrid_engine", "memory_breakdown", "optimizer", "pipeline",
+        "prescale_gradients", "scheduler", "seq_parallel_communication_data_type",
+        "sparse_attention", "sparse_gradients", "steps_per_print", "tensor_parallel",
+        "tensorboard", "torch_autocast", "train_batch_size", "train_micro_batch_size_per_gpu",
+        "use_data_before_expert_parallelism", "use_node_local_storage", "wall_clock_breakdown",
+        "wandb", "weight_quantization", "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer", "zero_optimization",
+    }
+)  # fmt: skip
+OWN_KEYS = frozenset(
+    {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
+)
+
+
+def load_user_json(path: Path) -> dict[str, Any]:
+    """Read a user's DeepSpeed JSON.
+
+    Raises:
+        ConfigError: It cannot be read, has an unknown key, or sets what the run configuration sets.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"deepspeed.config_file={path}: cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"deepspeed.config_file={path}: must hold a JSON object.")
+    for key in content:
+        if key in OWN_KEYS:
+            raise ConfigError(
+                f"deepspeed.config_file={path}: {key} follows from train.batch_size and "
+                "train.micro_batch_size; remove it and set those."
+            )
+        if key not in KNOWN_KEYS:
+            near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "DeepSpeed would ignore it."
+            raise ConfigError(f"deepspeed.config_file={path}: unknown key {key}: {hint}")
+    return content
+
+
+def deepspeed_json(config: RunConfig, world_size: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Derive the DeepSpeed JSON of a run; the user's own file is merged over it.
+
+    Args:
+        config: The run.
+        world_size: Ranks of the job.
+        dtype: Compute type of the model: float32, bfloat16 or float16.
+
+    Raises:
+        ConfigError: The batch does not divide, or the user's file is unusable.
+    """
+    micro = check_batch_size(config.train, world_size)
+    zero: dict[str, Any] = {"stage": config.deepspeed.zero_stage}
+    if config.deepspeed.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.deepspeed.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    derived: dict[str, Any] = {
+        "train_batch_size": config.train.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": config.train.batch_size // (micro * world_size),
+        "gradient_clipping": config.train.gradient_clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW is used everywhere: it needs no compiler on the machine.
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+        "steps_per_print": 2**31,
+    }
+    if config.deepspeed.config_file is None:
+        return derived
+    return _merge(derived, load_user_json(Path(config.deepspeed.config_file)))
+
+
+def initialize(
+    module: nn.Module, config: RunConfig, settings: dict[str, Any], total_steps: int
+) -> "Engine":
+    """Wrap a module for training; collective. It is moved to this rank's device and cast.
+
+    Args:
+        module: Trained and frozen parameters; only those that require a gradient are optimised.
+        config: The run.
+        settings: What :func:`deepspeed_json` derived.
+        total_steps: Optimizer steps of the whole run, for the learning-rate schedule.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed itself calls collectives that torch 2.13 declares deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=".*(all_gather_into|reduce_scatter)_tensor.*")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not torch.cuda.is_available():
+        # The shared-memory collective would be compiled on first use (half a minute, needs a
+        # compiler, and a stale lock hangs for ever); gloo does the same job.
+        from deepspeed.ops import __compatible_ops__ as compatible_ops
+
+        compatible_ops["deepspeed_shm_comm"] = False
+
+    def schedule(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return build_schedule(optimizer, config.train, total_steps)
+
+    engine, _, _, _ = deepspeed.initialize(
+        model=module,
+        optimizer=build_optimizer(module, config.train),
+        lr_scheduler=schedule,
+        config=settings,
+        dist_init_required=False,
+    )
+    return Engine(engine)
+
+
+class Engine:
+    """The few things a training loop needs of DeepSpeed."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module. Under ZeRO-3 its parameters are empty between forwards."""
+        module: nn.Module = self._engine.module
+        return module
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self._engine.get_lr()[0])
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the module forward; collective under ZeRO-3."""
+        return self._engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of one micro-batch; collective at the last of a step."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Count one micro-batch; update the parameters after the last of a step. Collective."""
+        self._engine.step()
+
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """Copy every trained parameter in full and in float32, on the CPU; collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        full: dict[str, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                master = safe_get_full_fp32_param(parameter)
+                value = parameter if master is None else master
+                full[name] = value.detach().float().cpu().clone().contiguous()
+        return full
+
+    def load_trained_parameters(self, state: dict[str, Tensor]) -> None:
+        """Put parameters back into the module for evaluation; collective.
+
+        The optimizer's own copies stay as they are, so training must not go on afterwards.
+
+        Args:
+            state: What :meth:`trained_parameters` returned.
+        """
+        import deepspeed
+
+        partitioned = self._engine.zero_optimization_stage() == 3
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            with deepspeed.zero.GatheredParameters(
+                [parameter], modifier_rank=0, enabled=partitioned
+            ):
+                if not partitioned or distributed.is_main_rank():
+                    with torch.no_grad():
+                        parameter.copy_(state[name])
+
+    def close(self) -> None:
+        """Release what DeepSpeed holds."""
+        self._engine.destroy()
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        both = isinstance(known, dict) and isinstance(value, dict)
+        merged[key] = _merge(known, value) if both else value
+    return merged

@@ -1,0 +1,90 @@
+"""Score forecasts of a split: every window exactly once, on any number of ranks.
+
+Shape legend (this file):
+    B  windows in the batch   L  seq_len   H  pred_len   N  variates   C  channels
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train import distributed
+from dist_train.data.collate import WindowBatch, make_loader
+from dist_train.data.prompts import PromptBuilder
+from dist_train.data.sampler import EvaluationSampler
+from dist_train.data.windows import ForecastData
+from dist_train.metrics import ErrorSums, Scores
+
+Forecast = Callable[[WindowBatch], Tensor]
+"""A forecaster as scoring sees it: a batch on this rank's device -> forecasts (B, H, N)."""
+
+
+def score_split(
+    forecasts: Mapping[str, Forecast],
+    data: ForecastData,
+    split: str,
+    *,
+    batch_size: int,
+    prompt_builder: PromptBuilder | None = None,
+    num_workers: int = 0,
+) -> dict[str, ErrorSums]:
+    """Score forecasters on all windows of a split; collective.
+
+    Every rank makes the same number of forward passes, because a forward of ZeRO-3 is collective;
+    a rank that has run out repeats windows, which are not counted.
+
+    Args:
+        forecasts: Forecasters by name; each sees the same batches.
+        data: The series.
+        split: Key of ``data.windows``: train, val, val_selection or test.
+        batch_size: Windows per forward pass of one rank; does not change the sums.
+        prompt_builder: Makes the prompts of a batch; None where no forecaster reads them.
+        num_workers: Processes that prepare batches.
+
+    Returns:
+        The error sums of each forecaster over all ranks, equal on every rank.
+    """
+    windows = data.windows[split]
+    sums = {name: ErrorSums(data.num_channels, windows.pred_len) for name in forecasts}
+    sampler = EvaluationSampler(
+        len(windows), batch_size, distributed.rank(), distributed.world_size()
+    )
+    loader = make_loader(windows, sampler, prompt_builder, num_workers)
+    device = distributed.device()
+    with torch.no_grad():
+        for batch in loader:
+            valid = batch.num_valid
+            channels = torch.from_numpy(data.channels_of(batch.window_ids.numpy(), split))
+            on_device = batch.to(device)
+            for name, forecast in forecasts.items():
+                predicted = forecast(on_device)
+                sums[name].add(predicted[:valid], on_device.target[:valid], channels[:valid])
+    for total in sums.values():
+        total.reduce()
+    return sums
+
+
+def finish_scores(sums: Mapping[str, ErrorSums], data: ForecastData) -> dict[str, Scores]:
+    """Turn error sums into scores in standardised and original units."""
+    naive = seasonal_naive_mae(data)
+    scale = data.scale_of_channels()
+    return {name: total.scores(data.num_variates, scale, naive) for name, total in sums.items()}
+
+
+def seasonal_naive_mae(data: ForecastData) -> np.ndarray:
+    """MAE of seasonal naive on the training rows, in original units: the scale of MASE.
+
+    Returns:
+        One value per channel, 0 where the training rows are constant. Shape (C,).
+
+    Source: Hyndman and Koehler 2006, "Another look at measures of forecast accuracy".
+    """
+    period = data.series_set.seasonal_period
+    per_series = []
+    for number in range(len(data.series_set.series)):
+        train_TN = data.train_values(number)
+        lag = period if len(train_TN) > period else 1
+        per_series.append(np.abs(train_TN[lag:] - train_TN[:-lag]).mean(axis=0))
+    return np.concatenate(per_series)

@@ -1,0 +1,29 @@
+"""Everything about a run that can be refused before torch is imported."""
+
+from dataclasses import dataclass
+
+from dist_train.config import RunConfig, check_batch_size, world_size_of_environment
+from dist_train.data.windows import ForecastData, load_forecast_data
+from model.backbone_files import BackboneFiles, check_layers, locate_backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What the checks found, ready for use."""
+
+    data: ForecastData
+    backbone_files: BackboneFiles
+
+
+def check(config: RunConfig) -> Preflight:
+    """Check batch size, data and backbone of a run.
+
+    Raises:
+        ConfigError: The batch does not divide over the ranks.
+        DataError: The series cannot be used.
+        ValueError: The backbone is unknown or has fewer layers than asked for.
+    """
+    check_batch_size(config.train, world_size_of_environment())
+    files = locate_backbone(config.backbone.name, weights=config.backbone.weights)
+    check_layers(files, config.backbone.llm_layers)
+    return Preflight(data=load_forecast_data(config.data), backbone_files=files)

@@ -1,0 +1,114 @@
+"""The folder of a run: refuse a taken one, find a finished one.
+
+As a command it tells a start script what to do, before any launcher starts:
+
+    python -m dist_train.run_folder --config FILE [--section.key value ...]
+
+checks configuration, data and backbone, and prints two lines: ``finished`` and the result line
+where the same run has finished before, else the free run name and the run's folder.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_train import preflight
+from dist_train.config import (
+    ConfigError,
+    RunConfig,
+    build_parser,
+    config_to_yaml,
+    fail,
+    load_run_config,
+    parse_run_config,
+    world_size_of_environment,
+)
+from dist_train.reproducibility import code_fingerprint
+
+RESULT_FILE = "result.json"
+
+
+def check_is_new(config: RunConfig) -> None:
+    """Refuse a run folder that holds something already: nothing is ever overwritten.
+
+    Raises:
+        ConfigError: The folder exists and is not empty.
+    """
+    folder = config.run_folder
+    if folder.is_dir() and any(folder.iterdir()):
+        state = "a finished run" if (folder / RESULT_FILE).exists() else "an unfinished run"
+        raise ConfigError(
+            f"name={config.name}: {folder} already holds {state}. Choose another --name; to run "
+            "it again under this name, move the folder away first."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"name={config.name}: {folder} is a file; choose another --name.")
+
+
+def find_result(folder: Path) -> dict[str, Any] | None:
+    """Read the result of a finished run; None where the run has not finished."""
+    try:
+        result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """The line a finished training prints last."""
+    keys = ("run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks")
+    return json.dumps({key: result[key] for key in keys})
+
+
+def is_same_run(folder: Path, config: RunConfig) -> bool:
+    """Whether the run in ``folder`` had this configuration (name aside), code and rank count."""
+    result = find_result(folder)
+    if result is None or result.get("code") != code_fingerprint():
+        return False
+    if result.get("ranks") != world_size_of_environment():
+        return False
+    try:
+        saved = load_run_config(folder / "config.yaml")
+    except ConfigError:
+        return False
+    return _without_name(saved) == _without_name(config)
+
+
+def plan_start(config: RunConfig) -> tuple[str, str]:
+    """Decide what a start script does; see the module docstring for the two values."""
+    base = config.name
+    number = 1
+    while True:
+        name = base if number == 1 else f"{base}-{number}"
+        folder = Path(config.runs_dir) / name
+        if is_same_run(folder, config):
+            return "finished", result_line(find_result(folder) or {})
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return name, str(folder)
+        number += 1
+
+
+def _without_name(config: RunConfig) -> str:
+    lines = config_to_yaml(config).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("name:"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command of the module docstring."""
+    try:
+        config, _ = parse_run_config(
+            build_parser("python -m dist_train.run_folder"), sys.argv[1:] if argv is None else argv
+        )
+        plan = plan_start(config)
+        if plan[0] != "finished":
+            preflight.check(config)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    print("\n".join(plan))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

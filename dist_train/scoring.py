@@ -1,0 +1,63 @@
+"""Score a trained run again: the ``evaluate`` command."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dist_train import baselines, distributed, report
+from dist_train.data.config import DataError
+from dist_train.data.windows import load_forecast_data
+from dist_train.evaluation import finish_scores, score_split
+from dist_train.loading import load_run
+
+
+def evaluate_run(
+    folder: Path, split: str, batch_size: int | None, root: str | None
+) -> dict[str, Any] | None:
+    """Score a run's best checkpoint and the baselines on all windows of a split; collective.
+
+    Args:
+        folder: Folder of the run.
+        split: val or test.
+        batch_size: Windows per forward pass; default the run's ``train.eval_batch_size``.
+        root: Folder of the catalog's files; default the run's ``data.root``.
+
+    Returns:
+        Scores by forecaster on rank 0, None on the others.
+
+    Raises:
+        CheckpointError: The run has no usable checkpoint.
+        DataError: The data is missing, or is not what the run was trained on.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1, got {batch_size}.")
+    distributed.initialize_process_group(timeout_s=600.0)
+    try:
+        run = load_run(folder)
+        data_config = run.config.data
+        if root is not None:
+            data_config = dataclasses.replace(data_config, root=root)
+        data = load_forecast_data(data_config)
+        if data.series_set.checksum != run.series["checksum"]:
+            raise DataError(
+                f"{data.series_set.name}: the file is not the one the run was trained on (checksum "
+                f"{data.series_set.checksum[:12]}, expected {run.series['checksum'][:12]})."
+            )
+        batch_size = batch_size or run.config.train.eval_batch_size
+        ridge = baselines.fit_ridge(data)
+        sums = score_split(
+            {"Time-LLM": run.forecast}, data, split, batch_size=batch_size,
+            prompt_builder=run.prompt_builder, num_workers=run.config.data.num_workers,
+        )  # fmt: skip
+        sums |= score_split(
+            baselines.all_baselines(data, ridge, run.config.train.seed), data, split,
+            batch_size=batch_size,
+        )  # fmt: skip
+        scores = finish_scores(sums, data)
+        if not distributed.is_main_rank():
+            return None
+        print(report.table(scores), flush=True)
+        rows = {name: dataclasses.asdict(row) for name, row in scores.items()}
+        return {"run": folder.name, "split": split, "scores": rows}
+    finally:
+        distributed.shut_down()

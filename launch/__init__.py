@@ -1,0 +1,1 @@
+"""Start scripts and the checks made before a job."""

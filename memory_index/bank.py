@@ -1,0 +1,200 @@
+"""The memory bank: entries as references into series, values by id.
+
+An id is the position of the window's first value in all series laid end to end, time-major:
+``id = (values before the series) + start * N + variate``. It does not depend on the bank's stride
+or sampling, so a bank built anew names the same window by the same id.
+
+Shape legend (this file):
+    M  entries of the bank     L  seq_len       T  rows of a series
+    ...  any shape of ids      H  pred_len      N  variates of a series
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memory_index.config import BankConfig
+
+# The floor of the forecaster's own instance norm: both must scale a window alike.
+VARIANCE_FLOOR = 1e-5
+
+
+class MemoryBank:
+    """References to training windows. Copies no series; reads memory-mapped arrays as they are.
+
+    Attributes:
+        ids: Ids of the entries, ascending. Shape (M,), int64.
+        num_candidates: Entries before sampling; more than ``len(bank)`` where it was sampled.
+        seq_len: L, in time steps.
+        pred_len: H, in time steps.
+    """
+
+    def __init__(
+        self,
+        series: Sequence[NDArray[np.floating] | Tensor],
+        train_rows: Sequence[tuple[int, int]],
+        seq_len: int,
+        pred_len: int,
+        config: BankConfig,
+    ) -> None:
+        """Choose the entries.
+
+        Args:
+            series: Standardised series, each of shape (T, N); N may differ between them.
+            train_rows: Rows [first, end) of each series' training split. An entry lies inside
+                with its future.
+            seq_len: L, in time steps.
+            pred_len: H, in time steps.
+            config: Stride and size.
+
+        Raises:
+            ValueError: A series is not (T, N), or a training range does not lie inside it.
+        """
+        self.seq_len = seq_len
+        self.pred_len = pred_len
+        self._arrays = [np.asarray(array) for array in series]
+        _check_ranges(self._arrays, train_rows)
+        sizes = [array.size for array in self._arrays]
+        self._offsets = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int64)
+        self._variates = torch.tensor([array.shape[1] for array in self._arrays], dtype=torch.int64)
+
+        starts = [self._entry_starts(rows, config.bank_stride) for rows in train_rows]
+        counts = [len(s) * array.shape[1] for s, array in zip(starts, self._arrays, strict=True)]
+        self.num_candidates = sum(counts)
+        shares = _even_shares(counts, config.limit)
+        parts = [
+            int(self._offsets[index]) + _sample(starts[index], array.shape[1], shares[index])
+            for index, array in enumerate(self._arrays)
+        ]
+        self.ids = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def series(self, ids: Tensor) -> Tensor:
+        """Index of the series of each id, -1 where the id is. Shape (...), int64."""
+        index = torch.searchsorted(self._offsets[1:], ids, right=True)
+        return torch.where(ids < 0, -1, index)
+
+    def starts(self, ids: Tensor) -> Tensor:
+        """First row of each id's window in its series, -1 where the id is. Shape (...), int64."""
+        local, variates = self._local(ids)
+        return torch.where(ids < 0, -1, local // variates)
+
+    def variates(self, ids: Tensor) -> Tensor:
+        """Column of each id in its series, -1 where the id is. Shape (...), int64."""
+        local, variates = self._local(ids)
+        return torch.where(ids < 0, -1, local % variates)
+
+    def windows(self, ids: Tensor) -> Tensor:
+        """Read the contexts, standardised as the series are.
+
+        Args:
+            ids: Ids, -1 for none; not only those of the bank. Shape (...), int64, on the CPU.
+
+        Returns:
+            Contexts, oldest step first; zeros where there is none. Shape (..., L), float32.
+
+        Raises:
+            ValueError: An id names no window of the series.
+        """
+        return self._values(ids)[..., : self.seq_len]
+
+    def futures(self, ids: Tensor, *, anchored: bool = False) -> Tensor:
+        """Read the futures, normalised by their own windows.
+
+        Args:
+            ids: Ids, -1 for none; not only those of the bank. Shape (...), int64, on the CPU.
+            anchored: Subtract the window's last value instead of its mean.
+
+        Returns:
+            (future - loc) / scale, oldest step first; zeros where there is none. Shape (..., H),
+            float32.
+
+        Raises:
+            ValueError: An id names no window of the series.
+        """
+        values = self._values(ids)
+        context, future = values[..., : self.seq_len], values[..., self.seq_len :]
+        mean = context.mean(dim=-1, keepdim=True)
+        # From the centred values, as the forecaster's norm does: a constant window has no residue.
+        scale = ((context - mean).square().mean(dim=-1, keepdim=True) + VARIANCE_FLOOR).sqrt()
+        loc = context[..., -1:] if anchored else mean
+        return (future - loc) / scale
+
+    def _entry_starts(self, rows: tuple[int, int], stride: int) -> Tensor:
+        """Starts whose window and future lie inside ``rows``; none where these are too few."""
+        first, end = rows
+        last = end - self.seq_len - self.pred_len
+        return torch.arange(first, max(first, last + 1), stride, dtype=torch.int64)
+
+    def _local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Position inside the series, and variates of that series; for -1 those of the first."""
+        index = self.series(ids).clamp(0, len(self._arrays) - 1)
+        return ids - self._offsets[index], self._variates[index]
+
+    def _values(self, ids: Tensor) -> Tensor:
+        """Context and future in one read. (...) -> (..., L + H), float32."""
+        flat = ids.flatten()
+        span = self.seq_len + self.pred_len
+        values = np.zeros((len(flat), span), dtype=np.float32)
+        series, starts, variates = self.series(flat), self.starts(flat), self.variates(flat)
+        for index in torch.unique(series[series >= 0]).tolist():
+            if index == len(self._arrays):
+                raise ValueError(
+                    f"id {int(flat.max())} is beyond the {int(self._offsets[-1])} values of the "
+                    "series: it belongs to another bank."
+                )
+            array, where = self._arrays[index], series == index
+            if int(starts[where].max()) + span > len(array):
+                raise ValueError(
+                    f"id {int(flat[where][starts[where].argmax()])} starts at row "
+                    f"{int(starts[where].max())} of series {index}, which has {len(array)} rows: "
+                    f"its window and future need {span}."
+                )
+            rows = starts[where].numpy()[:, None] + np.arange(span)
+            values[where.numpy()] = array[rows, variates[where].numpy()[:, None]]
+        return torch.from_numpy(values).reshape(*ids.shape, span)
+
+
+def _check_ranges(
+    arrays: list[NDArray[np.floating]], train_rows: Sequence[tuple[int, int]]
+) -> None:
+    if not arrays or len(arrays) != len(train_rows):
+        raise ValueError(
+            f"the bank got {len(arrays)} series and {len(train_rows)} training ranges: "
+            "pass at least one series, and one range for each."
+        )
+    for index, (array, (first, end)) in enumerate(zip(arrays, train_rows, strict=True)):
+        if array.ndim != 2:
+            raise ValueError(f"series {index} must be (T, N), got shape {array.shape}.")
+        if not 0 <= first <= end <= len(array):
+            raise ValueError(
+                f"training rows [{first}, {end}) do not lie inside series {index}, which has "
+                f"{len(array)} rows: pass its own split."
+            )
+
+
+def _even_shares(counts: list[int], limit: int | None) -> list[int]:
+    """Split ``limit`` over the series in proportion to their entries; all of them without."""
+    total = sum(counts)
+    if limit is None or limit >= total:
+        return counts
+    ends = [sum(counts[: index + 1]) * limit // total for index in range(len(counts))]
+    return [end - before for end, before in zip(ends, [0, *ends], strict=False)]
+
+
+def _sample(starts: Tensor, num_variates: int, size: int) -> Tensor:
+    """Take ``size`` of the entries (start, variate), even over time and variates; ids ascend.
+
+    Entry i takes the start i / size of the way along and variate i mod N. A plain stride over
+    ids would meet one variate only whenever it is a multiple of N.
+    """
+    if size == len(starts) * num_variates:
+        return (starts[:, None] * num_variates + torch.arange(num_variates)).flatten()
+    order = torch.arange(size)
+    chosen = starts[order * len(starts) // max(1, size)]
+    return (chosen * num_variates + order % num_variates).sort().values

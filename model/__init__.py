@@ -1,0 +1,1 @@
+"""The forecaster: tensors in, forecast out. Import from the modules; nothing is imported here."""

@@ -1,0 +1,266 @@
+"""Settings of the forecaster: what a user may choose about the model and its backbone.
+
+Free of torch, so that a configuration is read and refused before anything heavy is imported.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, isfinite
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Layers around the frozen language model."""
+
+    patch_len: int = 16
+    """Time steps per patch."""
+
+    stride: int = 8
+    """Time steps between the starts of neighbouring patches."""
+
+    patch_embedding: Literal["conv", "linear"] = "conv"
+    """conv: width-3 circular convolution over patches (Time-LLM's); linear: each patch alone."""
+
+    d_model: int = 64
+    """Width of one patch embedding."""
+
+    d_ff: int = 128
+    """Key width of reprogramming attention, and features of each position the head reads."""
+
+    n_heads: int = 8
+    """Heads of the reprogramming attention."""
+
+    num_prototypes: int = 1000
+    """Text prototypes that the vocabulary is mapped to."""
+
+    dropout: float = 0.15
+    """Dropout probability of the trained layers; the frozen backbone has none."""
+
+    norm: Literal["mean", "last"] = "mean"
+    """What instance normalisation subtracts: the window's mean, or its last value."""
+
+    prompt: Literal["full", "stats_only", "none"] = "full"
+    """full: description, task and statistics; stats_only: the statistics; none: no prompt."""
+
+    num_prompt_lags: int = 5
+    """Autocorrelation lags named in the prompt."""
+
+    lags: Literal["peaks", "fft_raw"] = "peaks"
+    """peaks: local maxima of the autocorrelation; fft_raw: Time-LLM's plain top values."""
+
+    max_prompt_tokens: int = 128
+    """Longest prompt, in tokens; the description is cut to fit, never the statistics."""
+
+    anchor: Literal["none", "ridge"] = "ridge"
+    """ridge: the LLM path corrects a closed-form ridge regression; none: it stands alone."""
+
+    def __post_init__(self) -> None:
+        for key in ("patch_len", "d_model", "d_ff", "n_heads", "num_prototypes"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key} must be at least 1, got {getattr(self, key)}.")
+        if not 1 <= self.stride <= self.patch_len:
+            raise ValueError(
+                f"model.stride must be in [1, patch_len={self.patch_len}], got {self.stride}: "
+                "a larger stride would skip time steps between patches."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}.")
+        if not 1 <= self.num_prompt_lags <= 20:
+            raise ValueError(
+                f"model.num_prompt_lags must be in [1, 20], got {self.num_prompt_lags}: "
+                "use model.prompt=none for a forecast without a prompt."
+            )
+        if self.max_prompt_tokens < 1:
+            raise ValueError(
+                f"model.max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The frozen language model."""
+
+    name: str = "smollm2-135m"
+    """A Hugging Face hub name, a local folder, a .gguf file, or the embedded smollm2-135m."""
+
+    llm_layers: int = 12
+    """Blocks kept, counted from the input; at most as many as the model has."""
+
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """pretrained: as published; random: the same architecture freshly initialised (ablation)."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("backbone.name must not be empty.")
+        if self.llm_layers < 1:
+            raise ValueError(f"backbone.llm_layers must be at least 1, got {self.llm_layers}.")
+
+
+def num_patches(seq_len: int, patch_len: int, stride: int) -> int:
+    """Count the patches cut from one window: ``ceil((L - patch_len) / stride) + 1``.
+
+    Raises:
+        ValueError: The window is shorter than one patch.
+    """
+    if seq_len < patch_len:
+        raise ValueError(
+            f"data.seq_len={seq_len} is shorter than one patch (model.patch_len={patch_len}): "
+            "lengthen the window or shorten the patch."
+        )
+    return -(-(seq_len - patch_len) // stride) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaprConfig:
+    """Trend-aware patch router: multi-scale decomposition, trend head, trend fusion."""
+
+    use_tapr: bool = True
+    """Build the trend-aware patch router; false builds none of its parameters."""
+
+    n_scales: int = 3
+    """Resolutions of the patch sequence: pooled by 1, 4, 16... (factor 4^i), 2 to 5."""
+
+    gate_init: float = 0.0
+    """Start of the residual gate on the fused scales; 0 starts as the baseline does."""
+
+    label_smoothing: float = 0.1
+    """Probability that the cross-entropies spread over all classes."""
+
+    trend_thresholds: Literal["quantile", "learnable"] | list[float] = "quantile"
+    """quantile: 15/40/60/85 % of the training changes; learnable; or four ascending numbers."""
+
+    lambda_dir: float = 0.3
+    """Weight of the cross-entropy of down / flat / up."""
+
+    lambda_mag: float = 0.3
+    """Weight of the cross-entropy of strong down / weak down / weak up / strong up."""
+
+    lambda_hcl: float = 0.1
+    """Weight of the consistency between the two levels."""
+
+    lambda_reg: float = 0.1
+    """Weight of the regression of the change; 0 does not build the regression."""
+
+    lambda_trend: float = 0.5
+    """Factor on all trend losses."""
+
+    trend_fusion: Literal["train_only", "always", "never"] = "always"
+    """When the expected change acts on the forecast; train_only leaves it out of evaluation."""
+
+    fusion_form: Literal["multiplicative", "additive"] = "additive"
+    """additive: the change is added to the normalised forecast; multiplicative: it scales it."""
+
+    fusion_factors: Literal["learned"] | list[float] = "learned"
+    """Change that each magnitude class stands for: learned from zero, or four fixed numbers."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.n_scales <= 5:
+            raise ValueError(
+                f"tapr.n_scales must be in [2, 5], got {self.n_scales}: "
+                "use tapr.use_tapr=false for a single scale."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"tapr.label_smoothing must be in [0, 1), got {self.label_smoothing}: "
+                "0 switches smoothing off."
+            )
+        for key in ("lambda_dir", "lambda_mag", "lambda_hcl", "lambda_reg", "lambda_trend"):
+            _check_weight(f"tapr.{key}", getattr(self, key))
+        _check_finite("tapr.gate_init", self.gate_init)
+        if isinstance(self.trend_thresholds, list):
+            _check_four("tapr.trend_thresholds", self.trend_thresholds, "quantile or learnable")
+            if not all(a < b for a, b in pairwise(self.trend_thresholds)):
+                raise ValueError(
+                    f"tapr.trend_thresholds must ascend, got {self.trend_thresholds}: "
+                    "sort them, and separate equal ones."
+                )
+        if isinstance(self.fusion_factors, list):
+            _check_four("tapr.fusion_factors", self.fusion_factors, "learned")
+            if self.fusion_form == "additive" and self.lambda_reg > 0:
+                raise ValueError(
+                    f"tapr.fusion_factors={self.fusion_factors} would go unused: additive fusion "
+                    f"takes the regressed change while tapr.lambda_reg={self.lambda_reg} builds "
+                    "it. Set tapr.lambda_reg=0 or tapr.fusion_factors=learned."
+                )
+
+    @property
+    def builds_change(self) -> bool:
+        """Whether level 3 of the trend head, the regression of the change, exists."""
+        return self.lambda_reg > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramConfig:
+    """Global retrieval-augmented memory: which histories are found, and how they are used."""
+
+    use_gram: bool | Literal["auto"] = "auto"
+    """Build the memory; auto: the better of the ridge with and without it, on validation."""
+
+    top_k: int = 5
+    """Neighbours per row."""
+
+    d_repr: int = 128
+    """Width of the shape code and of the value code; of the whole key where it is anchored."""
+
+    temperature: float = 0.1
+    """Neighbour weights are softmax(-distance / temperature)."""
+
+    retrieval_key: Literal["dual", "anchored"] = "dual"
+    """dual: learned shape and value codes; anchored: the window minus its last value, pooled."""
+
+    gate_init: float = 0.0
+    """Start of the factor on the gated knowledge; 0 starts as the baseline does."""
+
+    lambda_retrieval: float = 0.3
+    """Factor on both gate losses."""
+
+    refresh_every: int | None = None
+    """Optimizer steps between two encodings of the bank; none: once per epoch."""
+
+    leak_alarm: Literal["stop", "warn"] = "stop"
+    """What an overlap between a query and what it retrieved does to the run."""
+
+    def __post_init__(self) -> None:
+        # YAML's 0 and 1 equal false and true, a typo's string equals neither.
+        if self.use_gram not in (True, False, "auto"):
+            raise ValueError(
+                f"gram.use_gram must be true, false or auto, got {self.use_gram!r}: choose one."
+            )
+        if self.top_k < 1:
+            raise ValueError(
+                f"gram.top_k must be at least 1, got {self.top_k}: "
+                "use gram.use_gram=false to retrieve nothing."
+            )
+        if self.d_repr < 4 or self.d_repr % 4:
+            raise ValueError(
+                f"gram.d_repr must be a positive multiple of 4, got {self.d_repr}: "
+                "the shape encoder has four attention heads."
+            )
+        if not 0 < self.temperature < inf:
+            raise ValueError(
+                f"gram.temperature must be positive, got {self.temperature}: "
+                "a small one keeps the nearest neighbour, a large one averages all."
+            )
+        _check_finite("gram.gate_init", self.gate_init)
+        _check_weight("gram.lambda_retrieval", self.lambda_retrieval)
+        if self.refresh_every is not None and self.refresh_every < 1:
+            raise ValueError(
+                f"gram.refresh_every must be at least 1, got {self.refresh_every}: "
+                "leave it out to refresh once per epoch."
+            )
+
+
+def _check_weight(key: str, weight: float) -> None:
+    if not 0 <= weight < inf:
+        raise ValueError(f"{key} must be finite and not negative, got {weight}: 0 is off.")
+
+
+def _check_finite(key: str, number: float) -> None:
+    if not isfinite(number):
+        raise ValueError(f"{key} must be a finite number, got {number}: 0 is the default.")
+
+
+def _check_four(key: str, numbers: list[float], other: str) -> None:
+    if len(numbers) != 4 or not all(isfinite(number) for number in numbers):
+        raise ValueError(f"{key} must be four finite numbers, or {other}, got {numbers}.")

@@ -1,0 +1,241 @@
+"""The linear anchor: a closed-form ridge regression from the window to the horizon.
+
+Rows are centred on their own mean or last value and never divided by their scale, so the ridge
+minimises the very squared error that a forecast is scored with. The Gram matrices are sums over
+windows: every rank adds its share, an all-reduce joins them, and each lambda is then solved and
+scored on validation without another pass over the data.
+
+Shape legend (this file):
+    R  rows, one per (window, variate)     L  seq_len, in time steps
+    C  rows in one chunk                   H  pred_len, in time steps
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.float32_buffers import KeepsBufferPrecision
+
+Norm = Literal["mean", "last"]
+
+LAMBDAS = (1e1, 1e2, 1e3, 1e4)
+"""Ridge penalties tried on validation; the range of EVIDENCE 1."""
+
+CHUNK_ROWS = 8192
+"""Rows converted to float64 at a time: 32 MiB for a context of 512."""
+
+
+class LinearAnchor(KeepsBufferPrecision):
+    """Forecast ``loc + W (x - loc)``; not trained, float32 whatever the model is cast to.
+
+    Which ``loc`` belongs to W is a buffer too, so the pair survives a state dict. Before
+    :meth:`set_solution` W is zero and the forecast repeats ``loc``.
+    """
+
+    weight: Tensor
+    subtracts_last: Tensor
+
+    def __init__(self, seq_len: int, pred_len: int, norm: Norm = "last") -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(pred_len, seq_len))
+        self.register_buffer("subtracts_last", torch.tensor(norm == "last"))
+
+    def set_solution(self, weight: Tensor, norm: Norm) -> None:
+        """Take a solved ridge; mutates the buffers in place.
+
+        Args:
+            weight: Coefficients of the centred window. Shape (H, L), floating point.
+            norm: What the rows were centred on when it was solved.
+
+        Raises:
+            ValueError: Another shape than this anchor's.
+        """
+        if weight.shape != self.weight.shape:
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}: this anchor was built for "
+                f"(pred_len, seq_len) = {tuple(self.weight.shape)}."
+            )
+        self.weight.copy_(weight)
+        self.subtracts_last.fill_(norm == "last")
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Forecast each row, in the row's own units.
+
+        Args:
+            rows: Windows, oldest first, on any affine scale. Shape (R, L).
+
+        Returns:
+            Forecast on the same scale. Shape (R, H), float32.
+
+        Raises:
+            ValueError: ``rows`` is not (R, L) with this anchor's L.
+        """
+        _check_columns("rows", rows, self.weight.shape[1])
+        with torch.autocast(rows.device.type, enabled=False):
+            rows_RL = rows.float()
+            # torch.where instead of an if: reading the flag would stall a GPU at every step.
+            loc_R1 = torch.where(
+                self.subtracts_last, rows_RL[:, -1:], rows_RL.mean(dim=1, keepdim=True)
+            )
+            return loc_R1 + F.linear(rows_RL - loc_R1, self.weight)
+
+
+class GramAccumulator:
+    """Sums over windows from which a ridge is solved, or any linear map is scored exactly.
+
+    Add up :attr:`tensors` over the ranks (all-reduce, in place) before reading the sums.
+    """
+
+    def __init__(self, seq_len: int, pred_len: int, norm: Norm) -> None:
+        self.norm: Norm = norm
+        self.gram = torch.zeros(seq_len, seq_len, dtype=torch.float64)
+        """Sum of x x^T over centred rows. Shape (L, L)."""
+        self.cross = torch.zeros(seq_len, pred_len, dtype=torch.float64)
+        """Sum of x y^T over centred rows. Shape (L, H)."""
+        self.target_square = torch.zeros((), dtype=torch.float64)
+        """Sum of |y|^2 over centred targets. Shape ()."""
+        self.num_rows = torch.zeros((), dtype=torch.float64)
+        """Rows added. Shape ()."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All sums, float64, for an in-place all-reduce by the caller."""
+        return [self.gram, self.cross, self.target_square, self.num_rows]
+
+    def add(self, windows: Tensor, targets: Tensor) -> None:
+        """Add rows to the sums.
+
+        Args:
+            windows: Windows, oldest first. Shape (R, L), any floating type.
+            targets: What followed each. Shape (R, H), any floating type.
+
+        Raises:
+            ValueError: Shapes do not match each other or this accumulator.
+        """
+        _check_columns("windows", windows, self.cross.shape[0])
+        _check_columns("targets", targets, self.cross.shape[1])
+        if len(windows) != len(targets):
+            raise ValueError(
+                f"windows has {len(windows)} rows and targets {len(targets)}: pass one target "
+                "per window."
+            )
+        for start in range(0, len(windows), CHUNK_ROWS):
+            x_CL = windows[start : start + CHUNK_ROWS].to(self.gram)
+            y_CH = targets[start : start + CHUNK_ROWS].to(self.gram)
+            loc_C1 = x_CL[:, -1:] if self.norm == "last" else x_CL.mean(dim=1, keepdim=True)
+            x_CL, y_CH = x_CL - loc_C1, y_CH - loc_C1
+            self.gram.addmm_(x_CL.T, x_CL)
+            self.cross.addmm_(x_CL.T, y_CH)
+            self.target_square += y_CH.square().sum()
+            self.num_rows += len(x_CL)
+
+    def squared_error(self, weight: Tensor) -> Tensor:
+        """Sum the squared error of ``loc + W (x - loc)`` over all rows and steps added.
+
+        Args:
+            weight: A candidate W for this accumulator's ``norm``. Shape (H, L).
+
+        Returns:
+            The sum, in squared units of the windows; divide by ``num_rows * H`` for the MSE.
+            Shape (), float64.
+        """
+        weight_HL = weight.to(self.gram)
+        fitted = (weight_HL @ self.gram * weight_HL).sum() - 2 * (weight_HL * self.cross.T).sum()
+        # A perfect fit cancels to rounding noise of either sign.
+        return (self.target_square + fitted).clamp_min(0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorFit:
+    """The ridge that validation chose."""
+
+    norm: Norm
+    """What rows are centred on."""
+
+    lam: float
+    """Its penalty."""
+
+    weight: Tensor
+    """Its coefficients. Shape (H, L), float64."""
+
+    validation_mse: float
+    """Its mean squared error over all validation rows and steps."""
+
+    candidates: dict[tuple[Norm, float], float]
+    """Validation MSE of every (norm, lambda) tried."""
+
+
+def solve(gram: Tensor, cross: Tensor, lam: float) -> Tensor:
+    """Solve the ridge ``min |Y - X W^T|^2 + lam |W|^2``, without an intercept.
+
+    Args:
+        gram: X^T X of the centred rows. Shape (L, L), float64.
+        cross: X^T Y of the centred rows. Shape (L, H), float64.
+        lam: Penalty, above 0; it also makes a singular Gram matrix solvable.
+
+    Returns:
+        W. Shape (H, L), float64.
+
+    Raises:
+        ValueError: ``lam`` is not positive, or the sums are not finite.
+    """
+    if not lam > 0:
+        raise ValueError(f"lam={lam}: pass a penalty above 0, windows may be collinear.")
+    if not (gram.isfinite().all() and cross.isfinite().all()):
+        raise ValueError("gram and cross hold NaN or inf: the windows must be finite numbers.")
+    penalised_LL = gram + lam * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(penalised_LL)).T.contiguous()
+
+
+def fit_anchor(
+    training: Sequence[GramAccumulator],
+    validation: Sequence[GramAccumulator],
+    lambdas: Sequence[float] = LAMBDAS,
+) -> AnchorFit:
+    """Solve every (norm, lambda) on training sums and keep the best on validation sums.
+
+    Args:
+        training: One accumulator per norm, already joined over the ranks.
+        validation: The same norms in the same order, over the validation windows.
+        lambdas: Penalties to try.
+
+    Returns:
+        The fit with the lowest validation MSE; the earlier candidate wins a tie.
+
+    Raises:
+        ValueError: No rows were added to one of the accumulators.
+    """
+    best: AnchorFit | None = None
+    candidates: dict[tuple[Norm, float], float] = {}
+    for train, valid in zip(training, validation, strict=True):
+        assert train.norm == valid.norm  # sums of different centrings do not belong together
+        if not (train.num_rows > 0 and valid.num_rows > 0):
+            raise ValueError(
+                f"model.anchor=ridge has {train.num_rows:.0f} training and "
+                f"{valid.num_rows:.0f} validation rows: it needs both, or set model.anchor=none."
+            )
+        for lam in lambdas:
+            weight_HL = solve(train.gram, train.cross, lam)
+            mse = float(valid.squared_error(weight_HL) / (valid.num_rows * len(weight_HL)))
+            candidates[train.norm, lam] = mse
+            if best is None or mse < best.validation_mse:
+                best = AnchorFit(
+                    norm=train.norm,
+                    lam=lam,
+                    weight=weight_HL,
+                    validation_mse=mse,
+                    candidates=candidates,
+                )
+    assert best is not None  # both sequences hold at least one norm
+    return best
+
+
+def _check_columns(name: str, rows: Tensor, columns: int) -> None:
+    if rows.ndim != 2 or rows.shape[1] != columns:
+        raise ValueError(
+            f"{name} has shape {tuple(rows.shape)}: pass rows of {columns} time steps each."
+        )

@@ -1,0 +1,97 @@
+"""Express patches in the language model's own terms: attention from patches to text prototypes.
+
+Shape legend (this file):
+    R  rows, one per (window, variate)     V  vocabulary of the language model
+    P  patches per row                     S  num_prototypes
+    D  d_model                             E  hidden width of the language model
+    G  n_heads                             W  d_ff, key width of one head
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TextPrototypes(nn.Module):
+    """Condense the vocabulary to a few prototypes by one learned linear map.
+
+    Source: Time-LLM, Jin et al. 2024 (arXiv:2310.01728), section 3.2.
+    """
+
+    def __init__(self, vocab_size: int, num_prototypes: int) -> None:
+        super().__init__()
+        self.mapping = nn.Linear(vocab_size, num_prototypes)
+
+    def forward(self, word_embeddings: Tensor) -> Tensor:
+        """Map the word embeddings to prototypes.
+
+        Args:
+            word_embeddings: The backbone's input embeddings. Shape (V, E), floating point.
+
+        Returns:
+            ``mapping.weight @ word_embeddings + bias``. Shape (S, E), of the parameters' type.
+
+        Raises:
+            ValueError: Another vocabulary than the one this layer was built for.
+        """
+        if word_embeddings.ndim != 2 or word_embeddings.shape[0] != self.mapping.in_features:
+            raise ValueError(
+                f"word_embeddings has shape {tuple(word_embeddings.shape)}: this layer was built "
+                f"for a vocabulary of {self.mapping.in_features}; pass shape (V, E)."
+            )
+        words_VE = word_embeddings.to(self.mapping.weight.dtype)
+        # Through the layer's forward, not its weight: ZeRO-3 gathers a weight only for its owner.
+        prototypes_ES: Tensor = self.mapping(words_VE.T)
+        return prototypes_ES.T
+
+
+class ReprogrammingLayer(nn.Module):
+    """Multi-head cross-attention: queries from patches, keys and values from prototypes.
+
+    Source: Time-LLM, Jin et al. 2024 (arXiv:2310.01728), section 3.2, equation 1. As in its code
+    a head's key width is ``d_ff``, not ``d_model / n_heads``.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, d_ff: int, d_llm: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.query = nn.Linear(d_model, n_heads * d_ff)
+        self.key = nn.Linear(d_llm, n_heads * d_ff)
+        self.value = nn.Linear(d_llm, n_heads * d_ff)
+        self.out = nn.Linear(n_heads * d_ff, d_llm)
+
+    def forward(self, patches: Tensor, prototypes: Tensor) -> Tensor:
+        """Attend from every patch to all prototypes.
+
+        Args:
+            patches: Patch embeddings. Shape (R, P, D), of the parameters' type.
+            prototypes: Text prototypes. Shape (S, E), of the parameters' type.
+
+        Returns:
+            Patch tokens of the language model's width. Shape (R, P, E).
+
+        Raises:
+            ValueError: ``patches`` is not 3-D, or ``prototypes`` is not 2-D.
+        """
+        if patches.ndim != 3 or prototypes.ndim != 2:
+            raise ValueError(
+                f"patches and prototypes have shapes {tuple(patches.shape)} and "
+                f"{tuple(prototypes.shape)}: pass (R, P, D) and (S, E)."
+            )
+        # All rows share the prototypes, so rows and patches form one long axis of queries and
+        # neither keys nor values are repeated per row.
+        queries_GQW = self._split_heads(self.query(patches.flatten(0, 1)))
+        keys_GSW = self._split_heads(self.key(prototypes))
+        values_GSW = self._split_heads(self.value(prototypes))
+        attended_GQW = F.scaled_dot_product_attention(
+            queries_GQW[None],
+            keys_GSW[None],
+            values_GSW[None],
+            dropout_p=self.dropout if self.training else 0.0,
+        )[0]
+        tokens_QE: Tensor = self.out(attended_GQW.transpose(0, 1).flatten(1))
+        return tokens_QE.view(*patches.shape[:2], -1)
+
+    def _split_heads(self, rows: Tensor) -> Tensor:
+        """(n, G * W) -> (G, n, W)."""
+        return rows.view(len(rows), self.n_heads, -1).transpose(0, 1)

@@ -1,0 +1,99 @@
+"""dist_train/data/dates.py: regular stamps pass, every irregular one is named."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dist_train.data.config import DataError
+from dist_train.data.dates import (
+    Dates,
+    find_defects,
+    infer_frequency,
+    parse_dates,
+    review_dates,
+    season_of,
+)
+
+
+def stamps(*texts: str) -> Dates:
+    return np.array(texts, dtype="datetime64[ns]")
+
+
+@pytest.mark.parametrize(
+    ("frequency", "season"),
+    [("h", 24), ("30min", 48), ("15min", 96), ("10min", 144), ("D", 7), ("W-TUE", 52),
+     ("MS", 12), ("ME", 12), ("QS-JAN", 4), ("YE-DEC", 1), ("B", 5), ("7min", 1), ("2h", 1)],
+)  # fmt: skip
+def test_a_regular_series_has_its_frequency_and_season(frequency: str, season: int):
+    dates = pd.date_range("2001-01-01", periods=40, freq=frequency).to_numpy("datetime64[ns]")
+    assert infer_frequency(dates) == frequency
+    assert season_of(frequency) == season
+    assert find_defects(dates) == []
+    review_dates(dates, "strict", [])
+
+
+def test_no_frequency_has_no_season():
+    assert season_of(None) == 1
+    assert infer_frequency(stamps("2020-01-01", "2020-01-02")) is None
+
+
+DEFECTS = [
+    pytest.param(["00:00", "01:00", "01:00", "02:00", "03:00"], 3, "duplicated", id="duplicated"),
+    pytest.param(["00:00", "01:00", "04:00", "05:00", "06:00"], 3, "skipped", id="skipped"),
+    pytest.param(["00:00", "01:00", "02:00", "01:30", "02:30"], 4, "backward", id="backward"),
+    pytest.param(["00:00", "01:00", "01:20", "02:20", "03:20"], 3, "extra", id="extra"),
+]
+
+
+@pytest.mark.parametrize(("hours", "row", "kind"), DEFECTS)
+def test_strict_names_the_row_and_as_is_notes_it(hours: list[str], row: int, kind: str):
+    dates = stamps(*(f"2020-05-04 {hour}" for hour in hours))
+    assert [(defect.row + 1, defect.kind) for defect in find_defects(dates)] == [(row, kind)]
+    with pytest.raises(
+        DataError,
+        match=rf"data.dates=strict: row {row} .*{hours[row - 1]}:00 after .*data.dates=as_is",
+    ):
+        review_dates(dates, "strict", [])
+    notes: list[str] = []
+    review_dates(dates, "as_is", notes)
+    assert len(notes) == 1
+    assert notes[0].startswith(f"1 {kind} time ")
+    assert f"2020-05-04 {hours[row - 1]}:00" in notes[0]
+
+
+def test_dates_that_stand_still_are_all_duplicated():
+    defects = find_defects(stamps("2020-01-01", "2020-01-01", "2020-01-01"))
+    assert [defect.kind for defect in defects] == ["duplicated", "duplicated"]
+
+
+def test_a_missing_month_is_named_and_short_months_are_not():
+    dates = pd.date_range("2020-01-01", periods=14, freq="MS").delete(6)
+    defects = find_defects(dates.to_numpy("datetime64[ns]"))
+    assert [(defect.row, defect.kind) for defect in defects] == [(6, "skipped")]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["1990/1/1 0:00", "1990/1/2 0:00"], ["1990-01-01", "1990-01-02"],
+     ["1990-01-01T00:00:00Z", "1990-01-02T00:00:00Z"],
+     ["1990-01-01T01:00:00+01:00", "1990-01-02T01:00:00+01:00"],
+     ["1990-01-01T01:00:00+01:00", "1990-01-02T02:00:00+02:00"]],
+    ids=["exchange_rate", "iso", "utc", "another zone", "two zones"],
+)  # fmt: skip
+def test_dates_are_read_as_people_write_them(texts: list[str]):
+    got = parse_dates(pd.Series(texts), "date")
+    assert got.dtype == "datetime64[ns]"
+    np.testing.assert_array_equal(got, stamps("1990-01-01", "1990-01-02"))
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [(["2020-01-01", "soon"], "row 2 has 'soon', which is not a date"),
+     (["2020-01-01", None], "row 2 has '(None|nan)', which is not a date"),
+     (["never", "soon"], "row 1 has 'never'"),
+     ([20200101, 20200102], "the column holds numbers such as 20200101"),
+     (["1000-01-01", "1000-01-02"], "outside the years 1678 to 2261")],
+)  # fmt: skip
+def test_what_is_no_date_is_refused(cells: list[object], message: str):
+    with pytest.raises(DataError, match=rf"data.date_column=when: .*{message}"):
+        parse_dates(pd.Series(cells), "when")

@@ -1,0 +1,28 @@
+"""dist_train/data/layout.py: which layout a header means (refusals: test_series)."""
+
+import pandas as pd
+import pytest
+
+from dist_train.data.config import DataConfig
+from dist_train.data.layout import split_table
+
+DATES = pd.date_range("2020-01-01", periods=3, freq="h")
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys", "ids"),
+    [(["date", "y"], {}, ["own"]),
+     (["ds", "unique_id", "y"], {}, ["0", "1"]),
+     (["when", "unique_id", "y"], {"date_column": "when"}, ["0", "1"]),
+     (["ds", "unique_id", "y"], {"layout": "wide", "date_column": "ds"}, ["own"])],
+    ids=["wide", "long", "long, own date name", "asked for wide"],
+)  # fmt: skip
+def test_the_header_or_the_user_decides(columns: list[str], keys: dict[str, str], ids: list[str]):
+    two = pd.concat([pd.DataFrame(dict.fromkeys(columns, DATES))] * 2, ignore_index=True)
+    two[columns[1:]] = 1.0
+    if "unique_id" in columns:
+        two["unique_id"] = [0, 0, 0, 1, 1, 1]
+    if ids == ["own"]:
+        two = two.iloc[:3]
+    parts = list(split_table(two, DataConfig(**keys), "own", (), []))  # type: ignore[arg-type]
+    assert [id_ for id_, *_ in parts] == ids

@@ -1,0 +1,70 @@
+"""dist_train/cli.py: help is quick, and a mistake is one clear line."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dist_train import cli
+
+
+def timellm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dist_train.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_takes_under_a_second():
+    times = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        started = time.monotonic()
+        done = timellm("--help")
+        times.append(time.monotonic() - started)
+        assert done.returncode == 0
+    assert "train a run" in done.stdout
+    assert min(times) < 1.0
+
+
+def test_help_of_train_explains_every_key_without_torch():
+    done = timellm("train", "--help")
+    assert done.returncode == 0
+    assert "--train.learning_rate" in done.stdout
+    assert "Peak learning rate of AdamW" in " ".join(done.stdout.split())
+
+
+def test_print_config_shows_the_resolved_configuration():
+    done = timellm("train", "--train.seed", "7", "--print_config")
+    assert done.returncode == 0
+    assert "seed: 7" in done.stdout
+    assert "zero_stage: 2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "trian: unknown command, one of train, evaluate, predict"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["evaluate"], "run"),
+        (["evaluate", "--run", "nowhere"], "--run nowhere: no such folder"),
+        (["evaluate", "--run", "nowhere", "--split", "tset"], "split"),
+        (["predict", "--run", "nowhere", "--out", "x"], "--run nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert message in error
+
+
+def test_predict_writes_a_forecast(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["predict", "--run", str(finished_run), "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    assert str(tmp_path / "out/forecast.csv") in capsys.readouterr().out
+    assert cli.main(arguments) == 2  # never overwritten
+    assert "already exists" in capsys.readouterr().err

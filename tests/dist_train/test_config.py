@@ -1,0 +1,111 @@
+"""dist_train/config.py: precedence, extends, round trip, and refusals that name key and remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_train.config import (
+    ConfigError,
+    DeepSpeedConfig,
+    RunConfig,
+    TrainConfig,
+    build_parser,
+    check_batch_size,
+    config_to_yaml,
+    load_run_config,
+    parse_run_config,
+)
+
+
+def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_command_line_beats_file_beats_extended_file_beats_default(tmp_path: Path):
+    write(tmp_path, "train: {seed: 1, patience: 2, batch_size: 4}", "base.yaml")
+    path = write(tmp_path, "extends: base.yaml\ntrain: {seed: 5, patience: 6}")
+    train = load_run_config(path, ["--train.seed", "9"]).train
+    assert (train.seed, train.patience, train.batch_size) == (9, 6, 4)
+    assert train.max_epochs == TrainConfig().max_epochs
+
+
+def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path):
+    path = write(tmp_path, "train: {learning_rate: 1e-4}")
+    assert load_run_config(path).train.learning_rate == 1e-4
+
+
+def test_the_resolved_configuration_loads_back_equal(tmp_path: Path):
+    path = write(tmp_path, "name: a\ndata: {splits: [0.6, 0.2, 0.2]}\ntrain: {max_steps: 3}")
+    config = load_run_config(path)
+    assert load_run_config(write(tmp_path, config_to_yaml(config), "saved.yaml")) == config
+
+
+def test_the_resolved_configuration_extends_nothing(tmp_path: Path):
+    write(tmp_path, "train: {seed: 1}", "base.yaml")
+    config = load_run_config(write(tmp_path, "extends: base.yaml"))
+    (tmp_path / "base.yaml").unlink()
+    saved = load_run_config(write(tmp_path, config_to_yaml(config), "saved.yaml"))
+    assert saved.train.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {patients: 3}", "Unknown key train.patients: did you mean train.patience?"),
+        ("trian: {patience: 3}", "did you mean train.patience?"),
+        ("zzz: 3", "Unknown key zzz: see --help"),
+        ("train: {patience: many}", "train.patience=many: expected"),
+        ("train: {patience: 0}", "train.patience must be at least 1, got 0"),
+        ("train: {learning_rate: -1}", "train.learning_rate must be positive, got -1"),
+        ("model: {stride: 40}", "model.stride must be in .1, patch_len=16., got 40"),
+        ("data: {seq_len: 8}", "data.seq_len=8 is shorter than one patch .model.patch_len=16."),
+        ("deepspeed: {zero_stage: 4}", "deepspeed.zero_stage must be 0, 1, 2 or 3, got 4"),
+        ("deepspeed: {zero_stage: 2, offload: all}", "needs deepspeed.zero_stage=3, got 2"),
+        ("name: ../other", "name must be letters, digits"),
+        ("extends: nowhere.yaml", "nowhere.yaml: No such file"),
+        ("extends: run.yaml", "extend each other in a circle"),
+        ("extends: 3", "extends in .* must be the path of a file, got 3"),
+        ("[1, 2", "not a YAML file"),
+        ("", "holds no keys"),
+    ],
+)
+def test_refuses(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(write(tmp_path, text))
+
+
+def test_refuses_an_abbreviated_key_on_the_command_line():
+    with pytest.raises(ConfigError, match="train.learning_rat: did you mean train.learning_rate"):
+        parse_run_config(build_parser("timellm"), ["--train.learning_rat", "1"])
+
+
+def test_refuses_a_key_without_its_section():
+    with pytest.raises(ConfigError, match="learning_rate: did you mean train.learning_rate"):
+        parse_run_config(build_parser("timellm"), ["--learning_rate", "1"])
+
+
+def test_the_batch_divides_over_ranks_and_micro_batches():
+    assert check_batch_size(TrainConfig(batch_size=12), 3) == 4
+    assert check_batch_size(TrainConfig(batch_size=12, micro_batch_size=2), 3) == 2
+    with pytest.raises(ConfigError, match="train.batch_size=12 does not divide over 5 ranks"):
+        check_batch_size(TrainConfig(batch_size=12), 5)
+    with pytest.raises(ConfigError, match="train.micro_batch_size=3 does not divide the 4"):
+        check_batch_size(TrainConfig(batch_size=12, micro_batch_size=3), 3)
+
+
+def test_offload_of_the_optimizer_needs_a_stage():
+    with pytest.raises(ValueError, match="offload=optimizer needs"):
+        DeepSpeedConfig(zero_stage=0, offload="optimizer")
+
+
+def test_every_field_has_a_help_text():
+    text = build_parser("timellm").format_help()
+    for key in ("train.patience", "data.seq_len", "model.stride", "backbone.llm_layers"):
+        assert f"--{key}" in text
+    assert "Validations without improvement before the run stops" in " ".join(text.split())
+
+
+def test_the_run_folder_lies_in_runs_dir():
+    assert RunConfig(name="a", runs_dir="b").run_folder == Path("b/a")

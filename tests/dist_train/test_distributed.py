@@ -1,0 +1,61 @@
+"""dist_train/distributed.py: agreement and reductions, on one rank and on three."""
+
+import pytest
+import torch
+
+from dist_train import distributed
+from tests.helpers.ranks import RankFailedError, run_ranks
+
+pytestmark = pytest.mark.ranks
+
+
+def reduce_and_broadcast(rank: int, world_size: int) -> None:
+    mine = torch.tensor([float(rank), 1.0], dtype=torch.float64)
+    total = distributed.reduce_sum(mine)
+    assert total.tolist() == [sum(range(world_size)), world_size]
+    assert mine.tolist() == [rank, 1.0], "the argument must not change"
+    assert distributed.broadcast(torch.tensor([rank])).item() == 0
+    assert distributed.gather_objects(rank) == list(range(world_size))
+    assert distributed.is_main_rank() == (rank == 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_reductions(world_size: int):
+    run_ranks(reduce_and_broadcast, world_size)
+
+
+def one_rank_refuses(rank: int, world_size: int) -> None:
+    with pytest.raises((ValueError, RuntimeError)) as caught:  # noqa: PT012
+        with distributed.agree_or_raise("Reading the file"):
+            if rank == 1:
+                raise ValueError("column x is missing")
+    if rank == 1:
+        assert isinstance(caught.value, ValueError)
+    else:
+        expected = "Reading the file failed on rank 1: ValueError: column x is missing"
+        assert str(caught.value) == expected
+
+
+def test_all_ranks_raise_when_one_does():
+    run_ranks(one_rank_refuses, 3)
+
+
+def one_rank_fails(rank: int, world_size: int) -> None:
+    if rank == 1:
+        raise RuntimeError("rank 1 says no")
+    distributed.barrier()
+
+
+def test_a_failing_rank_fails_the_test():
+    with pytest.raises(RankFailedError, match="rank 1 says no"):
+        run_ranks(one_rank_fails, 2)
+
+
+def one_rank_hangs(rank: int, world_size: int) -> None:
+    if rank == 0:
+        distributed.barrier()  # rank 1 never comes
+
+
+def test_a_hanging_rank_fails_the_test():
+    with pytest.raises((TimeoutError, RankFailedError)):
+        run_ranks(one_rank_hangs, 2, timeout_s=5.0)

@@ -1,0 +1,48 @@
+"""dist_train/loading.py: a run is opened from its folder alone, and never with other weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_train.checkpoint import CheckpointError, load_checkpoint
+from dist_train.data.collate import Collator
+from dist_train.data.windows import load_forecast_data
+from dist_train.loading import load_run
+from tests.helpers.backbones import tiny_backbone
+
+
+def test_the_loaded_model_has_the_saved_parameters(finished_run: Path):
+    run = load_run(finished_run)
+    saved = load_checkpoint(finished_run / "best").state
+    loaded = run.module.trained_state_dict()
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in saved.items())
+    assert not run.module.training
+
+
+def test_it_forecasts_what_the_training_reported(finished_run: Path):
+    run = load_run(finished_run)
+    data = load_forecast_data(run.config.data)
+    windows = data.windows["test"]
+    batch = Collator(windows, run.prompt_builder)(list(range(len(windows))))
+    mse = (run.forecast(batch) - batch.target).square().mean()
+    result = json.loads((finished_run / "result.json").read_text())
+    assert float(mse) == pytest.approx(result["test_mse"], abs=1e-5)
+
+
+def test_refuses_a_folder_that_is_not_there():
+    with pytest.raises(CheckpointError, match="--run nowhere: no such folder"):
+        load_run(Path("nowhere"))
+
+
+def test_refuses_another_backbone(finished_run: Path, tmp_path: Path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    manifest = json.loads((run / "best/manifest.json").read_text())
+    manifest["backbone"]["fingerprint"] = "0" * 64
+    (run / "best/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="not the ones this run was trained with"):
+        load_run(run)
+    assert tiny_backbone("gpt2").is_dir()

@@ -1,0 +1,53 @@
+"""Runs that take a second: short series, a random GPT-2 with two layers."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from dist_train import preflight, train
+from dist_train.config import RunConfig, TrainConfig
+from dist_train.data.config import DataConfig
+from model.config import BackboneConfig, ModelConfig
+from tests.helpers.backbones import tiny_backbone
+from tests.helpers.ranks import run_ranks
+from tests.helpers.series import write_series
+
+STEPS = 20
+
+
+def tiny_run(folder: Path, **changes: object) -> RunConfig:
+    """Configure a tiny run in ``folder``; writes its series there once."""
+    series = folder / "series.csv"
+    if not series.exists():
+        write_series(series)
+    config = RunConfig(
+        runs_dir=str(folder / "runs"),
+        data=DataConfig(path=str(series), seq_len=48, pred_len=12, num_workers=0),
+        model=ModelConfig(
+            patch_len=8, stride=4, d_model=8, d_ff=8, n_heads=2, num_prototypes=12, dropout=0.0,
+            prompt="stats_only", max_prompt_tokens=256,
+        ),
+        backbone=BackboneConfig(name=str(tiny_backbone("gpt2")), llm_layers=2),
+        train=TrainConfig(
+            batch_size=8, max_steps=STEPS, log_every=1, precision="fp32", learning_rate=1e-3,
+            eval_batch_size=64,
+        ),
+    )  # fmt: skip
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def train_each(rank: int, world_size: int, configs: list[RunConfig]) -> None:
+    """Train one run after the other; to be called through :func:`run_ranks`."""
+    for config in configs:
+        train.train_and_score(config, preflight.check(config))
+
+
+def train_runs(configs: list[RunConfig], world_size: int = 1) -> None:
+    """Train runs in processes of their own."""
+    run_ranks(train_each, world_size, configs, timeout_s=200)
+
+
+def losses(folder: Path) -> list[float]:
+    """Training loss of every step of a run."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["train/loss"] for line in lines if "train/loss" in line]

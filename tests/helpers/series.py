@@ -1,0 +1,18 @@
+"""Small series on disk, with a daily cycle that can be learnt."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+
+def write_series(path: Path, rows: int = 600, variates: int = 2, seed: int = 0) -> Path:
+    """Write an hourly wide CSV and return its path."""
+    rng = np.random.default_rng(seed)
+    hours = np.arange(rows)[:, None]
+    phase = np.arange(variates)[None]
+    values = 10 + 3 * np.sin(2 * np.pi * hours / 24 + phase) + 0.5 * rng.normal(size=(rows, variates))
+    frame = pd.DataFrame(values, columns=[f"v{number}" for number in range(variates)])
+    frame.insert(0, "date", pd.date_range("2020-01-01", periods=rows, freq="h"))
+    frame.to_csv(path, index=False)
+    return path

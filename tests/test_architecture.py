@@ -1,0 +1,135 @@
+"""The dependency rules, checked on the import statements. No import is executed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT = {  # package -> the packages of this repository it may use
+    "model": {"model"},
+    "memory_index": {"memory_index"},
+    "dist_train": {"dist_train", "model", "memory_index"},
+}
+ONE_OWNER = {  # heavy dependency -> the only files that may name it
+    "deepspeed": {"dist_train/engine.py"},
+    "wandb": {"dist_train/tracking.py"},
+    "faiss": {"memory_index/faiss_shard.py"},
+    "transformers": {"model/backbone.py"},
+    "peft": {"model/backbone.py"},
+    "bitsandbytes": {"model/backbone.py"},
+    "matplotlib": {"dist_train/plots.py"},
+    "jsonargparse": {"dist_train/config.py", "dist_train/cli.py"},
+    "torch.distributed": {
+        "dist_train/distributed.py", "memory_index/merge.py", "memory_index/sharded_index.py",
+    },
+}  # fmt: skip
+LAYERS = [  # inside dist_train: a module may import its own layer and the ones below, never up
+    {"cli"},
+    {"train", "scoring"},
+    {"trainer", "report", "loading", "prediction"},
+    {"build", "baselines", "preflight", "run_folder"},
+    {"evaluation"},
+    {"engine", "retrieval", "checkpoint", "optim", "tracking", "plots", "series_facts"},
+    {"precision", "metrics"},
+    {"data"},
+    {"config", "distributed", "reproducibility", "atomic_file"},
+]
+# The configuration is composed of the data's own settings, which import nothing themselves.
+ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}
+TORCH_FREE = {  # what refuses a run must not need seconds to import
+    "dist_train/cli.py", "dist_train/config.py", "dist_train/preflight.py",
+    "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
+    "model/config.py", "model/backbone_files.py",
+}  # fmt: skip
+FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+
+
+def imported_names(path: Path) -> set[str]:
+    """Every module named in an import statement of ``path``, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            module = node.module or ""
+            names.add(module)
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def layer_of(module: str) -> int:
+    """The layer of a module of dist_train; a module in no layer is an error."""
+    for number, layer in enumerate(LAYERS):
+        if module in layer:
+            return number
+    raise AssertionError(f"dist_train/{module}.py is in no layer: add it to LAYERS")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_follow_the_layers(path: Path):
+    file = path.relative_to(ROOT).as_posix()
+    names = imported_names(path)
+    roots = {name.split(".")[0] for name in names}
+    assert roots & MAY_IMPORT.keys() <= MAY_IMPORT[file.split("/")[0]]
+    if file.startswith("dist_train/") and path.name != "__init__.py":
+        below = LAYERS[layer_of(file.split("/")[1].removesuffix(".py")) :]
+        used = {name.split(".")[1] for name in names if name.startswith("dist_train.")}
+        used -= {module for allowed, module in ALSO_ALLOWED if allowed == file}
+        assert used <= set().union(*below), f"{file} imports upwards"
+    for dependency, owners in ONE_OWNER.items():
+        if any(name == dependency or name.startswith(dependency + ".") for name in names):
+            assert file in owners, f"{dependency} belongs in {sorted(owners)}, not in {file}"
+
+
+def imports_at_the_top(path: Path) -> set[str]:
+    """Modules imported as soon as ``path`` is, type checking aside."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def reachable(file: str, seen: set[str]) -> None:
+    """Collect the files of this repository that importing ``file`` executes."""
+    if file in seen:
+        return
+    seen.add(file)
+    for name in imports_at_the_top(ROOT / file):
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            stem = "/".join(parts[:end])
+            for candidate in (f"{stem}.py", f"{stem}/__init__.py"):
+                if (ROOT / candidate).exists():
+                    reachable(candidate, seen)
+
+
+@pytest.mark.parametrize("file", sorted(TORCH_FREE))
+def test_refusals_do_not_wait_for_torch(file: str):
+    seen: set[str] = set()
+    reachable(file, seen)
+    for reached in seen:
+        roots = {name.split(".")[0] for name in imports_at_the_top(ROOT / reached)}
+        assert not roots & {"torch", "transformers", "deepspeed"}, f"{file} imports {reached}"
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_every_module_has_its_test(package: str):
+    missing = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+        and not (ROOT / "tests" / path.relative_to(ROOT)).with_name(f"test_{path.name}").exists()
+    ]
+    assert not missing, f"no test file for {missing}"
+
+
+def test_every_folder_of_tests_is_a_package():
+    folders = {path.parent for path in (ROOT / "tests").rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders)

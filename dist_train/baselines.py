@@ -130,7 +130,7 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
         context_RL, target_RH = _rows(train, ids)
         loss = F.mse_loss(module(context_RL), target_RH)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % DLINEAR_CHECK_EVERY == 0:
             with torch.no_grad():
@@ -165,8 +165,10 @@ def _rows(windows: WindowSet, ids: np.ndarray) -> tuple[Tensor, Tensor]:
     return context, torch.from_numpy(target_BHN).transpose(1, 2).flatten(0, 1)
 
 
-def _to_windows(forecast_RH: Tensor, batch: WindowBatch) -> Tensor:
-    return forecast_RH.unflatten(0, (-1, batch.context.shape[2])).transpose(1, 2)
+def _to_windows(forecast: Tensor, batch: WindowBatch) -> Tensor:
+    """Put the rows of a batch back into windows. (R, H) -> (B, H, N)."""
+    num_windows, _, num_variates = batch.context.shape
+    return forecast.view(num_windows, num_variates, -1).transpose(1, 2)
 
 
 def all_baselines(data: ForecastData, ridge: AnchorFit, seed: int) -> dict[str, Forecast]:

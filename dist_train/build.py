@@ -20,7 +20,14 @@ def build_forecaster(config: RunConfig, files: BackboneFiles, dtype: torch.dtype
     """
     backbone = load_backbone(config.backbone, files, dtype)
     seed_everything(config.train.seed)
-    return Forecaster(config.model, config.data.seq_len, config.data.pred_len, backbone)
+    return Forecaster(
+        config.model,
+        config.data.seq_len,
+        config.data.pred_len,
+        backbone,
+        tapr=config.tapr,
+        gram=config.gram,
+    )
 
 
 def build_prompt_builder(

@@ -1,14 +1,14 @@
 """A checkpoint on disk: save, verify, load.
 
 A checkpoint folder holds the trained parameters and the anchor (``model.safetensors``), the
-scalers of the series (``series.json``), the resolved configuration (``config.yaml``) and, written
+encoder that the memory was searched with (``memory.safetensors``), the scalers of the series
+(``series.json``), the resolved configuration (``config.yaml``) and, written
 last, ``manifest.json`` with the checksum of each. The frozen backbone is kept by name and
 fingerprint only. Nothing in it is unpickled.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from dist_train.atomic_file import write_text
 from dist_train.config import RunConfig, config_to_yaml
 
 FORMAT = 1
-FILES = ("model.safetensors", "series.json", "config.yaml")
+FILES = ("model.safetensors", "memory.safetensors", "series.json", "config.yaml")
 
 
 class CheckpointError(ValueError):
@@ -37,6 +37,9 @@ class Checkpoint:
     state: dict[str, Tensor]
     """Trained parameters and the buffers outside the backbone, in float32."""
 
+    memory: dict[str, Tensor]
+    """State of the encoder that the memory was searched with; empty where it has none."""
+
     series: dict[str, Any]
     """Columns, scalers, frequency, seasonal period and description of the series."""
 
@@ -48,6 +51,7 @@ def save_checkpoint(
     folder: Path,
     *,
     state: dict[str, Tensor],
+    memory: dict[str, Tensor],
     series: dict[str, Any],
     config: RunConfig,
     facts: dict[str, Any],
@@ -59,6 +63,7 @@ def save_checkpoint(
     Args:
         folder: Its place, such as ``runs/name/best``.
         state: Trained parameters and buffers.
+        memory: State of the encoder snapshot of the memory; empty where there is none.
         series: What forecasting needs to know of the series; plain JSON values.
         config: The resolved configuration.
         facts: Written into the manifest: step, val_mse, dtype, backbone.
@@ -68,14 +73,15 @@ def save_checkpoint(
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     save_file(state, beside / "model.safetensors")
+    save_file(memory, beside / "memory.safetensors")
     write_text(beside / "series.json", json.dumps(series))
     write_text(beside / "config.yaml", config_to_yaml(config))
     checksums = {name: _sha256(beside / name) for name in FILES}
     manifest = {"format": FORMAT, **facts, "sha256": checksums}
     write_text(beside / "manifest.json", json.dumps(manifest, indent=2))
     if folder.exists():
-        os.replace(folder, old)
-    os.replace(beside, folder)
+        folder.replace(old)
+    beside.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -110,10 +116,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
     try:
         state = load_file(folder / "model.safetensors")
+        memory = load_file(folder / "memory.safetensors")
         series = json.loads((folder / "series.json").read_text(encoding="utf-8"))
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be read: {error}") from error
-    return Checkpoint(folder=folder, state=state, series=series, manifest=manifest)
+    return Checkpoint(folder=folder, state=state, memory=memory, series=series, manifest=manifest)
 
 
 def _sha256(path: Path) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from dist_train.data.config import DataConfig
-from model.config import BackboneConfig, ModelConfig, num_patches
+from memory_index.config import BankConfig
+from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig, num_patches
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -48,6 +49,9 @@ class TrainConfig:
 
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """Course of the learning rate over the whole run."""
+
+    warmup_steps: int = 500
+    """Optimizer steps over which the trend and retrieval losses rise to their full weight."""
 
     gradient_clipping: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
@@ -87,7 +91,7 @@ class TrainConfig:
         for key in ("learning_rate", "timeout_s"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"train.{key} must be positive, got {getattr(self, key)}.")
-        for key in ("weight_decay", "gradient_clipping", "seed"):
+        for key in ("weight_decay", "gradient_clipping", "seed", "warmup_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"train.{key} must not be negative, got {getattr(self, key)}.")
 
@@ -135,6 +139,9 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    tapr: TaprConfig = field(default_factory=TaprConfig)
+    gram: GramConfig = field(default_factory=GramConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
 
@@ -146,6 +153,18 @@ class RunConfig:
                 "it becomes the name of a folder."
             )
         num_patches(self.data.seq_len, self.model.patch_len, self.model.stride)
+        if self.model.anchor == "ridge_retrieval":
+            if self.gram.use_gram is not True:
+                raise ValueError(
+                    f"model.anchor=ridge_retrieval needs gram.use_gram=true, got "
+                    f"{self.gram.use_gram}: the anchor reads what the memory retrieves."
+                )
+            if self.gram.retrieval_key != "anchored":
+                raise ValueError(
+                    f"model.anchor=ridge_retrieval needs gram.retrieval_key=anchored, got "
+                    f"{self.gram.retrieval_key}: the anchor is solved once, before a learned key "
+                    "would begin to move."
+                )
 
     @property
     def run_folder(self) -> Path:

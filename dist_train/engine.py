@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from dist_train import distributed
 from dist_train.config import ConfigError, RunConfig, check_batch_size
 from dist_train.optim import build_optimizer, build_schedule
+from model.forecaster import Forecaster
 
 # DeepSpeed accepts an unknown top-level key in silence, so a misspelt one would do nothing.
 KNOWN_KEYS = frozenset(
@@ -46,7 +47,9 @@ def load_user_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"deepspeed.config_file={path}: cannot be read as JSON: {error}") from None
+        raise ConfigError(
+            f"deepspeed.config_file={path}: cannot be read as JSON: {error}"
+        ) from None
     if not isinstance(content, dict):
         raise ConfigError(f"deepspeed.config_file={path}: must hold a JSON object.")
     for key in content:
@@ -98,7 +101,7 @@ def deepspeed_json(config: RunConfig, world_size: int, dtype: torch.dtype) -> di
 
 
 def initialize(
-    module: nn.Module, config: RunConfig, settings: dict[str, Any], total_steps: int
+    module: Forecaster, config: RunConfig, settings: dict[str, Any], total_steps: int
 ) -> "Engine":
     """Wrap a module for training; collective. It is moved to this rank's device and cast.
 
@@ -144,9 +147,9 @@ class Engine:
         self._engine = engine
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Forecaster:
         """The wrapped module. Under ZeRO-3 its parameters are empty between forwards."""
-        module: nn.Module = self._engine.module
+        module: Forecaster = self._engine.module
         return module
 
     @property
@@ -166,13 +169,17 @@ class Engine:
         """Count one micro-batch; update the parameters after the last of a step. Collective."""
         self._engine.step()
 
-    def trained_parameters(self) -> dict[str, Tensor]:
-        """Copy every trained parameter in full and in float32, on the CPU; collective."""
+    def trained_parameters(self, prefix: str = "") -> dict[str, Tensor]:
+        """Copy trained parameters in full and in float32, on the CPU; collective.
+
+        Args:
+            prefix: Only those whose name begins so.
+        """
         from deepspeed.utils import safe_get_full_fp32_param
 
         full: dict[str, Tensor] = {}
         for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and name.startswith(prefix):
                 master = safe_get_full_fp32_param(parameter)
                 value = parameter if master is None else master
                 full[name] = value.detach().float().cpu().clone().contiguous()
@@ -208,6 +215,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         known = merged.get(key)
-        both = isinstance(known, dict) and isinstance(value, dict)
-        merged[key] = _merge(known, value) if both else value
+        if isinstance(known, dict) and isinstance(value, dict):
+            merged[key] = _merge(known, value)
+        else:
+            merged[key] = value
     return merged

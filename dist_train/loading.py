@@ -1,6 +1,9 @@
-"""Open a finished or unfinished run from its folder, without the data it was trained on."""
+"""Open a finished or unfinished run from its folder.
 
-from dataclasses import dataclass
+The series it was trained on are needed only where the run has a memory: they are its entries.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,16 @@ from torch import Tensor
 
 from dist_train import distributed
 from dist_train.build import build_forecaster, build_prompt_builder
-from dist_train.checkpoint import CheckpointError, load_checkpoint
+from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dist_train.config import RunConfig, load_run_config
 from dist_train.data.collate import WindowBatch
+from dist_train.data.config import DataError
 from dist_train.data.prompts import PromptBuilder
+from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.precision import DTYPES
+from dist_train.retrieval import Retriever
 from model.backbone_files import fingerprint, locate_backbone
+from model.batch import RetrievedWindows
 from model.forecaster import Forecaster
 
 
@@ -25,26 +32,42 @@ class LoadedRun:
     config: RunConfig
     module: Forecaster
     prompt_builder: PromptBuilder | None
+    retriever: Retriever | None
+    """The memory as it was when the checkpoint was validated; None where the run has none."""
+
     series: dict[str, Any]
     """What the checkpoint knows of the series: columns, scalers, frequency, description."""
 
-    def forecast(self, batch: WindowBatch) -> Tensor:
-        """Forecast a batch that lies on this rank's device. Returns (B, H, N), standardised."""
+    def forecast(self, batch: WindowBatch, split: str) -> Tensor:
+        """Forecast a batch of a split of the run's own data. Returns (B, H, N), standardised."""
+        retrieved = None if self.retriever is None else self.retriever.retrieve(batch, split)
+        return self.forecast_with(batch, retrieved)
+
+    def forecast_with(self, batch: WindowBatch, retrieved: RetrievedWindows | None) -> Tensor:
+        """Forecast any batch with neighbours found elsewhere. Returns (B, H, N)."""
+        on_device = batch.to(distributed.device())
         with torch.no_grad():
-            forecast: Tensor = self.module(batch.inputs).forecast
+            forecast: Tensor = self.module(on_device.inputs, retrieved).forecast
         return forecast
 
 
-def load_run(folder: Path) -> LoadedRun:
-    """Load the best checkpoint of a run.
+def load_run(folder: Path, root: str | None = None) -> LoadedRun:
+    """Load the best checkpoint of a run; collective where it has a memory, which is encoded anew.
+
+    Args:
+        folder: Folder of the run.
+        root: Folder of the catalog's files, instead of the run's ``data.root``.
 
     Raises:
         CheckpointError: There is none, it is damaged, or its backbone is not the one found here.
+        DataError: The run has a memory, and its series are missing or have changed.
     """
     if not folder.is_dir():
         raise CheckpointError(f"--run {folder}: no such folder; give the folder of a run.")
     checkpoint = load_checkpoint(folder / "best")
     config = load_run_config(folder / "best" / "config.yaml")
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=root))
     files = locate_backbone(config.backbone.name, weights=config.backbone.weights)
     expected = checkpoint.manifest["backbone"]["fingerprint"]
     if fingerprint(files) != expected:
@@ -65,5 +88,36 @@ def load_run(folder: Path) -> LoadedRun:
         config=config,
         module=module,
         prompt_builder=build_prompt_builder(config, files, description),
+        retriever=_load_retriever(config, checkpoint),
         series=checkpoint.series,
     )
+
+
+def load_training_data(config: RunConfig, facts: dict[str, Any]) -> ForecastData:
+    """Read the series a run was trained on.
+
+    Args:
+        config: The run.
+        facts: What its checkpoint knows of them.
+
+    Raises:
+        DataError: They are missing, or are not the ones it was trained on.
+    """
+    data = load_forecast_data(config.data)
+    found, expected = data.series_set.checksum, facts["checksum"]
+    if found != expected:
+        raise DataError(
+            f"{data.series_set.name}: the file is not the one the run was trained on (checksum "
+            f"{found[:12]}, expected {expected[:12]}); restore it, or name its folder with "
+            "--data.root."
+        )
+    return data
+
+
+def _load_retriever(config: RunConfig, checkpoint: Checkpoint) -> Retriever | None:
+    if config.gram.use_gram is not True:
+        return None
+    data = load_training_data(config, checkpoint.series)
+    retriever = Retriever(data, config.gram, config.bank)
+    retriever.refresh(checkpoint.memory)
+    return retriever

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dist_train import distributed, plots
+from dist_train import plots
 from dist_train.atomic_file import write_text
 from dist_train.config import RunConfig
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.series import Series, SeriesSet, load_series
 from dist_train.series_facts import known_series
+from model.batch import RetrievedWindows
 
 if TYPE_CHECKING:
     from dist_train.loading import LoadedRun
@@ -67,7 +68,8 @@ def predict(run: "LoadedRun", series_set: SeriesSet) -> list[SeriesForecast]:
             prompt_ids=None if prompts is None else torch.as_tensor(prompts[0]),
             prompt_mask=None if prompts is None else torch.as_tensor(prompts[1]),
         )
-        forecast_BHN = run.forecast(batch.to(distributed.device())).double().cpu().numpy()
+        retrieved = _retrieve(run, series, context_BLN)
+        forecast_BHN = run.forecast_with(batch, retrieved).double().cpu().numpy()
         forecasts.append(
             SeriesForecast(
                 series=dataclasses.replace(series, values=values_TN, columns=tuple(columns)),
@@ -141,6 +143,27 @@ def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
             date_column=config.data.date_column,
         )
     )
+
+
+def _retrieve(run: "LoadedRun", series: Series, context: np.ndarray) -> RetrievedWindows | None:
+    """Find histories for the newest window of a series: only such as end before it forecasts.
+
+    Where the run knows the series, its rows are placed in time by their dates; a series from
+    elsewhere counts as newer than the memory.
+    """
+    retriever = run.retriever
+    if retriever is None:
+        return None
+    known = retriever.data.series_set.series
+    number = next((i for i, one in enumerate(known) if one.id == series.id), 0)
+    first_forecast_row = int(np.searchsorted(known[number].dates, series.dates[-1], side="right"))
+    neighbours = retriever.search(
+        torch.from_numpy(context),
+        np.array([number]),
+        np.array([first_forecast_row - context.shape[1]]),
+        past_only=True,
+    )
+    return retriever.fetch(neighbours)
 
 
 def _select(series: Series, columns: list[str]) -> np.ndarray:

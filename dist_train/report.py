@@ -18,6 +18,8 @@ from dist_train.evaluation import Forecast
 from dist_train.metrics import Scores
 from dist_train.plots import ForecastExample
 from dist_train.precision import dtype_name
+from dist_train.retrieval import Retriever
+from dist_train.retrieval_ridge import RetrievalVerdict
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit
 
@@ -39,14 +41,32 @@ def opening(config: RunConfig, data: ForecastData, world_size: int, dtype: torch
     return "\n".join([*lines, *(f"note: {note}" for note in data.series_set.notes)])
 
 
-def parameters(model: Forecaster, ridge: AnchorFit) -> str:
-    """Say what is trained, what is frozen, and what the ridge reaches on validation."""
+def parameters(
+    model: Forecaster,
+    ridge: AnchorFit,
+    verdict: RetrievalVerdict | None,
+    retriever: Retriever | None,
+) -> str:
+    """Say what is trained, what is frozen, and what the closed forms reach on validation."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    return (
+    lines = [
         f"{trained:,} trained and {frozen:,} frozen parameters; ridge on validation: "
         f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})"
-    )
+    ]
+    if verdict is not None:
+        lines.append(
+            f"ridge on a sample of windows, on validation: mse "
+            f"{verdict.without.validation_mse:.4f} without and "
+            f"{verdict.with_retrieval.validation_mse:.4f} with retrieved futures"
+        )
+    if retriever is None:
+        lines.append("memory: off")
+    else:
+        bank = retriever.bank
+        sampled = "" if len(bank) == bank.num_candidates else f" of {bank.num_candidates:,}, even"
+        lines.append(f"memory: on, {len(bank):,} entries{sampled}")
+    return "\n".join(lines)
 
 
 def table(scores: Mapping[str, Scores]) -> str:

@@ -34,8 +34,9 @@ def check_is_new(config: RunConfig) -> None:
     """Refuse a run folder that holds something already: nothing is ever overwritten.
 
     Raises:
-        ConfigError: The folder exists and is not empty.
+        ConfigError: The folder exists and is not empty, or cannot be made.
     """
+    _check_runs_dir(config)
     folder = config.run_folder
     if folder.is_dir() and any(folder.iterdir()):
         state = "a finished run" if (folder / RESULT_FILE).exists() else "an unfinished run"
@@ -77,7 +78,12 @@ def is_same_run(folder: Path, config: RunConfig) -> bool:
 
 
 def plan_start(config: RunConfig) -> tuple[str, str]:
-    """Decide what a start script does; see the module docstring for the two values."""
+    """Decide what a start script does; see the module docstring for the two values.
+
+    Raises:
+        ConfigError: No folder can be made in ``runs_dir``.
+    """
+    _check_runs_dir(config)
     base = config.name
     number = 1
     while True:
@@ -88,6 +94,14 @@ def plan_start(config: RunConfig) -> tuple[str, str]:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return name, str(folder)
         number += 1
+
+
+def _check_runs_dir(config: RunConfig) -> None:
+    nearest = Path(config.runs_dir).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ConfigError(f"runs_dir={config.runs_dir}: {nearest} is a file; name a folder.")
 
 
 def _without_name(config: RunConfig) -> str:

@@ -1,14 +1,13 @@
 """Score a trained run again: the ``evaluate`` command."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_train import baselines, distributed, report
-from dist_train.data.config import DataError
-from dist_train.data.windows import load_forecast_data
 from dist_train.evaluation import finish_scores, score_split
-from dist_train.loading import load_run
+from dist_train.loading import load_run, load_training_data
 
 
 def evaluate_run(
@@ -33,20 +32,12 @@ def evaluate_run(
         raise ValueError(f"--batch_size must be at least 1, got {batch_size}.")
     distributed.initialize_process_group(timeout_s=600.0)
     try:
-        run = load_run(folder)
-        data_config = run.config.data
-        if root is not None:
-            data_config = dataclasses.replace(data_config, root=root)
-        data = load_forecast_data(data_config)
-        if data.series_set.checksum != run.series["checksum"]:
-            raise DataError(
-                f"{data.series_set.name}: the file is not the one the run was trained on (checksum "
-                f"{data.series_set.checksum[:12]}, expected {run.series['checksum'][:12]})."
-            )
+        run = load_run(folder, root)
+        data = load_training_data(run.config, run.series)
         batch_size = batch_size or run.config.train.eval_batch_size
         ridge = baselines.fit_ridge(data)
         sums = score_split(
-            {"Time-LLM": run.forecast}, data, split, batch_size=batch_size,
+            {"Time-LLM": partial(run.forecast, split=split)}, data, split, batch_size=batch_size,
             prompt_builder=run.prompt_builder, num_workers=run.config.data.num_workers,
         )  # fmt: skip
         sums |= score_split(

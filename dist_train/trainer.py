@@ -5,10 +5,9 @@ import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,8 +20,11 @@ from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
 from dist_train.engine import Engine
 from dist_train.evaluation import score_split
+from dist_train.objective import TrainingSums, loss_terms
+from dist_train.retrieval import Retriever
 from dist_train.series_facts import describe
 from dist_train.tracking import Tracker
+from model.losses import total_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Trainer:
         prompt_builder: PromptBuilder | None,
         tracker: Tracker,
         *,
+        retriever: Retriever | None,
         total_steps: int,
         facts: dict[str, Any],
     ) -> None:
@@ -69,15 +72,19 @@ class Trainer:
         self.sampler = sampler
         self.prompt_builder = prompt_builder
         self.tracker = tracker
+        self.retriever = retriever
         self.total_steps = total_steps
         self.facts = facts
         self.best_state: dict[str, Tensor] = {}
+        self.best_snapshot: dict[str, Tensor] = {}
         self._best_val_mse, self._best_step, self._bad = math.inf, 0, 0
-        self._losses: list[Tensor] = []
-        self._step_s = 0.0
+        self._sums = TrainingSums()
+        self._train_s = 0.0
 
     def fit(self) -> FitResult:
         """Train, keeping the parameters with the lowest validation MSE in ``best/``.
+
+        Where there is a memory, :meth:`refresh_memory` comes first.
 
         The model is validated before its first step too: what training starts from, the ridge
         with an anchor, is a candidate like any other.
@@ -92,7 +99,7 @@ class Trainer:
         bar = self._progress_bar()
         stop_from = time.monotonic()
         for batches in self._steps():
-            self._train_step(batches)
+            self._train_step(batches, step)
             step += 1
             bar.update()
             if step % self.config.train.log_every == 0 or step == self.total_steps:
@@ -106,21 +113,47 @@ class Trainer:
                     break
             if step == self.total_steps:
                 break
+            if self._refresh_is_due(step):
+                self.refresh_memory()
+                stop_from = time.monotonic()
         bar.close()
         return FitResult(
             steps=step,
             best_step=self._best_step,
             best_val_mse=self._best_val_mse,
             train_s=time.monotonic() - started,
-            windows_per_s=step * self.config.train.batch_size / max(self._step_s, 1e-9),
+            windows_per_s=step * self.config.train.batch_size / max(self._train_s, 1e-9),
             peak_rss_gib=peak_rss_gib(),
         )
 
-    def forecast(self, batch: WindowBatch) -> Tensor:
-        """Forecast one batch, (B, H, N); collective under ZeRO-3. Leaves the model in eval mode."""
+    def forecast(self, batch: WindowBatch, split: str) -> Tensor:
+        """Forecast a batch of ``data.windows[split]``; collective under ZeRO-3.
+
+        Leaves the model in eval mode.
+
+        Returns:
+            Shape (B, H, N), standardised.
+        """
         self.engine.module.eval()
-        forecast: Tensor = self.engine(batch.inputs).forecast
+        retrieved = None if self.retriever is None else self.retriever.retrieve(batch, split)
+        forecast: Tensor = self.engine(batch.inputs, retrieved).forecast
         return forecast
+
+    def refresh_memory(self) -> None:
+        """Encode the bank with the current encoder; collective."""
+        if self.retriever is None:
+            return
+        prefix = "memory.encoder."
+        trained = self.engine.trained_parameters(prefix) if self.retriever.needs_refresh else {}
+        self.retriever.refresh(
+            {name.removeprefix(prefix): value for name, value in trained.items()}
+        )
+
+    def restore_best(self) -> None:
+        """Put the best parameters, and the memory they were validated with, back; collective."""
+        self.engine.load_trained_parameters(self.best_state)
+        if self.retriever is not None and self.retriever.needs_refresh:
+            self.retriever.refresh(self.best_snapshot)
 
     def _steps(self) -> Iterator[list[WindowBatch]]:
         """The micro-batches of one optimizer step after the other, epoch after epoch."""
@@ -139,43 +172,50 @@ class Trainer:
                     yield batches
                     batches = []
 
-    def _train_step(self, batches: list[WindowBatch]) -> None:
+    def _train_step(self, batches: list[WindowBatch], step: int) -> None:
         self.engine.module.train()
-        total = torch.zeros((), device=distributed.device())
         for batch in batches:
+            retrieved = None
+            if self.retriever is not None:
+                retrieved = self.retriever.retrieve(batch, "train")
             on_device = batch.to(distributed.device())
-            loss = F.mse_loss(self.engine(on_device.inputs).forecast, on_device.target)
+            output = self.engine(on_device.inputs, retrieved, on_device.target)
+            terms = loss_terms(output, on_device.target, retrieved, self.config)
+            loss = total_loss(terms, step, self.config.train.warmup_steps)
             self.engine.backward(loss)
             self.engine.step()
-            total += loss.detach() / len(batches)
-        self._losses.append(total)
+            self._sums.add(loss, terms, output)
+
+    def _refresh_is_due(self, step: int) -> bool:
+        if self.retriever is None or not self.retriever.needs_refresh:
+            return False
+        every = self.config.gram.refresh_every or self.sampler.steps_per_epoch
+        return step % every == 0
 
     def _log(self, step: int, seconds: float, bar: "tqdm[Any]") -> None:
-        losses = distributed.reduce_sum(torch.stack(self._losses)) / distributed.world_size()
-        loss = float(losses.mean())
+        num_steps = self._sums.num_batches // self.sampler.accumulation_steps
+        metrics = self._sums.reduce()
+        self._sums = TrainingSums()
+        loss = metrics["train/loss"]
         if not math.isfinite(loss):
-            first = step - len(losses) + 1 + int((~losses.isfinite()).nonzero()[0])
             raise FloatingPointError(
-                f"The training loss is {loss} from step {first} on: lower train.learning_rate="
-                f"{self.config.train.learning_rate}, or use train.precision=fp32."
+                f"The training loss is {loss} in steps {step - num_steps + 1} to {step}: lower "
+                f"train.learning_rate={self.config.train.learning_rate}, or use "
+                "train.precision=fp32."
             )
-        self._step_s += seconds
-        windows_per_s = len(losses) * self.config.train.batch_size / max(seconds, 1e-9)
-        self.tracker.log(
-            step,
-            {
-                "train/loss": loss,
-                "train/learning_rate": self.engine.learning_rate,
-                "perf/windows_per_s": round(windows_per_s, 2),
-                "perf/rss_gib": round(peak_rss_gib(), 3),
-            },
-        )
-        self._losses = []
+        self._train_s += seconds
+        windows_per_s = num_steps * self.config.train.batch_size / max(seconds, 1e-9)
+        metrics |= {
+            "train/learning_rate": self.engine.learning_rate,
+            "perf/windows_per_s": round(windows_per_s, 2),
+            "perf/rss_gib": round(peak_rss_gib(), 3),
+        }
+        self.tracker.log(step, metrics)
         bar.set_postfix({"loss": f"{loss:.4f}", **self._postfix()}, refresh=False)
 
     def _validate(self, step: int) -> None:
         sums = score_split(
-            {"model": self.forecast},
+            {"model": partial(self.forecast, split="val_selection")},
             self.data,
             "val_selection",
             batch_size=self.config.train.eval_batch_size,
@@ -196,10 +236,12 @@ class Trainer:
             buffers = self.engine.module.trained_state_dict()
             buffers = {name: value for name, value in buffers.items() if name not in trained}
             self.best_state = trained
+            self.best_snapshot = {} if self.retriever is None else self.retriever.snapshot()
             if distributed.is_main_rank():
                 save_checkpoint(
                     self.config.run_folder / "best",
                     state=trained | {name: value.cpu() for name, value in buffers.items()},
+                    memory=self.best_snapshot,
                     series=describe(self.data),
                     config=self.config,
                     facts={**self.facts, "step": step, "val_mse": self._best_val_mse},

@@ -1,6 +1,7 @@
 """What crosses the border of the model: tensors in, forecast out.
 
-These classes have no slots: ZeRO-3 looks for tensors in a module's output through ``vars``.
+Named tuples, here and wherever a layer returns several tensors: ZeRO-3 finds the tensors in
+them, and so gathers a layer's parameters again before its backward pass.
 
 Shape legend (this file):
     B  windows in the micro-batch     L  seq_len       T  prompt tokens, left-padded
@@ -8,13 +9,14 @@ Shape legend (this file):
     K  top_k, neighbours per row
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
+from model.trend_labels import TrendLabels
 
-@dataclass(frozen=True, kw_only=True)
-class ForecastInputs:
+
+class ForecastInputs(NamedTuple):
     """One micro-batch as the model receives it."""
 
     context: Tensor
@@ -27,8 +29,7 @@ class ForecastInputs:
     """True where ``prompt_ids`` holds a token, False on padding. Shape (R, T), bool."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievedWindows:
+class RetrievedWindows(NamedTuple):
     """The neighbours of each row, nearest first. Slots without one hold zeros."""
 
     windows: Tensor
@@ -44,8 +45,7 @@ class RetrievedWindows:
     """True where a neighbour exists. Shape (R, K), bool."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrendPrediction:
+class TrendPrediction(NamedTuple):
     """What the trend head says about the change over the horizon."""
 
     direction: Tensor
@@ -58,8 +58,7 @@ class TrendPrediction:
     """Expected change in normalised units. Shape (R,), float32; None: level 3 not built."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForecastOutput:
+class ForecastOutput(NamedTuple):
     """What the model says about one micro-batch."""
 
     forecast: Tensor
@@ -67,6 +66,9 @@ class ForecastOutput:
 
     trend: TrendPrediction | None = None
     """For the trend losses; None without the trend-aware patch router."""
+
+    labels: TrendLabels | None = None
+    """What the horizon did; None without the router, or where no target was given."""
 
     gate: Tensor | None = None
     """Trust in the present against history. Shape (R,), float32; None without the memory."""

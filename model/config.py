@@ -52,8 +52,9 @@ class ModelConfig:
     max_prompt_tokens: int = 128
     """Longest prompt, in tokens; the description is cut to fit, never the statistics."""
 
-    anchor: Literal["none", "ridge"] = "ridge"
-    """ridge: the LLM path corrects a closed-form ridge regression; none: it stands alone."""
+    anchor: Literal["none", "ridge", "ridge_retrieval"] = "ridge"
+    """ridge: the LLM path corrects a closed-form ridge regression of the window;
+    ridge_retrieval: of the window and the retrieved futures; none: it stands alone."""
 
     def __post_init__(self) -> None:
         for key in ("patch_len", "d_model", "d_ff", "n_heads", "num_prototypes"):

@@ -5,7 +5,7 @@ Shape legend (this file):
     P  patches    C  cells of one scale, C = ceil(P / 4^i)
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,7 @@ from model.resize import resize_last_dim
 MOVING_AVERAGE_CELLS = 5
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decomposition:
+class Decomposition(NamedTuple):
     """What the decomposition found."""
 
     features: Tensor
@@ -50,7 +49,8 @@ class MultiScaleDecomposition(nn.Module):
         self.scales = nn.ModuleList(ScaleBranch(d_model) for _ in self.factors)
         self.descend = nn.ModuleList(CrossScaleAttention(d_model) for _ in self.factors[1:])
         self.scale_logits = nn.Parameter(torch.zeros(n_scales))
-        self.residual_gate = nn.Parameter(torch.tensor(float(gate_init)))
+        # One element, not a scalar: DeepSpeed cannot broadcast parameters without an axis.
+        self.residual_gate = nn.Parameter(torch.tensor([float(gate_init)]))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, patches: Tensor) -> Decomposition:

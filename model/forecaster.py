@@ -4,7 +4,7 @@ Shape legend (this file):
     B  windows in the micro-batch     L  seq_len       P  patches per row
     N  variates                       H  pred_len      D  d_model
     R  B * N rows, row = b * N + n    T  tokens of one row through the language model
-    E  hidden width of the language model
+    E  hidden width of the language model    K  top_k, neighbours per row
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone import Backbone
-from model.batch import ForecastInputs, ForecastOutput
-from model.config import ModelConfig, num_patches
+from model.batch import ForecastInputs, ForecastOutput, RetrievedWindows, TrendPrediction
+from model.config import GramConfig, ModelConfig, TaprConfig, num_patches
 from model.forecast_head import ForecastHead
 from model.instance_norm import denormalize, normalize
 from model.linear_anchor import LinearAnchor
+from model.memory import Memory, retrieved_forecast
 from model.patching import PatchEmbedding
 from model.reprogramming import ReprogrammingLayer, TextPrototypes
+from model.trend_labels import TrendLabels
+from model.trend_router import TrendRouter
 
 _BACKBONE_PREFIX = "backbone."
 
@@ -34,7 +37,14 @@ class Forecaster(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, seq_len: int, pred_len: int, backbone: Backbone
+        self,
+        config: ModelConfig,
+        seq_len: int,
+        pred_len: int,
+        backbone: Backbone,
+        *,
+        tapr: TaprConfig | None = None,
+        gram: GramConfig | None = None,
     ) -> None:
         """Build the trained layers around ``backbone``, which is taken over as it is.
 
@@ -43,6 +53,8 @@ class Forecaster(nn.Module):
             seq_len: Context window, in time steps.
             pred_len: Horizon, in time steps.
             backbone: The frozen language model.
+            tapr: The trend-aware patch router; None or ``use_tapr=false`` builds none of it.
+            gram: The retrieval memory; None or ``use_gram=false`` builds none of it.
 
         Raises:
             ValueError: The window is shorter than a patch, or ``d_ff`` wider than the backbone.
@@ -65,39 +77,104 @@ class Forecaster(nn.Module):
             config.dropout,
             zero_init=config.anchor != "none",
         )
-        self.anchor = LinearAnchor(seq_len, pred_len) if config.anchor != "none" else None
+        # After the baseline's layers, so that these draw the same initial weights without them.
+        self.trend: TrendRouter | None = None
+        if tapr is not None and tapr.use_tapr:
+            self.trend = TrendRouter(config, tapr, pred_len, backbone.d_llm)
+        self.memory: Memory | None = None
+        if gram is not None and gram.use_gram is True:
+            self.memory = Memory(config, gram, seq_len, pred_len, backbone.d_llm)
+        self.anchor = _build_anchor(config, seq_len, pred_len)
         self.backbone = backbone
 
-    def forward(self, inputs: ForecastInputs) -> ForecastOutput:
+    def forward(
+        self,
+        inputs: ForecastInputs,
+        retrieved: RetrievedWindows | None = None,
+        target: Tensor | None = None,
+    ) -> ForecastOutput:
         """Forecast one micro-batch.
 
         Args:
             inputs: Windows (B, L, N) and, unless ``config.prompt`` is none, one left-padded
                 prompt per row.
+            retrieved: The neighbours of each row, where the memory is built.
+            target: The next H steps, shape (B, H, N), for the labels of the trend losses; the
+                forecast does not depend on it.
 
         Returns:
-            The forecast, shape (B, H, N), float32.
+            The forecast, shape (B, H, N), float32, and what the losses need.
 
         Raises:
-            ValueError: A shape does not fit, or prompts are missing or unasked for.
+            ValueError: A shape does not fit, or prompts or neighbours are missing or unasked for.
         """
-        self._check(inputs)
+        self._check(inputs, retrieved)
         num_variates = inputs.context.shape[2]
         normalised_BLN, loc_B1N, scale_B1N = normalize(inputs.context, self.config.norm)
+        rows_RL, normalised_RL = _to_rows(inputs.context), _to_rows(normalised_BLN)
 
-        patches_RPD = self.patching(_to_rows(normalised_BLN))
+        patches_RPD = self.patching(normalised_RL)
+        prediction, knowledge, weights_RK = None, None, None
+        tokens: list[Tensor] = []
+        if self.trend is not None:
+            patches_RPD, prediction, trend_token_R1E = self.trend(patches_RPD)
+            tokens.append(trend_token_R1E)
+        if self.memory is not None:
+            assert retrieved is not None  # checked above
+            knowledge, weights_RK, memory_tokens_R2E = self.memory(patches_RPD, rows_RL, retrieved)
+            patches_RPD = knowledge.features
+            tokens.append(memory_tokens_R2E)
         prototypes_SE = self.prototypes(self.backbone.word_embeddings)
         patch_tokens_RPE = self.reprogramming(patches_RPD, prototypes_SE)
 
-        tokens_RTE, mask_RT = _join([*self._prompt(inputs), (patch_tokens_RPE, None)])
+        pieces = [(piece, None) for piece in tokens]
+        tokens_RTE, mask_RT = _join([*pieces, *self._prompt(inputs), (patch_tokens_RPE, None)])
         states_RTE = self.backbone(tokens_RTE, mask_RT)
 
-        head_RH = self.head(states_RTE[:, -self.num_patches :])
-        head_BHN = _from_rows(head_RH, num_variates)
+        head_RH = self.head(states_RTE[:, -self.num_patches :]).float()
+        loc_R1, scale_R1 = _to_rows(loc_B1N), _to_rows(scale_B1N)
+        retrieved_RH = None
+        if self.config.anchor == "ridge_retrieval":
+            assert retrieved is not None  # the configuration builds the memory with this anchor
+            assert weights_RK is not None
+            retrieved_RH = retrieved_forecast(rows_RL, scale_R1, retrieved, weights_RK)
         if self.anchor is None:
-            return ForecastOutput(forecast=denormalize(head_BHN, loc_B1N, scale_B1N))
-        anchor_BHN = _from_rows(self.anchor(_to_rows(inputs.context)), num_variates)
-        return ForecastOutput(forecast=anchor_BHN + scale_B1N * head_BHN.float())
+            fused_BHN = _from_rows(self._fuse(head_RH, prediction), num_variates)
+            forecast_BHN = denormalize(fused_BHN, loc_B1N, scale_B1N)
+        else:
+            anchor_RH = self.anchor(rows_RL, retrieved_RH)
+            whole_RH = (anchor_RH - loc_R1) / scale_R1 + head_RH
+            # Of the fusion the difference alone is added: a fusion of nothing leaves the anchor
+            # as it is, bit for bit.
+            correction_RH = head_RH + (self._fuse(whole_RH, prediction) - whole_RH)
+            forecast_BHN = _from_rows(anchor_RH + scale_R1 * correction_RH, num_variates)
+        return ForecastOutput(
+            forecast=forecast_BHN,
+            trend=prediction,
+            labels=self._labels(target, normalised_RL, loc_R1, scale_R1),
+            gate=None if knowledge is None else knowledge.gate,
+            match=None if knowledge is None else knowledge.match,
+            neighbour_weights=weights_RK,
+        )
+
+    def _fuse(self, forecast: Tensor, prediction: TrendPrediction | None) -> Tensor:
+        """Apply the expected change to a normalised forecast. (R, H) -> (R, H)."""
+        if self.trend is None:
+            return forecast
+        assert prediction is not None
+        fused_RH: Tensor = self.trend.fusion(forecast, prediction)
+        return fused_RH
+
+    def _labels(
+        self, target: Tensor | None, normalised: Tensor, loc: Tensor, scale: Tensor
+    ) -> TrendLabels | None:
+        """Label what the horizon really does, where it is known and somebody asks."""
+        if target is None or self.trend is None:
+            return None
+        labels: TrendLabels = self.trend.thresholds(
+            (_to_rows(target) - loc) / scale, normalised[:, -1]
+        )
+        return labels
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that get a gradient, by name."""
@@ -153,7 +230,7 @@ class Forecaster(nn.Module):
         embedded_RTE = self.backbone.embed_tokens(inputs.prompt_ids)
         return [(embedded_RTE, inputs.prompt_mask)]
 
-    def _check(self, inputs: ForecastInputs) -> None:
+    def _check(self, inputs: ForecastInputs, retrieved: RetrievedWindows | None) -> None:
         shape = tuple(inputs.context.shape)
         if len(shape) != 3 or shape[1] != self.seq_len:
             raise ValueError(
@@ -165,6 +242,11 @@ class Forecaster(nn.Module):
                 f"prompt_ids is {'missing' if ids is None else 'given'} and model.prompt="
                 f"{self.config.prompt}: pass prompts exactly when model.prompt is not none."
             )
+        if (retrieved is None) != (self.memory is None):
+            raise ValueError(
+                f"retrieved is {'missing' if retrieved is None else 'given'}: pass neighbours "
+                "exactly when gram.use_gram=true has built the memory."
+            )
         if ids is None:
             return
         rows = shape[0] * shape[2]
@@ -174,6 +256,12 @@ class Forecaster(nn.Module):
                 f"prompt_ids and prompt_mask have shapes {tuple(ids.shape)} and {found}: pass one "
                 f"row of tokens for each of the {rows} rows, and a mask of the same shape."
             )
+
+
+def _build_anchor(config: ModelConfig, seq_len: int, pred_len: int) -> LinearAnchor | None:
+    if config.anchor == "none":
+        return None
+    return LinearAnchor(seq_len, pred_len, reads_future=config.anchor == "ridge_retrieval")
 
 
 def _join(pieces: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ Shape legend (this file):
     P  patches      K  top_k
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,7 @@ SMALLEST_PRIOR = 1e-6
 EMPTY_SLOT = -1e4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GatedKnowledge:
+class GatedKnowledge(NamedTuple):
     """What the gate let through."""
 
     features: Tensor
@@ -66,7 +65,8 @@ class KnowledgeGate(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.value = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
-        self.residual_gate = nn.Parameter(torch.tensor(float(gate_init)))
+        # One element, not a scalar: DeepSpeed cannot broadcast parameters without an axis.
+        self.residual_gate = nn.Parameter(torch.tensor([float(gate_init)]))
 
     def forward(
         self, patches: Tensor, futures: Tensor, weights: Tensor, valid: Tensor

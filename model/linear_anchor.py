@@ -8,6 +8,7 @@ scored on validation without another pass over the data.
 Shape legend (this file):
     R  rows, one per (window, variate)     L  seq_len, in time steps
     C  rows in one chunk                   H  pred_len, in time steps
+    I  inputs: L, or L + H with a retrieved future
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ CHUNK_ROWS = 8192
 class LinearAnchor(KeepsBufferPrecision):
     """Forecast ``loc + W (x - loc)``; not trained, float32 whatever the model is cast to.
 
+    With ``reads_future``, x is the window followed by the forecast that retrieval makes.
     Which ``loc`` belongs to W is a buffer too, so the pair survives a state dict. Before
     :meth:`set_solution` W is zero and the forecast repeats ``loc``.
     """
@@ -39,16 +41,20 @@ class LinearAnchor(KeepsBufferPrecision):
     weight: Tensor
     subtracts_last: Tensor
 
-    def __init__(self, seq_len: int, pred_len: int, norm: Norm = "last") -> None:
+    def __init__(
+        self, seq_len: int, pred_len: int, norm: Norm = "last", *, reads_future: bool = False
+    ) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(pred_len, seq_len))
+        self.seq_len = seq_len
+        num_inputs = seq_len + pred_len if reads_future else seq_len
+        self.register_buffer("weight", torch.zeros(pred_len, num_inputs))
         self.register_buffer("subtracts_last", torch.tensor(norm == "last"))
 
     def set_solution(self, weight: Tensor, norm: Norm) -> None:
         """Take a solved ridge; mutates the buffers in place.
 
         Args:
-            weight: Coefficients of the centred window. Shape (H, L), floating point.
+            weight: Coefficients of the centred inputs. Shape (H, I), floating point.
             norm: What the rows were centred on when it was solved.
 
         Raises:
@@ -57,31 +63,35 @@ class LinearAnchor(KeepsBufferPrecision):
         if weight.shape != self.weight.shape:
             raise ValueError(
                 f"weight has shape {tuple(weight.shape)}: this anchor was built for "
-                f"(pred_len, seq_len) = {tuple(self.weight.shape)}."
+                f"(pred_len, inputs) = {tuple(self.weight.shape)}."
             )
         self.weight.copy_(weight)
         self.subtracts_last.fill_(norm == "last")
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, retrieved: Tensor | None = None) -> Tensor:
         """Forecast each row, in the row's own units.
 
         Args:
             rows: Windows, oldest first, on any affine scale. Shape (R, L).
+            retrieved: What retrieval forecasts, on the same scale, exactly where this anchor
+                was built with ``reads_future``. Shape (R, H).
 
         Returns:
             Forecast on the same scale. Shape (R, H), float32.
 
         Raises:
-            ValueError: ``rows`` is not (R, L) with this anchor's L.
+            ValueError: ``rows`` or ``retrieved`` does not have this anchor's shape.
         """
-        _check_columns("rows", rows, self.weight.shape[1])
+        _check_columns("rows", rows, self.seq_len)
         with torch.autocast(rows.device.type, enabled=False):
             rows_RL = rows.float()
             # torch.where instead of an if: reading the flag would stall a GPU at every step.
             loc_R1 = torch.where(
                 self.subtracts_last, rows_RL[:, -1:], rows_RL.mean(dim=1, keepdim=True)
             )
-            return loc_R1 + F.linear(rows_RL - loc_R1, self.weight)
+            inputs_RI = rows_RL if retrieved is None else torch.cat([rows_RL, retrieved], dim=1)
+            _check_columns("rows with what is retrieved", inputs_RI, self.weight.shape[1])
+            return loc_R1 + F.linear(inputs_RI - loc_R1, self.weight)
 
 
 class GramAccumulator:
@@ -90,12 +100,16 @@ class GramAccumulator:
     Add up :attr:`tensors` over the ranks (all-reduce, in place) before reading the sums.
     """
 
-    def __init__(self, seq_len: int, pred_len: int, norm: Norm) -> None:
+    def __init__(
+        self, seq_len: int, pred_len: int, norm: Norm, *, reads_future: bool = False
+    ) -> None:
         self.norm: Norm = norm
-        self.gram = torch.zeros(seq_len, seq_len, dtype=torch.float64)
-        """Sum of x x^T over centred rows. Shape (L, L)."""
-        self.cross = torch.zeros(seq_len, pred_len, dtype=torch.float64)
-        """Sum of x y^T over centred rows. Shape (L, H)."""
+        self.seq_len = seq_len
+        num_inputs = seq_len + pred_len if reads_future else seq_len
+        self.gram = torch.zeros(num_inputs, num_inputs, dtype=torch.float64)
+        """Sum of x x^T over centred rows. Shape (I, I)."""
+        self.cross = torch.zeros(num_inputs, pred_len, dtype=torch.float64)
+        """Sum of x y^T over centred rows. Shape (I, H)."""
         self.target_square = torch.zeros((), dtype=torch.float64)
         """Sum of |y|^2 over centred targets. Shape ()."""
         self.num_rows = torch.zeros((), dtype=torch.float64)
@@ -106,38 +120,43 @@ class GramAccumulator:
         """All sums, float64, for an in-place all-reduce by the caller."""
         return [self.gram, self.cross, self.target_square, self.num_rows]
 
-    def add(self, windows: Tensor, targets: Tensor) -> None:
+    def add(self, windows: Tensor, targets: Tensor, retrieved: Tensor | None = None) -> None:
         """Add rows to the sums.
 
         Args:
             windows: Windows, oldest first. Shape (R, L), any floating type.
             targets: What followed each. Shape (R, H), any floating type.
+            retrieved: What retrieval forecasts for each, exactly with ``reads_future``.
+                Shape (R, H), any floating type.
 
         Raises:
             ValueError: Shapes do not match each other or this accumulator.
         """
-        _check_columns("windows", windows, self.cross.shape[0])
+        _check_columns("windows", windows, self.seq_len)
         _check_columns("targets", targets, self.cross.shape[1])
+        inputs = windows if retrieved is None else torch.cat([windows, retrieved], dim=1)
+        _check_columns("windows with what is retrieved", inputs, self.cross.shape[0])
         if len(windows) != len(targets):
             raise ValueError(
                 f"windows has {len(windows)} rows and targets {len(targets)}: pass one target "
                 "per window."
             )
         for start in range(0, len(windows), CHUNK_ROWS):
-            x_CL = windows[start : start + CHUNK_ROWS].to(self.gram)
+            x_CI = inputs[start : start + CHUNK_ROWS].to(self.gram)
             y_CH = targets[start : start + CHUNK_ROWS].to(self.gram)
+            x_CL = x_CI[:, : self.seq_len]
             loc_C1 = x_CL[:, -1:] if self.norm == "last" else x_CL.mean(dim=1, keepdim=True)
-            x_CL, y_CH = x_CL - loc_C1, y_CH - loc_C1
-            self.gram.addmm_(x_CL.T, x_CL)
-            self.cross.addmm_(x_CL.T, y_CH)
+            x_CI, y_CH = x_CI - loc_C1, y_CH - loc_C1
+            self.gram.addmm_(x_CI.T, x_CI)
+            self.cross.addmm_(x_CI.T, y_CH)
             self.target_square += y_CH.square().sum()
-            self.num_rows += len(x_CL)
+            self.num_rows += len(x_CI)
 
     def squared_error(self, weight: Tensor) -> Tensor:
         """Sum the squared error of ``loc + W (x - loc)`` over all rows and steps added.
 
         Args:
-            weight: A candidate W for this accumulator's ``norm``. Shape (H, L).
+            weight: A candidate W for this accumulator's ``norm``. Shape (H, I).
 
         Returns:
             The sum, in squared units of the windows; divide by ``num_rows * H`` for the MSE.
@@ -160,7 +179,7 @@ class AnchorFit:
     """Its penalty."""
 
     weight: Tensor
-    """Its coefficients. Shape (H, L), float64."""
+    """Its coefficients. Shape (H, I), float64."""
 
     validation_mse: float
     """Its mean squared error over all validation rows and steps."""
@@ -173,12 +192,12 @@ def solve(gram: Tensor, cross: Tensor, lam: float) -> Tensor:
     """Solve the ridge ``min |Y - X W^T|^2 + lam |W|^2``, without an intercept.
 
     Args:
-        gram: X^T X of the centred rows. Shape (L, L), float64.
-        cross: X^T Y of the centred rows. Shape (L, H), float64.
+        gram: X^T X of the centred rows. Shape (I, I), float64.
+        cross: X^T Y of the centred rows. Shape (I, H), float64.
         lam: Penalty, above 0; it also makes a singular Gram matrix solvable.
 
     Returns:
-        W. Shape (H, L), float64.
+        W. Shape (H, I), float64.
 
     Raises:
         ValueError: ``lam`` is not positive, or the sums are not finite.
@@ -187,8 +206,8 @@ def solve(gram: Tensor, cross: Tensor, lam: float) -> Tensor:
         raise ValueError(f"lam={lam}: pass a penalty above 0, windows may be collinear.")
     if not (gram.isfinite().all() and cross.isfinite().all()):
         raise ValueError("gram and cross hold NaN or inf: the windows must be finite numbers.")
-    penalised_LL = gram + lam * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.cholesky_solve(cross, torch.linalg.cholesky(penalised_LL)).T.contiguous()
+    penalised_II = gram + lam * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(penalised_II)).T.contiguous()
 
 
 def fit_anchor(

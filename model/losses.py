@@ -117,8 +117,37 @@ def hierarchical_consistency(direction: Tensor, magnitude: Tensor) -> Tensor:
     return _mean((coarse_R2.exp() * (coarse_R2 - fine_R2)).sum(dim=1))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateTotals:
+    """Sums over the rows of all ranks, without which N ranks would not train like one."""
+
+    gate: Tensor
+    """Sum of the gates of rows with a neighbour. Scalar, float32, without gradient."""
+
+    rows: Tensor
+    """How many such rows there are. Scalar, float32."""
+
+    num_ranks: int = 1
+    """Ranks whose gradients are averaged."""
+
+
+def gate_totals(gate: Tensor, valid: Tensor) -> GateTotals:
+    """Sum up this rank's rows; with several ranks the caller adds the sums up.
+
+    Args:
+        gate: Trust in the present. Shape (R,), float32.
+        valid: True where a neighbour exists. Shape (R, K), bool.
+    """
+    found_R = valid.any(dim=1).float()
+    return GateTotals(gate=(gate.detach() * found_R).sum(), rows=found_R.sum())
+
+
 def retrieval_losses(
-    gate: Tensor, match: Tensor, valid: Tensor, config: GramConfig
+    gate: Tensor,
+    match: Tensor,
+    valid: Tensor,
+    config: GramConfig,
+    totals: GateTotals | None = None,
 ) -> dict[str, LossTerm]:
     """Losses of the knowledge gate over the rows that have a neighbour.
 
@@ -129,17 +158,23 @@ def retrieval_losses(
         match: Match score of each row. Shape (R,), float32.
         valid: True where a neighbour exists. Shape (R, K), bool.
         config: The weight.
+        totals: Sums over all ranks; default those of these rows. The entropy of a mean is no mean
+            of entropies, so each rank takes its slope at the mean over all of them.
 
     Returns:
         ``gate_entropy``, the negative entropy of the mean gate (low: both answers are used), and
         ``gate_consistency``, each gate's entropy times its match (low: decisive where it may).
     """
+    totals = totals or gate_totals(gate, valid)
     found_R = valid.any(dim=1).float()
-    count = found_R.sum().clamp_min(1)
-    mean_gate = (gate * found_R).sum() / count
-    any_found = found_R.amax() if len(found_R) else found_R.sum()
-    diversity = -_binary_entropy(mean_gate) * any_found
-    indecision = (found_R * match.detach() * _binary_entropy(gate)).sum() / count
+    any_found = totals.rows.clamp(max=1)
+    rows_per_rank = totals.rows.clamp_min(1) / totals.num_ranks
+    mean_gate = totals.gate / totals.rows.clamp_min(1)
+    p = mean_gate.clamp(GATE_MARGIN, 1 - GATE_MARGIN)
+    slope = (p / (1 - p)).log()
+    share = (gate * found_R).sum() / rows_per_rank
+    diversity = (slope * (share - share.detach()) - _binary_entropy(mean_gate)) * any_found
+    indecision = (found_R * match.detach() * _binary_entropy(gate)).sum() / rows_per_rank
     return {
         "gate_entropy": LossTerm(value=diversity, weight=config.lambda_retrieval),
         "gate_consistency": LossTerm(value=indecision, weight=config.lambda_retrieval),

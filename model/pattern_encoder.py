@@ -10,7 +10,7 @@ Shape legend (this file):
 """
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,7 @@ NUM_BLOCKS = 2
 NUM_STATISTICS = 7
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PatternCode:
+class PatternCode(NamedTuple):
     """A window as the retriever sees it."""
 
     shape: Tensor
@@ -188,7 +187,8 @@ class DualKey(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shape_weight = nn.Parameter(torch.zeros(()))
+        # One element, not a scalar: DeepSpeed cannot broadcast parameters without an axis.
+        self.shape_weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, shape: Tensor, value: Tensor) -> Tensor:
         """Join. (R, Z), (R, Z) -> (R, 2Z)."""

@@ -36,7 +36,8 @@ class TrendFusion(KeepsBufferPrecision):
         if self.mode == "never":
             return
         if self.uses_change:
-            self.change_scale = nn.Parameter(torch.zeros(()))
+            # One element, not a scalar: DeepSpeed cannot broadcast parameters without an axis.
+            self.change_scale = nn.Parameter(torch.zeros(1))
         elif self.learned_factors:
             self.class_factors = nn.Parameter(torch.zeros(NUM_MAGNITUDES))
         else:

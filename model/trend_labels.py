@@ -6,7 +6,7 @@ Shape legend (this file):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,7 @@ QUANTILES = (0.15, 0.40, 0.60, 0.85)
 SOFT_LABEL_TEMPERATURE = 0.05
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrendLabels:
+class TrendLabels(NamedTuple):
     """What the horizon really did."""
 
     change: Tensor
@@ -143,7 +142,7 @@ class TrendThresholds(KeepsBufferPrecision):
         start = torch.tensor(SPEC_THRESHOLDS if isinstance(kind, str) else tuple(kind))
         if self.learnable:
             # The first threshold and the logarithms of the gaps: training keeps the order.
-            self.first = nn.Parameter(start[0].clone())
+            self.first = nn.Parameter(start[:1].clone())
             self.log_gaps = nn.Parameter(start.diff().log())
         else:
             self.register_buffer("values", start)
@@ -162,7 +161,7 @@ class TrendThresholds(KeepsBufferPrecision):
         """
         thresholds = quantile_thresholds(changes)
         if self.learnable:
-            self.first.copy_(thresholds[0])
+            self.first.copy_(thresholds[:1])
             self.log_gaps.copy_(thresholds.diff().clamp_min(1e-4).log())
         else:
             self.values.copy_(thresholds)
@@ -202,5 +201,5 @@ class TrendThresholds(KeepsBufferPrecision):
 
     def _learned(self) -> Tensor:
         gap_1, gap_2, gap_3 = self.log_gaps.float().exp()
-        t1 = self.first.float()
+        t1 = self.first.float()[0]
         return torch.stack([t1, t1 + gap_1, t1 + gap_1 + gap_2, t1 + gap_1 + gap_2 + gap_3])

@@ -15,6 +15,7 @@ def save(folder: Path, value: float = 1.0) -> dict[str, torch.Tensor]:
     save_checkpoint(
         folder,
         state=state,
+        memory={"b": torch.ones(2)},
         series={"name": "x", "series": []},
         config=RunConfig(name="n"),
         facts={"step": 3, "val_mse": 0.5, "dtype": "fp32"},
@@ -27,6 +28,7 @@ def test_what_is_saved_comes_back(tmp_path: Path):
     loaded = load_checkpoint(tmp_path / "best")
     assert loaded.state.keys() == state.keys()
     assert all(torch.equal(loaded.state[name], value) for name, value in state.items())
+    assert torch.equal(loaded.memory["b"], torch.ones(2))
     assert loaded.series == {"name": "x", "series": []}
     assert (loaded.manifest["step"], loaded.manifest["val_mse"]) == (3, 0.5)
     assert load_run_config(tmp_path / "best/config.yaml") == RunConfig(name="n")

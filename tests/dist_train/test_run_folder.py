@@ -53,6 +53,15 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path):
         run_folder.check_is_new(config(tmp_path))
 
 
+def test_a_runs_dir_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "notes").touch()
+    for runs_dir in (tmp_path / "notes", tmp_path / "notes/deeper"):
+        for check in (run_folder.check_is_new, run_folder.plan_start):
+            with pytest.raises(ConfigError, match=r"runs_dir=.*: .*/notes is a file; name a fold"):
+                check(config(runs_dir))
+    run_folder.check_is_new(config(tmp_path / "new/deeper"))
+
+
 def test_the_same_run_is_not_started_again(tmp_path: Path):
     finish(config(tmp_path))
     verb, line = run_folder.plan_start(config(tmp_path))
@@ -80,11 +89,3 @@ def test_an_unfinished_run_is_left_alone(tmp_path: Path):
     (tmp_path / "a/metrics.jsonl").write_text("{}")
     assert run_folder.plan_start(config(tmp_path))[0] == "a-2"
     assert (tmp_path / "a/metrics.jsonl").read_text() == "{}"
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path):
-    path = tmp_path / "x.json"
-    write_text(path, "one")
-    write_text(path, "two")
-    assert path.read_text() == "two"
-    assert [one.name for one in tmp_path.iterdir()] == ["x.json"]

@@ -24,9 +24,7 @@ _context.set_forkserver_preload(
         "torch.fx.experimental.symbolic_shapes",
         "pandas",
         "deepspeed",
-        "dist_train.train",
-        "dist_train.trainer",
-        "dist_train.report",
+        "dist_train.session",
         "dist_train.scoring",
     ]
 )

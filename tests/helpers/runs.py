@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from dist_train import preflight, train
+from dist_train import preflight
 from dist_train.config import RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
-from model.config import BackboneConfig, ModelConfig
+from dist_train.session import train_and_score
+from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig
 from tests.helpers.backbones import tiny_backbone
 from tests.helpers.ranks import run_ranks
 from tests.helpers.series import write_series
@@ -27,10 +28,12 @@ def tiny_run(folder: Path, **changes: object) -> RunConfig:
             patch_len=8, stride=4, d_model=8, d_ff=8, n_heads=2, num_prototypes=12, dropout=0.0,
             prompt="stats_only", max_prompt_tokens=256,
         ),
+        tapr=TaprConfig(use_tapr=True),
+        gram=GramConfig(use_gram=True, d_repr=16),
         backbone=BackboneConfig(name=str(tiny_backbone("gpt2")), llm_layers=2),
         train=TrainConfig(
             batch_size=8, max_steps=STEPS, log_every=1, precision="fp32", learning_rate=1e-3,
-            eval_batch_size=64,
+            eval_batch_size=64, warmup_steps=0,
         ),
     )  # fmt: skip
     return replace(config, **changes)  # type: ignore[arg-type]
@@ -39,7 +42,7 @@ def tiny_run(folder: Path, **changes: object) -> RunConfig:
 def train_each(rank: int, world_size: int, configs: list[RunConfig]) -> None:
     """Train one run after the other; to be called through :func:`run_ranks`."""
     for config in configs:
-        train.train_and_score(config, preflight.check(config))
+        train_and_score(config, preflight.check(config))
 
 
 def train_runs(configs: list[RunConfig], world_size: int = 1) -> None:

@@ -11,7 +11,9 @@ def write_series(path: Path, rows: int = 600, variates: int = 2, seed: int = 0) 
     rng = np.random.default_rng(seed)
     hours = np.arange(rows)[:, None]
     phase = np.arange(variates)[None]
-    values = 10 + 3 * np.sin(2 * np.pi * hours / 24 + phase) + 0.5 * rng.normal(size=(rows, variates))
+    values = (
+        10 + 3 * np.sin(2 * np.pi * hours / 24 + phase) + 0.5 * rng.normal(size=(rows, variates))
+    )
     frame = pd.DataFrame(values, columns=[f"v{number}" for number in range(variates)])
     frame.insert(0, "date", pd.date_range("2020-01-01", periods=rows, freq="h"))
     frame.to_csv(path, index=False)

@@ -109,8 +109,8 @@ def test_the_description_is_cut_and_the_statistics_never(
 def test_the_longest_statistics_are_known_exactly(tokenizer: PreTrainedTokenizerFast):
     # Of this tokenizer's words, "-0.0123" and two-digit lags are the longest a row can have.
     worst = (
-        " Input statistics: min value -0.0123, max value -0.0123, median value -0.0123, the trend of "
-        "input is upward, top 5 lags are: 12, 13, 14, 15, 16"
+        " Input statistics: min value -0.0123, max value -0.0123, median value -0.0123, the "
+        "trend of input is upward, top 5 lags are: 12, 13, 14, 15, 16"
     )
     length = len(tokenizer(worst, add_special_tokens=False).input_ids)
     builder = build(tokenizer, prompt="stats_only", max_prompt_tokens=length + 2)

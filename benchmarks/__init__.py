@@ -1,0 +1,1 @@
+"""Comparisons behind the decisions, each one command: ``python -m benchmarks.<name>``."""

@@ -1,0 +1,106 @@
+"""The loss of one micro-batch by name, and its sums for the log.
+
+Shape legend (this file):
+    B  windows     H  pred_len     N  variates
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dist_train import distributed
+from dist_train.config import RunConfig
+from model.batch import ForecastOutput, RetrievedWindows
+from model.losses import (
+    GateTotals,
+    LossTerm,
+    class_counts,
+    correct_count,
+    forecast_loss,
+    gate_totals,
+    majority_count,
+    retrieval_losses,
+    trend_losses,
+)
+from model.trend_head import NUM_DIRECTIONS, NUM_MAGNITUDES
+
+
+def loss_terms(
+    output: ForecastOutput,
+    target: Tensor,
+    retrieved: RetrievedWindows | None,
+    config: RunConfig,
+) -> dict[str, LossTerm]:
+    """Make every term that the run's modules have; collective where the memory is on.
+
+    Args:
+        output: What the model says.
+        target: Standardised truth. Shape (B, H, N).
+        retrieved: The neighbours that it was given.
+        config: The weights.
+    """
+    terms = forecast_loss(output.forecast, target)
+    if output.trend is not None:
+        assert output.labels is not None  # the training passes the target
+        terms |= trend_losses(output.trend, output.labels, config.tapr)
+    if output.gate is not None:
+        assert output.match is not None
+        assert retrieved is not None
+        totals = _over_ranks(gate_totals(output.gate, retrieved.valid))
+        terms |= retrieval_losses(output.gate, output.match, retrieved.valid, config.gram, totals)
+    return terms
+
+
+@dataclass
+class TrainingSums:
+    """What the log says about the steps since its last line; added up over ranks when it does."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    num_batches: int = 0
+
+    def add(self, loss: Tensor, terms: dict[str, LossTerm], output: ForecastOutput) -> None:
+        """Add one micro-batch, without waiting for the device."""
+        self.num_batches += 1
+        self._value("train/loss", loss)
+        for name, term in terms.items():
+            self._value(f"train/loss_{name}", term.value)
+        if output.gate is not None:
+            self._value("retrieval/gate", output.gate.mean())
+            assert output.match is not None
+            self._value("retrieval/match", output.match.mean())
+        if output.trend is not None and output.labels is not None:
+            labels = output.labels
+            for name, logits, classes, number in (
+                ("direction", output.trend.direction, labels.direction, NUM_DIRECTIONS),
+                ("magnitude", output.trend.magnitude, labels.magnitude, NUM_MAGNITUDES),
+            ):
+                self._count(f"{name}/correct", correct_count(logits, classes)[0][None])
+                self._count(f"{name}/classes", class_counts(classes, number))
+
+    def reduce(self) -> dict[str, float]:
+        """Means over steps and ranks, by the name they are logged under; collective."""
+        names = sorted(self.values)
+        stacked = torch.stack([self.values[name] for name in names])
+        means = distributed.reduce_sum(stacked) / (self.num_batches * distributed.world_size())
+        metrics = dict(zip(names, means.tolist(), strict=True))
+        for name in ("direction", "magnitude"):
+            if f"{name}/classes" in self.counts:
+                classes = distributed.reduce_sum(self.counts[f"{name}/classes"])
+                correct = distributed.reduce_sum(self.counts[f"{name}/correct"])
+                largest, total = majority_count(classes)
+                metrics[f"train/accuracy_{name}"] = float(correct) / float(total)
+                metrics[f"train/majority_{name}"] = float(largest) / float(total)
+        return metrics
+
+    def _value(self, name: str, value: Tensor) -> None:
+        self.values[name] = self.values.get(name, torch.zeros_like(value)) + value.detach().double()
+
+    def _count(self, name: str, count: Tensor) -> None:
+        self.counts[name] = self.counts.get(name, torch.zeros_like(count)) + count
+
+
+def _over_ranks(totals: GateTotals) -> GateTotals:
+    gate, rows = distributed.reduce_sum(torch.stack([totals.gate, totals.rows]))
+    return GateTotals(gate=gate, rows=rows, num_ranks=distributed.world_size())

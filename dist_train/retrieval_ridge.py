@@ -1,0 +1,94 @@
+"""Whether retrieval helps, answered by closed form before training: ridge with and without it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dist_train import distributed
+from dist_train.data.collate import Collator
+from dist_train.data.windows import ForecastData
+from dist_train.retrieval import Retriever
+from memory_index.config import BankConfig
+from model.config import GramConfig
+from model.linear_anchor import LAMBDAS, AnchorFit, GramAccumulator, Norm, fit_anchor
+
+NORMS: tuple[Norm, ...] = ("last", "mean")
+LAMBDAS_WITH_RETRIEVAL = (*LAMBDAS, 1e5)
+
+# Searching for every training window can cost more than the training; windows overlap, so an even
+# sample says nearly as much.
+TRAIN_ROWS = 16384
+VAL_ROWS = 8192
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalVerdict:
+    """The two ridges, fitted to the same sample of training windows."""
+
+    without: AnchorFit
+    with_retrieval: AnchorFit
+
+    @property
+    def helps(self) -> bool:
+        """Whether the ridge that reads the retrieved futures is better on validation."""
+        return self.with_retrieval.validation_mse < self.without.validation_mse
+
+
+def judge_retrieval(data: ForecastData, gram: GramConfig, bank: BankConfig) -> RetrievalVerdict:
+    """Fit the ridge with and without the retrieved futures; collective.
+
+    Retrieval uses the anchored key, which needs no training, whatever ``gram.retrieval_key`` is.
+
+    Args:
+        data: The series.
+        gram: Number of neighbours and temperature.
+        bank: Which windows can be retrieved.
+    """
+    retriever = Retriever(data, replace(gram, retrieval_key="anchored"), bank)
+    retriever.refresh({})
+    sums = {
+        (split, reads): [_empty(data, norm, reads) for norm in NORMS]
+        for split in ("train", "val")
+        for reads in (False, True)
+    }
+    for split, limit in (("train", TRAIN_ROWS), ("val", VAL_ROWS)):
+        _accumulate(retriever, split, limit, sums[split, False], sums[split, True])
+    for accumulators in sums.values():
+        for accumulator in accumulators:
+            for tensor in accumulator.tensors:
+                tensor.copy_(distributed.reduce_sum(tensor))
+    return RetrievalVerdict(
+        without=fit_anchor(sums["train", False], sums["val", False], LAMBDAS),
+        with_retrieval=fit_anchor(sums["train", True], sums["val", True], LAMBDAS_WITH_RETRIEVAL),
+    )
+
+
+def _empty(data: ForecastData, norm: Norm, reads_future: bool) -> GramAccumulator:
+    windows = data.windows["train"]
+    return GramAccumulator(windows.seq_len, windows.pred_len, norm, reads_future=reads_future)
+
+
+def _accumulate(
+    retriever: Retriever,
+    split: str,
+    limit: int,
+    without: list[GramAccumulator],
+    with_retrieval: list[GramAccumulator],
+) -> None:
+    """Add this rank's share of an even sample of windows to both kinds of sums."""
+    windows = retriever.data.windows[split]
+    size = min(len(windows), max(1, limit // windows.num_variates))
+    ids = np.unique(np.linspace(0, len(windows) - 1, size).astype(int))
+    mine = ids[distributed.rank() :: distributed.world_size()]
+    chunk = max(1, CHUNK_ROWS // windows.num_variates)
+    for first in range(0, len(mine), chunk):
+        batch = Collator(windows, None)([int(number) for number in mine[first : first + chunk]])
+        context, target, retrieved = (
+            values.transpose(1, 2).flatten(0, 1)
+            for values in (batch.context, batch.target, retriever.forecast(batch, split))
+        )
+        for accumulator in without:
+            accumulator.add(context, target)
+        for accumulator in with_retrieval:
+            accumulator.add(context, target, retrieved)

@@ -1,0 +1,215 @@
+"""One run on the ranks of the process group: prepare, fit, score, report."""
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dist_train import baselines, distributed, engine, leak_alarm, precision, report, run_folder
+from dist_train.atomic_file import write_text
+from dist_train.build import build_forecaster, build_prompt_builder
+from dist_train.config import RunConfig, config_to_yaml
+from dist_train.data.sampler import GlobalBatchSampler
+from dist_train.data.windows import ForecastData
+from dist_train.evaluation import finish_scores, score_split
+from dist_train.metrics import Scores
+from dist_train.preflight import Preflight
+from dist_train.reproducibility import code_fingerprint, environment
+from dist_train.retrieval import Retriever
+from dist_train.retrieval_ridge import RetrievalVerdict, judge_retrieval
+from dist_train.tracking import Tracker
+from dist_train.trainer import FitResult, Trainer
+from dist_train.trend_fit import training_changes
+from model.backbone_files import fingerprint
+from model.forecaster import Forecaster
+from model.linear_anchor import AnchorFit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """What is known before any training."""
+
+    ridge: AnchorFit
+    """The ridge without retrieval: the row beside every result."""
+
+    verdict: RetrievalVerdict | None
+    """Ridge with against without retrieval; None where nobody asked."""
+
+
+def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
+    """Train and score what has been checked; collective.
+
+    Args:
+        config: The run; its folder is new.
+        checked: Its data and backbone.
+
+    Returns:
+        What ``result.json`` holds, on every rank.
+
+    Raises:
+        FloatingPointError: The loss is not finite.
+        LeakError: The memory shows windows their own futures.
+    """
+    data, files, folder = checked.data, checked.backbone_files, config.run_folder
+    main = distributed.is_main_rank()
+    with distributed.agree_or_raise("Creating the run folder"):
+        if main:
+            _create_folder(folder, config)
+    dtype = precision.resolve_dtype(config.train.precision)
+    settings = engine.deepspeed_json(config, distributed.world_size(), dtype)
+    if main:
+        write_text(folder / "deepspeed.json", json.dumps(settings, indent=2))
+        _say(report.opening(config, data, distributed.world_size(), dtype))
+    prompt_builder = build_prompt_builder(config, files, data.series_set.description)
+
+    config, closed = _solve_closed_form(config, data)
+    model = build_forecaster(config, files, dtype)
+    _set_solutions(model, config, data, closed)
+    retriever = None
+    if config.gram.use_gram is True:
+        retriever = Retriever(data, config.gram, config.bank)
+    if main:
+        _say(report.parameters(model, closed.ridge, closed.verdict, retriever))
+
+    sampler = _build_sampler(config, data, settings)
+    total_steps = sampler.steps_per_epoch * config.train.max_epochs
+    total_steps = min(total_steps, config.train.max_steps or total_steps)
+    ds_engine = engine.initialize(model, config, settings, total_steps)
+    facts = {
+        "dtype": precision.dtype_name(dtype),
+        "backbone": {"name": config.backbone.name, "fingerprint": fingerprint(files)},
+    }
+    with Tracker(folder, enabled=main) as tracker:
+        trainer = Trainer(
+            config, ds_engine, data, sampler, prompt_builder, tracker,
+            retriever=retriever, total_steps=total_steps, facts=facts,
+        )  # fmt: skip
+        trainer.refresh_memory()
+        if retriever is not None:
+            _check_for_leaks(retriever, tracker)
+        fit = trainer.fit()
+        trainer.restore_best()
+        scores = _score_test(config, data, trainer, closed.ridge)
+        tracker.log(fit.steps, {f"test/mse/{name}": row.mse for name, row in scores.items()})
+
+    forecast = partial(trainer.forecast, split="test")
+    example = report.collect_example(forecast, closed.ridge, data, prompt_builder)
+    ds_engine.close()
+    result = _result(config, fit, closed, scores)
+    with distributed.agree_or_raise("Writing the report"):
+        if main:
+            report.write(folder, config, data, result, scores, example)
+            write_text(folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
+            _say(report.table(scores))
+    return result
+
+
+def _create_folder(folder: Path, config: RunConfig) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", config_to_yaml(config))
+    write_text(folder / "environment.json", json.dumps(environment(), indent=2))
+
+
+def _solve_closed_form(config: RunConfig, data: ForecastData) -> tuple[RunConfig, ClosedForm]:
+    """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
+    verdict = None
+    if config.gram.use_gram == "auto" or config.model.anchor == "ridge_retrieval":
+        verdict = judge_retrieval(data, config.gram, config.bank)
+    if config.gram.use_gram == "auto":
+        assert verdict is not None
+        gram = dataclasses.replace(config.gram, use_gram=verdict.helps)
+        config = dataclasses.replace(config, gram=gram)
+    return config, ClosedForm(ridge=baselines.fit_ridge(data), verdict=verdict)
+
+
+def _set_solutions(
+    model: Forecaster, config: RunConfig, data: ForecastData, closed: ClosedForm
+) -> None:
+    """Give the model its anchor and the thresholds of its trend labels."""
+    if model.anchor is not None:
+        fit = closed.ridge
+        if config.model.anchor == "ridge_retrieval":
+            assert closed.verdict is not None
+            fit = closed.verdict.with_retrieval
+        model.anchor.set_solution(fit.weight, fit.norm)
+    if model.trend is not None and not isinstance(config.tapr.trend_thresholds, list):
+        model.trend.thresholds.fit(training_changes(data.windows["train"]))
+
+
+def _build_sampler(
+    config: RunConfig, data: ForecastData, settings: dict[str, Any]
+) -> GlobalBatchSampler:
+    return GlobalBatchSampler(
+        len(data.windows["train"]),
+        config.train.batch_size,
+        settings["train_micro_batch_size_per_gpu"],
+        distributed.rank(),
+        distributed.world_size(),
+        config.train.seed,
+    )
+
+
+def _check_for_leaks(retriever: Retriever, tracker: Tracker) -> None:
+    leaks = leak_alarm.check_for_leaks(retriever)
+    tracker.log(
+        0,
+        {
+            "retrieval/train_over_repeat_last": leaks.train_ratio,
+            "retrieval/val_over_repeat_last": leaks.val_ratio,
+            "retrieval/overlaps": leaks.overlaps,
+        },
+    )
+    if distributed.is_main_rank():
+        _say(leak_alarm.message(leaks))
+
+
+def _score_test(
+    config: RunConfig, data: ForecastData, trainer: Trainer, ridge: AnchorFit
+) -> dict[str, Scores]:
+    """Score model and baselines on the same windows of the test split; collective."""
+    score = partial(
+        score_split,
+        data=data,
+        split="test",
+        batch_size=config.train.eval_batch_size,
+        num_workers=config.data.num_workers,
+    )
+    forecast = partial(trainer.forecast, split="test")
+    sums = score({"Time-LLM": forecast}, prompt_builder=trainer.prompt_builder)
+    sums |= score(baselines.all_baselines(data, ridge, config.train.seed))
+    return finish_scores(sums, data)
+
+
+def _result(
+    config: RunConfig, fit: FitResult, closed: ClosedForm, scores: dict[str, Scores]
+) -> dict[str, Any]:
+    started = float(os.environ.get("TIMELLM_STARTED_AT", time.time()))
+    result = {
+        "run": config.name,
+        "test_mse": round(scores["Time-LLM"].mse, 6),
+        "ridge_mse": round(scores["ridge"].mse, 6),
+        "train_s": round(fit.train_s, 1),
+        "total_s": round(time.time() - started, 1),
+        "ranks": distributed.world_size(),
+        "best_step": fit.best_step,
+        "steps": fit.steps,
+        "val_mse": fit.best_val_mse,
+        "ridge_val_mse": closed.ridge.validation_mse,
+        "use_gram": config.gram.use_gram,
+        "windows_per_s": round(fit.windows_per_s, 2),
+        "peak_rss_gib": round(fit.peak_rss_gib, 3),
+        "code": code_fingerprint(),
+        "scores": {name: asdict(row) for name, row in scores.items()},
+    }
+    if closed.verdict is not None:
+        result["ridge_sample_val_mse"] = closed.verdict.without.validation_mse
+        result["ridge_retrieval_val_mse"] = closed.verdict.with_retrieval.validation_mse
+    return result
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,83 @@
+"""dist_train/build.py: the seed decides the weights, the configuration decides the prompt."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dist_train.build import build_forecaster, build_prompt_builder
+from dist_train.config import RunConfig
+from model.backbone import load_backbone
+from model.backbone_files import BackboneFiles, locate_backbone
+from tests.helpers.runs import tiny_run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return tiny_run(tmp_path)
+
+
+def located(config: RunConfig) -> BackboneFiles:
+    return locate_backbone(config.backbone.name)
+
+
+def weights(config: RunConfig, seed: int) -> dict[str, Tensor]:
+    config = replace(config, train=replace(config.train, seed=seed))
+    return build_forecaster(config, located(config), torch.float32).state_dict()
+
+
+def test_the_same_seed_gives_the_same_weights(config: RunConfig):
+    first = weights(config, 1)
+    torch.rand(7)  # whatever was drawn before does not matter
+    second = weights(config, 1)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_seed_gives_other_weights_and_the_same_backbone(config: RunConfig):
+    first, second = weights(config, 1), weights(config, 2)
+    for name, value in first.items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, second[name]), name
+    assert not torch.equal(first["prototypes.mapping.weight"], second["prototypes.mapping.weight"])
+
+
+def test_the_backbone_is_the_one_on_disk_and_frozen(config: RunConfig):
+    model = build_forecaster(config, located(config), torch.float32)
+    expected = load_backbone(config.backbone, located(config)).state_dict()
+    found = model.get_submodule("backbone").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert trained
+    assert not [name for name in trained if name.startswith("backbone.")]
+
+
+def test_the_backbone_has_the_compute_type_and_the_trained_parameters_float32(config: RunConfig):
+    model = build_forecaster(config, located(config), torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32, name
+        elif parameter.ndim == 2:  # the backbone's matrices
+            assert parameter.dtype == torch.bfloat16, name
+
+
+def test_no_prompt_needs_no_builder(config: RunConfig):
+    config = replace(config, model=replace(config.model, prompt="none"))
+    assert build_prompt_builder(config, located(config), "a series") is None
+
+
+def test_a_full_prompt_tells_the_description_and_the_task(config: RunConfig):
+    full = replace(config.model, prompt="full", max_prompt_tokens=500)
+    config = replace(config, model=full)
+    told, untold = (
+        build_prompt_builder(config, located(config), text) for text in ("Wind in Oslo", "")
+    )
+    assert told is not None
+    assert untold is not None
+    context = torch.linspace(0, 1, 48).reshape(1, 48, 1).numpy()
+    told_ids, told_mask = told(context)
+    untold_ids, _ = untold(context)
+    assert told_ids.shape == told_mask.shape
+    assert told_ids.shape[1] > untold_ids.shape[1]

@@ -1,0 +1,281 @@
+"""Refusals through the real commands: what is wrong, the value, the remedy; at once, on all ranks.
+
+A user's mistake must cost seconds, not the minutes in which models are loaded and ranks meet: so
+torch cannot be imported in most of these tests, and nothing may have been written.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dist_train.config import RunConfig, config_to_yaml
+from dist_train.preflight import check
+from dist_train.session import train_and_score
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import tiny_run
+from tests.helpers.series import write_series
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 20.0  # 10 s on a quiet machine; tests share theirs
+HEAVY = ("torch", "transformers", "deepspeed")
+COMMANDS = {
+    "train": ("-m", "dist_train.cli", "train"),
+    "run_folder": ("-m", "dist_train.run_folder"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """What a user got wrong, and what the message must say."""
+
+    options: tuple[str, ...]
+    key: str
+    value: str
+    remedy: str
+    ranks: int = 1
+
+
+MISTAKES = {
+    "missing file": Mistake(
+        options=("--data.path", "nowhere.csv"),
+        key="data.path", value="nowhere.csv does not exist", remedy="check the path",
+    ),
+    "missing column": Mistake(
+        options=("--data.columns", "[v0, w1]"),
+        key="data.columns", value="no column 'w1'", remedy="did you mean 'v1'? The columns are v0",
+    ),
+    "missing date column": Mistake(
+        options=("--data.date_column", "when"),
+        key="data.date_column", value="when", remedy="set data.date_column to the one with the",
+    ),
+    "no value": Mistake(
+        options=("--data.path", "{folder}/nan.csv"),
+        key="column 'v1'", value="no value at row 101", remedy="set data.missing=interpolate",
+    ),
+    "dates that go back": Mistake(
+        options=("--data.path", "{folder}/back.csv"),
+        key="data.dates=strict", value="row 202 has the time stamp 2020-01-09 08:00:00 after "
+        "2020-01-09 09:00:00: the dates go back", remedy="Correct the dates, or",
+    ),
+    "a date twice": Mistake(
+        options=("--data.path", "{folder}/twice.csv"),
+        key="data.dates=strict", value="row 202 has the time stamp 2020-01-09 08:00:00 after "
+        "2020-01-09 08:00:00: a duplicated time stamp", remedy="data.dates=as_is",
+    ),
+    "shorter than a window": Mistake(
+        options=("--data.path", "{folder}/short.csv"),
+        key="data.seq_len=48 and data.pred_len=12", value="series 'short' has 50 rows",
+        remedy="120 rows are needed; bring more, or shorten data.seq_len",
+    ),
+    "unknown key": Mistake(
+        options=("--train.patients", "3"),
+        key="train.patients", value="Unknown key", remedy="did you mean train.patience?",
+    ),
+    "wrong type": Mistake(
+        options=("--train.patience", "many"),
+        key="train.patience", value="many", remedy="expected a",
+    ),
+    "more layers than there are": Mistake(
+        options=("--backbone.llm_layers", "9"),
+        key="backbone.llm_layers=9", value="has 4 layers", remedy="use at most 4",
+    ),
+    "batch and ranks": Mistake(
+        options=("--train.batch_size", "8"), ranks=3,
+        key="train.batch_size=8", value="3 ranks", remedy="choose a multiple of 3",
+    ),
+    "batch larger than the data": Mistake(
+        options=("--train.batch_size", "600"),
+        key="train.batch_size=600", value="361 training windows", remedy="lower it",
+    ),
+    "unknown backbone": Mistake(
+        options=("--backbone.name", "gpt7"),
+        key="backbone.name=gpt7", value="not in the Hugging Face cache", remedy="give a folder",
+    ),
+    "a folder that is a file": Mistake(
+        options=("--runs_dir", "{folder}/nan.csv"),
+        key="runs_dir=", value="nan.csv is a file", remedy="name a folder",
+    ),
+    "configuration that is not there": Mistake(
+        options=("--config", "nowhere.yaml"),
+        key="--config nowhere.yaml", value="No such file", remedy="give the path of a YAML file",
+    ),
+}  # fmt: skip
+ON_TWO_RANKS = {
+    "torchrun": ("no value", "unknown key"),
+    "deepspeed": ("missing file", "batch of seven"),
+}
+MISTAKES_OF_RANKS = MISTAKES | {
+    "batch of seven": Mistake(
+        options=("--train.batch_size", "7"),
+        key="train.batch_size=7", value="2 ranks", remedy="choose a multiple of 2",
+    )
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good configuration with its series, and series with one defect each."""
+    folder = tmp_path_factory.mktemp("refusals")
+    (folder / "run.yaml").write_text(config_to_yaml(tiny_run(folder, name="good")))
+    write_series(folder / "short.csv", rows=50)
+    frame = pd.read_csv(folder / "series.csv")
+    frame.assign(v1=frame["v1"].where(frame.index != 100, np.nan)).to_csv(
+        folder / "nan.csv", index=False
+    )
+    order = np.arange(len(frame))
+    order[[200, 201]] = [201, 200]
+    frame.iloc[order].to_csv(folder / "back.csv", index=False)
+    frame.iloc[np.insert(np.arange(len(frame)), 201, 200)].to_csv(folder / "twice.csv", index=False)
+    for name in HEAVY:
+        (folder / "poison" / name).mkdir(parents=True)
+        text = f"raise AssertionError('{name} was imported before the refusal')"
+        (folder / "poison" / name / "__init__.py").write_text(text)
+    return folder
+
+
+def command_line(options: tuple[str, ...], folder: Path) -> list[str]:
+    return ["--config", str(folder / "run.yaml"), *(o.format(folder=folder) for o in options)]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"}
+    plain = {key: value for key, value in os.environ.items() if key not in launched}
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{plain.get('PATH', '')}"
+    return plain | {"PATH": scripts, "DS_ACCELERATOR": "cpu"} | changes
+
+
+def start(command: list[str], **changes: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(**changes), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def assert_says(text: str, mistake: Mistake) -> None:
+    for part in (mistake.key, mistake.value, mistake.remedy):
+        assert part in text
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_refused_before_torch_is_imported(folder: Path, name: str):
+    mistake = MISTAKES[name]
+    changes = {"PYTHONPATH": str(folder / "poison"), "WORLD_SIZE": str(mistake.ranks)}
+    arguments = command_line(mistake.options, folder)
+    commands = [
+        start([sys.executable, *command, *arguments], **changes) for command in COMMANDS.values()
+    ]
+    for process in commands:
+        out, error = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 2, error
+        assert error.startswith("error: ")
+        assert len(error.splitlines()) == 1, "one line, no traceback"
+        assert out == ""
+        assert_says(error, mistake)
+    assert not (folder / "runs").exists()
+
+
+def test_an_existing_run_is_refused_and_left_as_it_is(folder: Path, tmp_path: Path):
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good/metrics.jsonl").write_text("{}\n")
+    arguments = command_line(("--runs_dir", str(tmp_path)), folder)
+    process = start(
+        [sys.executable, *COMMANDS["train"], *arguments], PYTHONPATH=str(folder / "poison")
+    )
+    out, error = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out) == (2, "")
+    assert error == (
+        f"error: name=good: {tmp_path}/good already holds an unfinished run. Choose another "
+        "--name; to run it again under this name, move the folder away first.\n"
+    )
+    assert [path.name for path in (tmp_path / "good").iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_that_is_not_refused_would_import_torch(folder: Path):
+    """The poison works: without a mistake the command gets as far as torch."""
+    arguments = command_line((), folder)
+    process = start(
+        [sys.executable, *COMMANDS["train"], *arguments], PYTHONPATH=str(folder / "poison")
+    )
+    _, error = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    assert "torch was imported before the refusal" in error
+    assert not (folder / "runs").exists()
+
+
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "dist_train.train"],
+    "deepspeed": [
+        "deepspeed", "--log_level", "error", "--no_local_rank", "--num_gpus", "2",
+        "--module", "dist_train.train",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("launcher", "name"),
+    [(launcher, name) for launcher, names in ON_TWO_RANKS.items() for name in names],
+)
+def test_every_rank_refuses_in_seconds(folder: Path, launcher: str, name: str):
+    mistake = MISTAKES_OF_RANKS[name]
+    started = time.monotonic()
+    process = start([*LAUNCHERS[launcher], *command_line(mistake.options, folder)])
+    _, error = process.communicate(timeout=60)
+    elapsed = time.monotonic() - started
+    print(f"{launcher}, {name}: {elapsed:.1f} s")
+    assert process.returncode != 0
+    assert error.count("error: ") == 2, error
+    assert error.count(mistake.key) >= 2
+    assert_says(error, mistake)
+    assert 'dist_train/train.py", line' not in error, "a rank shows a traceback"
+    assert elapsed < LIMIT_S
+    assert not (folder / "runs").exists()
+
+
+def test_local_sh_refuses_before_it_starts_a_launcher(folder: Path, tmp_path: Path):
+    launcher = tmp_path / "deepspeed"
+    launcher.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    launcher.chmod(0o755)
+    arguments = [str(folder / "run.yaml"), "--data.path", "nowhere.csv"]
+    path = f"{tmp_path}{os.pathsep}{environment()['PATH']}"
+    process = start(["launch/local.sh", *arguments], PATH=path, RANKS="2")
+    out, error = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out) == (2, "")
+    assert error == "error: data.path=nowhere.csv does not exist: check the path.\n"
+    assert not (tmp_path / "started").exists()
+    assert not (folder / "runs").exists()
+
+
+def test_local_sh_without_a_configuration_says_how_it_is_used():
+    process = start(["launch/local.sh"])
+    out, error = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 2
+    assert "launch/local.sh CONFIG" in out + error
+
+
+def fail_to_make_the_folder(rank: int, world_size: int, config: RunConfig) -> None:
+    expected = FileNotFoundError if rank == 0 else RuntimeError
+    with pytest.raises(expected, match=r"/proc/") as caught:
+        train_and_score(config, check(config))
+    if rank > 0:
+        assert "Creating the run folder failed on rank 0: FileNotFoundError" in str(caught.value)
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody may write to")
+def test_what_only_one_rank_finds_out_stops_all(tmp_path: Path):
+    config = replace(tiny_run(tmp_path), runs_dir="/proc/runs")
+    run_ranks(fail_to_make_the_folder, 2, config)
+
+
+def test_the_launchers_of_these_tests_are_installed():
+    for name in LAUNCHERS:
+        assert shutil.which(name, path=environment()["PATH"])

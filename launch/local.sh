@@ -34,11 +34,15 @@ if [ "$name" = finished ]; then
     exit 0
 fi
 
-deepspeed --log_level error --no_local_rank --num_gpus "$ranks" --module dist_train.train \
-    --config "$config" "$@" --name "$name"
+# A port of its own, so that two runs on one machine do not meet at the launcher's default.
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+status=0
+deepspeed --log_level error --no_local_rank --num_gpus "$ranks" --master_port "$port" \
+    --module dist_train.train --config "$config" "$@" --name "$name" || status=$?
 
-# The launcher exits with 0 even when a signal ended its ranks, so the run's own mark decides.
+# The launcher may exit with 0 although a signal ended its ranks, so the run's own mark decides.
 if [ ! -f "$folder/result.json" ]; then
     echo "error: the run did not finish; see the messages above and $folder" >&2
-    exit 1
+    [ "$status" -ne 0 ] || status=1
 fi
+exit "$status"

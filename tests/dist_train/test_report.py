@@ -1,6 +1,7 @@
 """dist_train/report.py: what a reader is told is what was measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,17 @@ from torch import Tensor
 
 from dist_train import report
 from dist_train.baselines import fit_ridge, ridge_forecast
+from dist_train.build import build_forecaster
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator, WindowBatch
 from dist_train.data.config import DataConfig
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.metrics import Scores
 from dist_train.plots import ForecastExample
+from dist_train.retrieval import Retriever
+from dist_train.retrieval_ridge import RetrievalVerdict
+from model.backbone_files import locate_backbone
+from tests.helpers.runs import tiny_run
 from tests.helpers.series import write_series
 
 CONFIG = DataConfig(path="unused", seq_len=48, pred_len=12)
@@ -150,20 +156,23 @@ def test_a_real_run_reports_what_its_result_holds(finished_run: Path):
     assert f"at step {result['best_step']} of {result['steps']}" in text
 
 
-def test_the_number_of_parameters_is_counted(tmp_path: Path):
-    from dist_train.build import build_forecaster
-    from model.backbone_files import locate_backbone
-    from tests.helpers.runs import tiny_run
-
+def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: Path):
     config = tiny_run(tmp_path)
-    files = locate_backbone(config.backbone.name)
-    model = build_forecaster(config, files, torch.float32)
+    model = build_forecaster(config, locate_backbone(config.backbone.name), torch.float32)
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     everything = sum(one.numel() for one in model.parameters())
-    ridge = fit_ridge(small_data(tmp_path))
-    text = report.parameters(model, ridge)
+    data = load_forecast_data(config.data)
+    ridge, better = fit_ridge(data), replace(fit_ridge(data), validation_mse=0.03125)
+    text = report.parameters(model, ridge, None, None)
     assert f"{trained:,} trained and {everything - trained:,} frozen parameters" in text
     assert f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})" in text
+    assert text.endswith("memory: off")
+
+    sampled = Retriever(data, config.gram, replace(config.bank, num_samples=100))
+    verdict = RetrievalVerdict(without=ridge, with_retrieval=better)
+    text = report.parameters(model, ridge, verdict, sampled)
+    assert f"{ridge.validation_mse:.4f} without and 0.0312 with retrieved futures" in text
+    assert text.endswith("memory: on, 100 entries of 722, even")
 
 
 @pytest.mark.parametrize("name", ["Time-LLM", "ridge"])

@@ -49,8 +49,8 @@ MISTAKES = {
         key="data.path", value="nowhere.csv does not exist", remedy="check the path",
     ),
     "missing column": Mistake(
-        options=("--data.columns", "[v0, w1]"),
-        key="data.columns", value="no column 'w1'", remedy="did you mean 'v1'? The columns are v0",
+        options=("--data.columns", "[v0, vv1]"),
+        key="data.columns", value="no column 'vv1'", remedy="did you mean 'v1'? The columns are v0",
     ),
     "missing date column": Mistake(
         options=("--data.date_column", "when"),
@@ -62,8 +62,8 @@ MISTAKES = {
     ),
     "dates that go back": Mistake(
         options=("--data.path", "{folder}/back.csv"),
-        key="data.dates=strict", value="row 202 has the time stamp 2020-01-09 08:00:00 after "
-        "2020-01-09 09:00:00: the dates go back", remedy="Correct the dates, or",
+        key="data.dates=strict", value="row 201 has the time stamp 2020-01-07 06:00:00 after "
+        "2020-01-09 07:00:00: the dates go back", remedy="Correct the dates, or",
     ),
     "a date twice": Mistake(
         options=("--data.path", "{folder}/twice.csv"),
@@ -73,7 +73,7 @@ MISTAKES = {
     "shorter than a window": Mistake(
         options=("--data.path", "{folder}/short.csv"),
         key="data.seq_len=48 and data.pred_len=12", value="series 'short' has 50 rows",
-        remedy="120 rows are needed; bring more, or shorten data.seq_len",
+        remedy="104 rows are needed; bring more, or shorten data.seq_len",
     ),
     "unknown key": Mistake(
         options=("--train.patients", "3"),
@@ -130,10 +130,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame.assign(v1=frame["v1"].where(frame.index != 100, np.nan)).to_csv(
         folder / "nan.csv", index=False
     )
-    order = np.arange(len(frame))
-    order[[200, 201]] = [201, 200]
-    frame.iloc[order].to_csv(folder / "back.csv", index=False)
-    frame.iloc[np.insert(np.arange(len(frame)), 201, 200)].to_csv(folder / "twice.csv", index=False)
+    frame.iloc[[*range(200), *range(150, 600)]].to_csv(folder / "back.csv", index=False)
+    frame.iloc[[*range(201), *range(200, 600)]].to_csv(folder / "twice.csv", index=False)
     for name in HEAVY:
         (folder / "poison" / name).mkdir(parents=True)
         text = f"raise AssertionError('{name} was imported before the refusal')"
@@ -159,6 +157,16 @@ def start(command: list[str], **changes: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
+def finish(process: "subprocess.Popen[str]", timeout_s: float = LIMIT_S) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error; a command that hangs is killed."""
+    with process:
+        try:
+            out, error = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+    return process.returncode, out, error
+
+
 def assert_says(text: str, mistake: Mistake) -> None:
     for part in (mistake.key, mistake.value, mistake.remedy):
         assert part in text
@@ -172,9 +180,8 @@ def test_a_mistake_is_refused_before_torch_is_imported(folder: Path, name: str):
     commands = [
         start([sys.executable, *command, *arguments], **changes) for command in COMMANDS.values()
     ]
-    for process in commands:
-        out, error = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 2, error
+    for code, out, error in [finish(process) for process in commands]:
+        assert code == 2, error
         assert error.startswith("error: ")
         assert len(error.splitlines()) == 1, "one line, no traceback"
         assert out == ""
@@ -189,8 +196,8 @@ def test_an_existing_run_is_refused_and_left_as_it_is(folder: Path, tmp_path: Pa
     process = start(
         [sys.executable, *COMMANDS["train"], *arguments], PYTHONPATH=str(folder / "poison")
     )
-    out, error = process.communicate(timeout=LIMIT_S)
-    assert (process.returncode, out) == (2, "")
+    code, out, error = finish(process)
+    assert (code, out) == (2, "")
     assert error == (
         f"error: name=good: {tmp_path}/good already holds an unfinished run. Choose another "
         "--name; to run it again under this name, move the folder away first.\n"
@@ -204,8 +211,8 @@ def test_a_run_that_is_not_refused_would_import_torch(folder: Path):
     process = start(
         [sys.executable, *COMMANDS["train"], *arguments], PYTHONPATH=str(folder / "poison")
     )
-    _, error = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 1
+    code, _, error = finish(process)
+    assert code == 1
     assert "torch was imported before the refusal" in error
     assert not (folder / "runs").exists()
 
@@ -228,10 +235,10 @@ def test_every_rank_refuses_in_seconds(folder: Path, launcher: str, name: str):
     mistake = MISTAKES_OF_RANKS[name]
     started = time.monotonic()
     process = start([*LAUNCHERS[launcher], *command_line(mistake.options, folder)])
-    _, error = process.communicate(timeout=60)
+    code, _, error = finish(process, timeout_s=60)
     elapsed = time.monotonic() - started
     print(f"{launcher}, {name}: {elapsed:.1f} s")
-    assert process.returncode != 0
+    assert code != 0
     assert error.count("error: ") == 2, error
     assert error.count(mistake.key) >= 2
     assert_says(error, mistake)
@@ -247,8 +254,8 @@ def test_local_sh_refuses_before_it_starts_a_launcher(folder: Path, tmp_path: Pa
     arguments = [str(folder / "run.yaml"), "--data.path", "nowhere.csv"]
     path = f"{tmp_path}{os.pathsep}{environment()['PATH']}"
     process = start(["launch/local.sh", *arguments], PATH=path, RANKS="2")
-    out, error = process.communicate(timeout=LIMIT_S)
-    assert (process.returncode, out) == (2, "")
+    code, out, error = finish(process)
+    assert (code, out) == (2, "")
     assert error == "error: data.path=nowhere.csv does not exist: check the path.\n"
     assert not (tmp_path / "started").exists()
     assert not (folder / "runs").exists()
@@ -256,8 +263,8 @@ def test_local_sh_refuses_before_it_starts_a_launcher(folder: Path, tmp_path: Pa
 
 def test_local_sh_without_a_configuration_says_how_it_is_used():
     process = start(["launch/local.sh"])
-    out, error = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 2
+    code, out, error = finish(process)
+    assert code == 2
     assert "launch/local.sh CONFIG" in out + error
 
 

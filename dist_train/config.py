@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
+TYPE_NAMES = {
+    "a <class 'int'>": "a whole number",
+    "a <class 'float'>": "a number",
+    "a <class 'bool'>": "true or false",
+    "a <class 'str'>": "text",
+}
+
+
 class ConfigError(ValueError):
     """The configuration cannot be used; the message names key, value and remedy."""
 
@@ -317,7 +325,9 @@ def _explain(message: str) -> str:
     wrong_type = re.search(r'Parser key "([\w.]+)":\s*(.*?)\.? Got value: (.*)', message, re.S)
     if wrong_type:
         key, expected, value = wrong_type.groups()
-        return f"{key}={value.strip()}: {expected[0].lower()}{expected[1:]}."
+        for kind, words in TYPE_NAMES.items():
+            expected = expected.replace(kind, words)
+        return f"{key}={value.strip()}: {expected[0].lower()}{expected[1:]}; see --help."
     in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     unknown = re.search(r"(?:arguments: --|Option '|Key ')([\w.]+)", message, re.IGNORECASE)
     if in_group:
@@ -347,5 +357,7 @@ def world_size_of_environment() -> int:
 def fail(error: Exception) -> int:
     """Print a refusal the way every command does, and return the exit code for it."""
     sys.stdout.flush()
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    # One write: the messages of several ranks would otherwise run into each other.
+    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.flush()
     return 2

@@ -97,6 +97,10 @@ def gather_objects(value: object) -> list[object]:
     return values
 
 
+class OtherRankError(RuntimeError):
+    """This rank is well, but another one of the job has failed; its message is quoted."""
+
+
 @contextmanager
 def agree_or_raise(what: str) -> Iterator[None]:
     """Run a block that may fail on some ranks, and raise on all ranks if it failed on one.
@@ -107,7 +111,7 @@ def agree_or_raise(what: str) -> Iterator[None]:
         what: What the block does, for the message of the ranks on which it went well.
 
     Raises:
-        RuntimeError: The block went well here but failed on another rank; its message is quoted.
+        OtherRankError: The block went well here but failed on another rank.
         Exception: Whatever the block raised here.
     """
     failure: Exception | None = None
@@ -121,7 +125,7 @@ def agree_or_raise(what: str) -> Iterator[None]:
     failed = [(number, message) for number, message in enumerate(messages) if message is not None]
     if failed:
         number, message = failed[0]
-        raise RuntimeError(f"{what} failed on rank {number}: {message}")
+        raise OtherRankError(f"{what} failed on rank {number}: {message}")
 
 
 def _free_port() -> int:

@@ -28,6 +28,8 @@ from model.backbone_files import fingerprint
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit
 
+_IMPORTED = time.time()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
@@ -56,6 +58,8 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     """
     data, files, folder = checked.data, checked.backbone_files, config.run_folder
     main = distributed.is_main_rank()
+    # May still refuse: before the folder, so that the name is not taken by a run that never began.
+    prompt_builder = build_prompt_builder(config, files, data.series_set.description)
     with distributed.agree_or_raise("Creating the run folder"):
         if main:
             _create_folder(folder, config)
@@ -64,7 +68,6 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     if main:
         write_text(folder / "deepspeed.json", json.dumps(settings, indent=2))
         _say(report.opening(config, data, distributed.world_size(), dtype))
-    prompt_builder = build_prompt_builder(config, files, data.series_set.description)
 
     config, closed = _solve_closed_form(config, data)
     model = build_forecaster(config, files, dtype)
@@ -187,7 +190,7 @@ def _score_test(
 def _result(
     config: RunConfig, fit: FitResult, closed: ClosedForm, scores: dict[str, Scores]
 ) -> dict[str, Any]:
-    started = float(os.environ.get("TIMELLM_STARTED_AT", time.time()))
+    started = float(os.environ.get("TIMELLM_STARTED_AT", _IMPORTED))
     result = {
         "run": config.name,
         "test_mse": round(scores["Time-LLM"].mse, 6),

@@ -47,8 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, _ = parse_run_config(parser, sys.argv[1:] if argv is None else argv)
         result = run_training(config)
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         return fail(error)
+    except RuntimeError as error:
+        # Ours are refusals; torch's are faults, and need their traceback.
+        from dist_train.distributed import OtherRankError
+        from dist_train.leak_alarm import LeakError
+
+        if isinstance(error, (OtherRankError, LeakError)):
+            return fail(error)
+        raise
     if int(os.environ.get("RANK", "0")) == 0:
         print(run_folder.result_line(result), flush=True)
     return 0

@@ -23,6 +23,7 @@ from dist_train.evaluation import score_split
 from dist_train.objective import TrainingSums, loss_terms
 from dist_train.retrieval import Retriever
 from dist_train.series_facts import describe
+from dist_train.stopwatch import Stopwatch
 from dist_train.tracking import Tracker
 from model.losses import total_loss
 
@@ -79,7 +80,7 @@ class Trainer:
         self.best_snapshot: dict[str, Tensor] = {}
         self._best_val_mse, self._best_step, self._bad = math.inf, 0, 0
         self._sums = TrainingSums()
-        self._train_s = 0.0
+        self._train_s, self._windows_timed = 0.0, 0
 
     def fit(self) -> FitResult:
         """Train, keeping the parameters with the lowest validation MSE in ``best/``.
@@ -97,32 +98,31 @@ class Trainer:
         step = 0
         self._validate(step)
         bar = self._progress_bar()
-        stop_from = time.monotonic()
+        watch = Stopwatch()
         for batches in self._steps():
             self._train_step(batches, step)
             step += 1
             bar.update()
             if step % self.config.train.log_every == 0 or step == self.total_steps:
-                self._log(step, time.monotonic() - stop_from, bar)
-                stop_from = time.monotonic()
+                self._log(step, watch.lap(), bar)
             if step % eval_every == 0 or step == self.total_steps:
-                self._validate(step)
-                bar.set_postfix(self._postfix())
-                stop_from = time.monotonic()  # the clock of training stands still in evaluation
+                with watch.paused():
+                    self._validate(step)
+                    bar.set_postfix(self._postfix())
                 if self._bad >= self.config.train.patience:
                     break
             if step == self.total_steps:
                 break
             if self._refresh_is_due(step):
-                self.refresh_memory()
-                stop_from = time.monotonic()
+                with watch.paused():
+                    self.refresh_memory()
         bar.close()
         return FitResult(
             steps=step,
             best_step=self._best_step,
             best_val_mse=self._best_val_mse,
             train_s=time.monotonic() - started,
-            windows_per_s=step * self.config.train.batch_size / max(self._train_s, 1e-9),
+            windows_per_s=self._windows_timed / max(self._train_s, 1e-9),
             peak_rss_gib=peak_rss_gib(),
         )
 
@@ -203,8 +203,10 @@ class Trainer:
                 f"train.learning_rate={self.config.train.learning_rate}, or use "
                 "train.precision=fp32."
             )
+        windows = num_steps * self.config.train.batch_size
         self._train_s += seconds
-        windows_per_s = num_steps * self.config.train.batch_size / max(seconds, 1e-9)
+        self._windows_timed += windows
+        windows_per_s = windows / max(seconds, 1e-9)
         metrics |= {
             "train/learning_rate": self.engine.learning_rate,
             "perf/windows_per_s": round(windows_per_s, 2),
@@ -223,6 +225,11 @@ class Trainer:
             num_workers=self.config.data.num_workers,
         )
         mse = sums["model"].mse()
+        if not math.isfinite(mse):
+            raise FloatingPointError(
+                f"The validation error is {mse} after step {step}: lower train.learning_rate="
+                f"{self.config.train.learning_rate}, or use train.precision=fp32."
+            )
         self.tracker.log(step, {"val/mse": mse})
         if mse < self._best_val_mse:
             self._best_val_mse, self._best_step, self._bad = mse, step, 0

@@ -40,8 +40,11 @@ ci: test check test-slow
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
+# Both builds of FAISS are pinned to one version; the CUDA packages are pinned by torch itself.
 lock: $(STAMP)
-	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^faiss-' > requirements.new
+	$(BIN)/pip freeze | sed -n 's/^faiss-[cg]pu==\(.*\)/faiss-cpu==\1\nfaiss-gpu==\1/p' >> requirements.new
+	LC_ALL=C sort requirements.new > requirements.lock && rm requirements.new
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

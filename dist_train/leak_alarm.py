@@ -102,7 +102,9 @@ def _count_overlaps(
     bank = retriever.bank
     series, starts = retriever.data.windows[split].locate_batch(window_ids)
     per_row = len(ids) // len(window_ids)
-    series_R1 = torch.from_numpy(np.repeat(series, per_row))[:, None]
-    starts_R1 = torch.from_numpy(np.repeat(starts, per_row))[:, None]
-    near = (bank.starts(ids) - starts_R1).abs() < bank.seq_len + bank.pred_len
-    return int((near & (bank.series(ids) == series_R1) & (ids >= 0)).sum())
+    clocks_R, rows_R = retriever.place(
+        *(torch.from_numpy(np.repeat(part, per_row)) for part in (series, starts))
+    )
+    clocks_RK, rows_RK = retriever.place(bank.series(ids), bank.starts(ids))
+    near_RK = (rows_RK - rows_R[:, None]).abs() < bank.seq_len + bank.pred_len
+    return int((near_RK & (clocks_RK == clocks_R[:, None]) & (ids >= 0)).sum())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito 2008; black is kept for what was observed.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MAX_PANELS = 4
 HISTORY_PER_HORIZON = 3  # steps of history shown for each step of forecast
 
@@ -63,6 +63,8 @@ def save_forecast_figure(path: Path, example: ForecastExample) -> None:
 
 
 def _draw_example(panels: "Sequence[Axes]", example: ForecastExample) -> None:
+    from matplotlib import dates
+
     horizon = len(next(iter(example.forecasts.values())))
     shown = min(len(example.history), HISTORY_PER_HORIZON * horizon)
     past = example.dates[len(example.history) - shown : len(example.history)]
@@ -75,6 +77,10 @@ def _draw_example(panels: "Sequence[Axes]", example: ForecastExample) -> None:
             axes.plot(future, values[:, number], color=colour, label=name)
         axes.axvline(future[0], color="0.7", lw=0.8)
         axes.set_ylabel(example.columns[number])
+        locator = dates.AutoDateLocator()  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_locator(locator)
+        concise = dates.ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_formatter(concise)
         axes.tick_params(axis="x", labelsize=8)
     panels[0].legend(fontsize=8, ncols=4, loc="upper left")
     left_out = example.history.shape[1] - len(panels)

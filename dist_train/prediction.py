@@ -148,8 +148,8 @@ def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
 def _retrieve(run: "LoadedRun", series: Series, context: np.ndarray) -> RetrievedWindows | None:
     """Find histories for the newest window of a series: only such as end before it forecasts.
 
-    Where the run knows the series, its rows are placed in time by their dates; a series from
-    elsewhere counts as newer than the memory.
+    The window is placed among the rows that the memory was made from by its newest time stamp; a
+    run that knows one series takes any other for that one, as its scaler does.
     """
     retriever = run.retriever
     if retriever is None:

@@ -115,6 +115,7 @@ def write(
 
 {data.series_set.name}, {config.data.seq_len} -> {config.data.pred_len} steps. Every one of the
 {number} windows of the test split is scored once; MSE and MAE are of standardised values.
+Time-LLM is the whole model; "ridge + retrieval" is what it starts from, where that is its anchor.
 
 {table(scores)}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dist_train import distributed
 from dist_train.data.collate import WindowBatch
+from dist_train.data.series import SeriesSet
 from dist_train.data.windows import ForecastData
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
@@ -70,6 +71,7 @@ class Retriever:
         self._anchored = gram.retrieval_key == "anchored"
         self._num_neighbours = num_neighbours or gram.top_k
         self._device = distributed.device()
+        self._offsets = clock_offsets(data.series_set)
         self._index: ExactShard | None = None
 
     @property
@@ -103,7 +105,8 @@ class Retriever:
         # Each key is one rank's and zero on the others, so the sum is the key itself.
         keys_MZ = distributed.reduce_sum(keys_MZ).to(self._device)
         ids = self.bank.ids
-        self._index = ExactShard(keys_MZ, ids, self.bank.series(ids), self.bank.starts(ids))
+        places = self.place(self.bank.series(ids), self.bank.starts(ids))
+        self._index = ExactShard(keys_MZ, ids, *places)
 
     @torch.no_grad()
     def search(
@@ -120,9 +123,8 @@ class Retriever:
         assert self._index is not None  # refresh() comes first
         num_variates = context.shape[2]
         rows_RL = context.transpose(1, 2).flatten(0, 1).to(self._device)
-        series_R, starts_R = (
-            torch.from_numpy(np.repeat(part, num_variates)).to(self._device)
-            for part in (series, starts)
+        series_R, starts_R = self.place(
+            *(torch.from_numpy(np.repeat(part, num_variates)) for part in (series, starts))
         )
         exclusion = self.exclusion(past_only=past_only)
         distances_RK, ids_RK = self._index.search(
@@ -130,6 +132,20 @@ class Retriever:
         )
         weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
         return Neighbours(ids=ids_RK.cpu(), weights=weights_RK.cpu())
+
+    def place(self, series: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Say where windows lie in time: which clock, and their first row on it.
+
+        Series with a clock in common are one to the exclusion, as the variates of a wide file are:
+        what happened at the same time elsewhere gives the answer away too.
+
+        Args:
+            series: Number of the series of each window. Shape (...), int64, on the CPU.
+            starts: First row of each window in its series. Shape (...), int64, on the CPU.
+        """
+        if self._offsets is None:
+            return series, starts
+        return torch.zeros_like(series), starts + self._offsets[series]
 
     def exclusion(self, *, past_only: bool) -> Exclusion:
         """What a query must not see."""
@@ -177,3 +193,25 @@ class Retriever:
         forecast_RH = level_R1 + scale_R1 * mean_RH
         num_windows, _, num_variates = batch.context.shape
         return forecast_RH.view(num_windows, num_variates, -1).transpose(1, 2)
+
+
+def clock_offsets(series_set: SeriesSet) -> Tensor | None:
+    """Find where each series begins on a clock that all of them share.
+
+    Returns:
+        Rows between the first time stamp of the set and that of each series. Shape (S,), int64.
+        None where there is no such clock: one series alone, or time stamps that are irregular or
+        lie between those of another series. The rows of two series then say nothing about time.
+    """
+    if series_set.frequency is None or len(series_set.series) == 1:
+        return None
+    import pandas as pd
+
+    dates = [series.dates for series in series_set.series]
+    first, last = min(part[0] for part in dates), max(part[-1] for part in dates)
+    clock = pd.date_range(first, last, freq=series_set.frequency).to_numpy()
+    offsets = [int(np.searchsorted(clock, part[0])) for part in dates]
+    for part, offset in zip(dates, offsets, strict=True):
+        if not np.array_equal(clock[offset : offset + len(part)], part):
+            return None
+    return torch.tensor(offsets)

@@ -3,14 +3,16 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from dist_train import distributed
-from dist_train.data.collate import Collator
+from dist_train.data.collate import Collator, WindowBatch
 from dist_train.data.windows import ForecastData
+from dist_train.evaluation import Forecast
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
 from model.config import GramConfig
-from model.linear_anchor import LAMBDAS, AnchorFit, GramAccumulator, Norm, fit_anchor
+from model.linear_anchor import LAMBDAS, AnchorFit, GramAccumulator, LinearAnchor, Norm, fit_anchor
 
 NORMS: tuple[Norm, ...] = ("last", "mean")
 LAMBDAS_WITH_RETRIEVAL = (*LAMBDAS, 1e5)
@@ -62,6 +64,26 @@ def judge_retrieval(data: ForecastData, gram: GramConfig, bank: BankConfig) -> R
         without=fit_anchor(sums["train", False], sums["val", False], LAMBDAS),
         with_retrieval=fit_anchor(sums["train", True], sums["val", True], LAMBDAS_WITH_RETRIEVAL),
     )
+
+
+def anchor_forecast(anchor: LinearAnchor, retriever: Retriever, split: str) -> Forecast:
+    """Forecast with the closed form alone: the row that tells what training adds to it.
+
+    Args:
+        anchor: A solved anchor that reads the retrieved future.
+        retriever: With the anchored key.
+        split: Key of ``data.windows`` that the batches come from.
+    """
+
+    def forecast(batch: WindowBatch) -> Tensor:
+        rows_RL = batch.context.transpose(1, 2).flatten(0, 1)
+        retrieved_BHN = retriever.forecast(batch, split).to(rows_RL.device)
+        forecast_RH = anchor(rows_RL, retrieved_BHN.transpose(1, 2).flatten(0, 1))
+        num_windows, _, num_variates = batch.context.shape
+        forecast_BHN: Tensor = forecast_RH.view(num_windows, num_variates, -1).transpose(1, 2)
+        return forecast_BHN
+
+    return forecast
 
 
 def _empty(data: ForecastData, norm: Norm, reads_future: bool) -> GramAccumulator:

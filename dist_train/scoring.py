@@ -8,6 +8,7 @@ from typing import Any
 from dist_train import baselines, distributed, report
 from dist_train.evaluation import finish_scores, score_split
 from dist_train.loading import load_run, load_training_data
+from dist_train.retrieval_ridge import anchor_forecast
 
 
 def evaluate_run(
@@ -40,10 +41,13 @@ def evaluate_run(
             {"Time-LLM": partial(run.forecast, split=split)}, data, split, batch_size=batch_size,
             prompt_builder=run.prompt_builder, num_workers=run.config.data.num_workers,
         )  # fmt: skip
-        sums |= score_split(
-            baselines.all_baselines(data, ridge, run.config.train.seed), data, split,
-            batch_size=batch_size,
-        )  # fmt: skip
+        others = baselines.all_baselines(data, ridge, run.config.train.seed)
+        if run.config.model.anchor == "ridge_retrieval":
+            assert run.module.anchor is not None
+            assert run.retriever is not None
+            anchor = anchor_forecast(run.module.anchor, run.retriever, split)
+            others = {"ridge + retrieval": anchor} | others
+        sums |= score_split(others, data, split, batch_size=batch_size)
         scores = finish_scores(sums, data)
         if not distributed.is_main_rank():
             return None

@@ -20,7 +20,7 @@ from dist_train.metrics import Scores
 from dist_train.preflight import Preflight
 from dist_train.reproducibility import code_fingerprint, environment
 from dist_train.retrieval import Retriever
-from dist_train.retrieval_ridge import RetrievalVerdict, judge_retrieval
+from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
 from dist_train.tracking import Tracker
 from dist_train.trainer import FitResult, Trainer
 from dist_train.trend_fit import training_changes
@@ -183,7 +183,13 @@ def _score_test(
     )
     forecast = partial(trainer.forecast, split="test")
     sums = score({"Time-LLM": forecast}, prompt_builder=trainer.prompt_builder)
-    sums |= score(baselines.all_baselines(data, ridge, config.train.seed))
+    others = baselines.all_baselines(data, ridge, config.train.seed)
+    if config.model.anchor == "ridge_retrieval":
+        anchor = trainer.engine.module.anchor
+        assert anchor is not None
+        assert trainer.retriever is not None
+        others = {"ridge + retrieval": anchor_forecast(anchor, trainer.retriever, "test")} | others
+    sums |= score(others)
     return finish_scores(sums, data)
 
 

@@ -28,10 +28,12 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
 LAYERS = [  # inside dist_train: a module may import its own layer and the ones below, never up
     {"cli"},
     {"train", "scoring"},
+    {"session"},
     {"trainer", "report", "loading", "prediction"},
+    {"leak_alarm", "retrieval_ridge", "objective", "trend_fit"},
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
-    {"engine", "retrieval", "checkpoint", "optim", "tracking", "plots", "series_facts"},
+    {"engine", "retrieval", "checkpoint", "optim", "tracking", "plots", "series_facts", "stopwatch"},
     {"precision", "metrics"},
     {"data"},
     {"config", "distributed", "reproducibility", "atomic_file"},

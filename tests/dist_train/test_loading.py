@@ -28,7 +28,7 @@ def test_it_forecasts_what_the_training_reported(finished_run: Path):
     data = load_forecast_data(run.config.data)
     windows = data.windows["test"]
     batch = Collator(windows, run.prompt_builder)(list(range(len(windows))))
-    mse = (run.forecast(batch) - batch.target).square().mean()
+    mse = (run.forecast(batch, "test") - batch.target).square().mean()
     result = json.loads((finished_run / "result.json").read_text())
     assert float(mse) == pytest.approx(result["test_mse"], abs=1e-5)
 

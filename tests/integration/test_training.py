@@ -13,19 +13,23 @@ from dist_train.config import DeepSpeedConfig, RunConfig
 from dist_train.session import train_and_score
 from model.backbone import load_backbone
 from model.backbone_files import locate_backbone
+from model.config import GramConfig, TaprConfig
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import STEPS, losses, tiny_run, train_runs
 
 pytestmark = pytest.mark.ranks
 
 
-def test_two_ranks_train_like_one_at_every_zero_stage(tmp_path: Path):
+@pytest.mark.parametrize("both", [False, True], ids=["baseline", "tapr-and-gram"])
+def test_two_ranks_train_like_one_at_every_zero_stage(tmp_path: Path, both: bool):
     for ranks in (1, 2):
         configs = [
             tiny_run(
                 tmp_path,
                 name=f"stage{stage}-ranks{ranks}",
                 deepspeed=DeepSpeedConfig(zero_stage=stage),
+                tapr=TaprConfig(use_tapr=both),
+                gram=GramConfig(use_gram=both, d_repr=16),
             )
             for stage in (0, 1, 2, 3)
         ]

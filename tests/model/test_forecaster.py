@@ -95,7 +95,7 @@ def test_padding_of_prompts_is_invisible(kind: Kind):
     wake_head(model)
     short, long = model(inputs_of()).forecast, model(inputs_of(padding=9)).forecast
     torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
-    changed = dataclasses.replace(inputs_of(), prompt_ids=inputs_of().prompt_ids + 1)
+    changed = inputs_of()._replace(prompt_ids=inputs_of().prompt_ids + 1)
     assert not torch.allclose(short, model(changed).forecast, atol=1e-3)  # the prompt is read
 
 
@@ -265,8 +265,8 @@ def test_refuses_missing_and_unasked_prompts():
 
 def test_refuses_prompts_of_another_number_of_rows():
     inputs = inputs_of()
-    wrong = dataclasses.replace(inputs, prompt_ids=inputs.prompt_ids[:4])
+    wrong = inputs._replace(prompt_ids=inputs.prompt_ids[:4])
     with pytest.raises(ValueError, match=r"\(4, 5\) and \(6, 5\): pass one row .*6 rows"):
         make()(wrong)
     with pytest.raises(ValueError, match=r"\(6, 5\) and None: pass"):
-        make()(dataclasses.replace(inputs, prompt_mask=None))
+        make()(inputs._replace(prompt_mask=None))

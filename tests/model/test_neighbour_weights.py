@@ -1,7 +1,5 @@
 """model/neighbour_weights.py: the softmax against a loop, and the gradients against differences."""
 
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -68,7 +66,7 @@ def test_distances_weigh_shape_and_value_with_the_current_weight(shape_weight: f
     encoder = DualEncoder(12, 4)
     query, neighbours = encoder(torch.randn(2, 12)), encoder(torch.randn(2, 3, 12))
     torch.nn.init.constant_(encoder.dual_key.shape_weight, shape_weight)
-    query = dataclasses.replace(query, key=encoder.join(query.shape, query.value))
+    query = query._replace(key=encoder.join(query.shape, query.value))
     weight = torch.tensor(shape_weight).sigmoid()
     by_shape = (query.shape[:, None] - neighbours.shape).square().sum(-1)
     by_value = (query.value[:, None] - neighbours.value).square().sum(-1)

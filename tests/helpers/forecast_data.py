@@ -1,0 +1,35 @@
+"""Split, standardised and numbered windows of values made in a test, without a file."""
+
+import numpy as np
+import pandas as pd
+
+from dist_train.data.config import DataConfig
+from dist_train.data.series import from_table
+from dist_train.data.windows import ForecastData, build_forecast_data
+
+
+def wide_data(values: np.ndarray, seq_len: int, pred_len: int) -> ForecastData:
+    """One hourly series of the variates v0, v1... Splits are 70/10/20 %. (T, N)."""
+    table = pd.DataFrame(values, columns=[f"v{n}" for n in range(values.shape[1])])
+    table.insert(0, "date", pd.date_range("2020", periods=len(values), freq="h"))
+    return _build(table, seq_len, pred_len)
+
+
+def long_data(parts: list[tuple[int, np.ndarray]], seq_len: int, pred_len: int) -> ForecastData:
+    """Hourly univariate series s0, s1..., each given by its first hour and its values (T,)."""
+    frames = [
+        pd.DataFrame(
+            {
+                "unique_id": f"s{number}",
+                "ds": pd.date_range("2020", periods=first + len(values), freq="h")[first:],
+                "y": values,
+            }
+        )
+        for number, (first, values) in enumerate(parts)
+    ]
+    return _build(pd.concat(frames), seq_len, pred_len)
+
+
+def _build(table: pd.DataFrame, seq_len: int, pred_len: int) -> ForecastData:
+    config = DataConfig(seq_len=seq_len, pred_len=pred_len)
+    return build_forecast_data(config, from_table(table, config, name="own"))

@@ -289,6 +289,7 @@ def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
             continue
         for path in _chain(Path(chosen), ()):
             yield f"--config={path}"
+        yield "--extends=null"  # done: what is printed and saved stands alone
 
 
 def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:

@@ -4,7 +4,6 @@ Free of torch, so that a configuration is read and refused before anything heavy
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +18,6 @@ class BankConfig:
 
     max_memory_size: int | None = None
     """Most entries the bank may hold; a larger bank is sampled evenly. None: no limit."""
-
-    build: Literal["auto", "always", "never"] = "auto"
-    """auto: reload the bank that fits, else build it; always: build; never: reload or stop."""
 
     def __post_init__(self) -> None:
         if self.bank_stride < 1:

@@ -45,6 +45,7 @@ def test_the_resolved_configuration_loads_back_equal(tmp_path: Path):
 def test_the_resolved_configuration_extends_nothing(tmp_path: Path):
     write(tmp_path, "train: {seed: 1}", "base.yaml")
     config = load_run_config(write(tmp_path, "extends: base.yaml"))
+    assert config.extends is None
     (tmp_path / "base.yaml").unlink()
     saved = load_run_config(write(tmp_path, config_to_yaml(config), "saved.yaml"))
     assert saved.train.seed == 1

@@ -45,6 +45,17 @@ def test_two_ranks_train_like_one_at_every_zero_stage(tmp_path: Path, both: bool
         assert ridge[1] == pytest.approx(ridge[0], rel=1e-9)
 
 
+def test_offload_changes_nothing(tmp_path: Path):
+    runs = [
+        tiny_run(tmp_path, name=offload, deepspeed=DeepSpeedConfig(zero_stage=3, offload=offload))
+        for offload in ("none", "optimizer", "all")
+    ]
+    train_runs(runs, 2)
+    none, optimizer, everything = (losses(run.run_folder) for run in runs)
+    assert optimizer == pytest.approx(none, abs=1e-6)
+    assert everything == pytest.approx(none, abs=1e-6)
+
+
 def train_and_compare_backbone(rank: int, world_size: int, config: RunConfig) -> None:
     before = weights_of_backbone(config)
     seen: dict[str, torch.Tensor] = {}

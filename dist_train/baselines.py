@@ -20,6 +20,8 @@ CHUNK_ROWS = 8192
 
 DLINEAR_KERNEL = 25  # moving average of the published DLinear
 DLINEAR_BATCH = 32
+DLINEAR_MAX_ROWS = 1024
+DLINEAR_VAL_ROWS = 8192
 DLINEAR_STEPS = 3000
 DLINEAR_CHECK_EVERY = 300
 DLINEAR_PATIENCE = 3
@@ -120,13 +122,15 @@ def fit_dlinear(data: ForecastData, seed: int) -> Forecast:
 
 def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     train, val = data.windows["train"], data.windows["val_selection"]
-    # At most 2048 validation windows, evenly spread: enough to decide when to stop.
-    val_ids = np.unique(np.linspace(0, len(val) - 1, num=min(len(val), 2048)).astype(np.int64))
-    val_rows = _rows(val, val_ids)
+    # Some thousand validation rows, evenly spread, are enough to decide when to stop; and with
+    # hundreds of variates a batch holds fewer windows, for the other ranks wait meanwhile.
+    size = min(len(val), max(1, DLINEAR_VAL_ROWS // val.num_variates))
+    val_rows = _rows(val, np.unique(np.linspace(0, len(val) - 1, num=size).astype(np.int64)))
+    batch = min(DLINEAR_BATCH, len(train), max(1, DLINEAR_MAX_ROWS // train.num_variates))
     optimizer = torch.optim.Adam(module.parameters(), lr=DLINEAR_LEARNING_RATE)
     best, best_state, bad = float("inf"), module.state_dict(), 0
     for step in range(1, DLINEAR_STEPS + 1):
-        ids = torch.randint(len(train), (min(DLINEAR_BATCH, len(train)),)).numpy()
+        ids = torch.randint(len(train), (batch,)).numpy()
         context_RL, target_RH = _rows(train, ids)
         loss = F.mse_loss(module(context_RL), target_RH)
         optimizer.zero_grad()

@@ -4,6 +4,7 @@ Nothing heavy is imported before a sub-command needs it.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,13 +56,14 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument("--run", type=Path, required=True, help="Folder of the run.")
     parser.add_argument("--out", type=Path, required=True, help="Folder for table and picture.")
     parser.add_argument("--data.path", type=str, help="CSV or Parquet; default the run's own data.")
+    parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
     options = _parse(parser, argv)
 
     from dist_train.loading import load_run
     from dist_train.prediction import load_newest, write_forecasts
     from dist_train.prediction import predict as predict_series
 
-    run = load_run(options["run"])
+    run = load_run(options["run"], options["data"]["root"])
     series_set = load_newest(run.config, options["data"]["path"])
     for path in write_forecasts(options["out"], predict_series(run, series_set)):
         print(path)
@@ -105,7 +107,8 @@ def _parse(parser: Any, argv: Sequence[str]) -> dict[str, Any]:
     try:
         values: dict[str, Any] = parser.parse_args(list(argv)).as_dict()
     except ArgumentError as error:
-        raise ValueError(f"{error}; see {parser.prog} --help.") from error
+        text = re.sub(r"required: (\w+)", r"required: --\1", str(error))
+        raise ValueError(f"{text}; see {parser.prog} --help.") from error
     return values
 
 

@@ -282,6 +282,8 @@ def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
     for argument in arguments:
         if argument == "--config":
             chosen = next(arguments, "")
+            if not chosen:
+                raise ConfigError("--config needs a file; give the path of a YAML file.")
         elif argument.startswith("--config="):
             chosen = argument.removeprefix("--config=")
         else:
@@ -323,12 +325,23 @@ def _keys(cls: type, prefix: str = "") -> Iterator[str]:
 
 def _explain(message: str) -> str:
     """Say a parser's refusal as key, value and remedy."""
+    union = re.search(
+        r'Parser key "([\w.]+)":\s*Does not validate.*?Given value: ([^\n]*)', message, re.S
+    )
+    if union:
+        key, value = union.groups()
+        return f"{key}={value.strip()}: not one of its values; {_help_of(key)}"
     wrong_type = re.search(r'Parser key "([\w.]+)":\s*(.*?)\.? Got value: (.*)', message, re.S)
     if wrong_type:
         key, expected, value = wrong_type.groups()
         for kind, words in TYPE_NAMES.items():
             expected = expected.replace(kind, words)
-        return f"{key}={value.strip()}: {expected[0].lower()}{expected[1:]}; see --help."
+        choices = re.search(r"typing\.Literal\[(.*?)\]", expected)
+        if choices:
+            near = difflib.get_close_matches(value.strip(), re.findall(r"'(.*?)'", choices[1]), n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            return f"{key}={value.strip()}: must be one of {choices[1]}{hint}"
+        return f"{key}={value.strip()}: {expected[0].lower()}{expected[1:]}; {_help_of(key)}"
     in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     unknown = re.search(r"(?:arguments: --|Option '|Key ')([\w.]+)", message, re.IGNORECASE)
     if in_group:
@@ -338,6 +351,14 @@ def _explain(message: str) -> str:
     else:
         return message
     return f"Unknown key {key}: {_nearest_key(key)}"
+
+
+def _help_of(key: str) -> str:
+    """Quote what --help says about a key."""
+    for action in build_parser("timellm")._actions:
+        if action.dest == key and action.help:
+            return f"{key} is: {str(action.help).strip()}"
+    return "see --help."
 
 
 def _nearest_key(key: str) -> str:

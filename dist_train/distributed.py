@@ -12,13 +12,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 
 def initialize_process_group(timeout_s: float) -> None:
     """Join the ranks that the launcher started; collective.
 
-    Sets the environment variables that DeepSpeed reads where no launcher did, selects the GPU of
-    this rank, and gives every later group ``timeout_s`` too.
+    Sets the environment variables that DeepSpeed reads where no launcher did, and selects the GPU
+    of this rank.
 
     Args:
         timeout_s: Seconds a collective may wait for the other ranks.
@@ -31,6 +32,16 @@ def initialize_process_group(timeout_s: float) -> None:
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def set_timeouts(timeout_s: float) -> None:
+    """Give every process group its timeout, also those that a library made without one.
+
+    DeepSpeed reduces on a group of its own: a lost peer would keep it waiting for 30 minutes.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def shut_down() -> None:

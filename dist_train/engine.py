@@ -1,7 +1,5 @@
 """From the run configuration to a DeepSpeed engine; the only importer of deepspeed."""
 
-import difflib
-import json
 import logging
 import os
 import warnings
@@ -13,56 +11,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from dist_train import distributed
-from dist_train.config import ConfigError, RunConfig, check_batch_size
+from dist_train.config import RunConfig, check_batch_size
+from dist_train.deepspeed_json import load_user_json
 from dist_train.optim import build_optimizer, build_schedule
 from model.forecaster import Forecaster
-
-# DeepSpeed accepts an unknown top-level key in silence, so a misspelt one would do nothing.
-KNOWN_KEYS = frozenset(
-    {
-        "activation_checkpointing", "aio", "amp", "autotuning", "bf16", "checkpoint",
-        "communication_data_type", "comms_logger", "compression_training", "csv_monitor",
-        "data_efficiency", "data_types", "disable_allgather", "dump_state", "flops_profiler",
-        "fp16", "gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor",
-        "graph_harvesting", "hybrid_engine", "memory_breakdown", "optimizer", "pipeline",
-        "prescale_gradients", "scheduler", "seq_parallel_communication_data_type",
-        "sparse_attention", "sparse_gradients", "steps_per_print", "tensor_parallel",
-        "tensorboard", "torch_autocast", "train_batch_size", "train_micro_batch_size_per_gpu",
-        "use_data_before_expert_parallelism", "use_node_local_storage", "wall_clock_breakdown",
-        "wandb", "weight_quantization", "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer", "zero_optimization",
-    }
-)  # fmt: skip
-OWN_KEYS = frozenset(
-    {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
-)
-
-
-def load_user_json(path: Path) -> dict[str, Any]:
-    """Read a user's DeepSpeed JSON.
-
-    Raises:
-        ConfigError: It cannot be read, has an unknown key, or sets what the run configuration sets.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"deepspeed.config_file={path}: cannot be read as JSON: {error}"
-        ) from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"deepspeed.config_file={path}: must hold a JSON object.")
-    for key in content:
-        if key in OWN_KEYS:
-            raise ConfigError(
-                f"deepspeed.config_file={path}: {key} follows from train.batch_size and "
-                "train.micro_batch_size; remove it and set those."
-            )
-        if key not in KNOWN_KEYS:
-            near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "DeepSpeed would ignore it."
-            raise ConfigError(f"deepspeed.config_file={path}: unknown key {key}: {hint}")
-    return content
 
 
 def deepspeed_json(config: RunConfig, world_size: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -137,6 +89,7 @@ def initialize(
         config=settings,
         dist_init_required=False,
     )
+    distributed.set_timeouts(config.train.timeout_s)
     return Engine(engine)
 
 

@@ -58,6 +58,7 @@ class TrainingSums:
 
     values: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     num_batches: int = 0
 
     def add(self, loss: Tensor, terms: dict[str, LossTerm], output: ForecastOutput) -> None:
@@ -66,6 +67,7 @@ class TrainingSums:
         self._value("train/loss", loss)
         for name, term in terms.items():
             self._value(f"train/loss_{name}", term.value)
+            self.weights[f"train/weight_{name}"] = term.weight
         if output.gate is not None:
             self._value("retrieval/gate", output.gate.mean())
             assert output.match is not None
@@ -80,11 +82,14 @@ class TrainingSums:
                 self._count(f"{name}/classes", class_counts(classes, number))
 
     def reduce(self) -> dict[str, float]:
-        """Means over steps and ranks, by the name they are logged under; collective."""
+        """Means over steps and ranks, by the name they are logged under; collective.
+
+        The weights are those of SPEC's loss, the warm-up not counted.
+        """
         names = sorted(self.values)
         stacked = torch.stack([self.values[name] for name in names])
         means = distributed.reduce_sum(stacked) / (self.num_batches * distributed.world_size())
-        metrics = dict(zip(names, means.tolist(), strict=True))
+        metrics = dict(zip(names, means.tolist(), strict=True)) | self.weights
         for name in ("direction", "magnitude"):
             if f"{name}/classes" in self.counts:
                 classes = distributed.reduce_sum(self.counts[f"{name}/classes"])

@@ -141,6 +141,7 @@ def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
             dates=config.data.dates,
             layout=config.data.layout,
             date_column=config.data.date_column,
+            columns=config.data.columns,
         )
     )
 

@@ -1,15 +1,22 @@
 """Everything about a run that can be refused before torch is imported."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from dist_train.config import (
     ConfigError,
     RunConfig,
     check_batch_size,
+    config_to_dict,
     world_size_of_environment,
 )
 from dist_train.data.windows import ForecastData, load_forecast_data
-from model.backbone_files import BackboneFiles, check_layers, locate_backbone
+from dist_train.deepspeed_json import load_user_json
+from dist_train.reproducibility import code_fingerprint
+from model.backbone_files import BackboneFiles, check_layers, fingerprint, locate_backbone
+from model.config import num_patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +25,27 @@ class Preflight:
 
     data: ForecastData
     backbone_files: BackboneFiles
+
+
+def identity(config: RunConfig, checked: Preflight, world_size: int) -> str:
+    """Hash everything that decides the numbers of a run; its name is not part of it.
+
+    Args:
+        config: The run.
+        checked: Its data and backbone.
+        world_size: Ranks of the job.
+    """
+    settings = config_to_dict(config) | {"name": None, "runs_dir": None}
+    own_json = config.deepspeed.config_file
+    parts = {
+        "config": settings,
+        "code": code_fingerprint(),
+        "ranks": world_size,
+        "data": checked.data.series_set.checksum,
+        "backbone": fingerprint(checked.backbone_files),
+        "deepspeed": Path(own_json).read_text(encoding="utf-8") if own_json else None,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def check(config: RunConfig) -> Preflight:
@@ -31,6 +59,14 @@ def check(config: RunConfig) -> Preflight:
     check_batch_size(config.train, world_size_of_environment())
     files = locate_backbone(config.backbone.name, weights=config.backbone.weights)
     check_layers(files, config.backbone.llm_layers)
+    if config.model.d_ff > files.d_llm:
+        raise ConfigError(
+            f"model.d_ff={config.model.d_ff}: the head reads that many features of a position, "
+            f"and {config.backbone.name} has {files.d_llm}; use at most {files.d_llm}."
+        )
+    _check_positions(config, files)
+    if config.deepspeed.config_file is not None:
+        load_user_json(Path(config.deepspeed.config_file))
     data = load_forecast_data(config.data)
     num_windows = len(data.windows["train"])
     if config.train.batch_size > num_windows:
@@ -39,3 +75,18 @@ def check(config: RunConfig) -> Preflight:
             "windows: lower it, or use more data."
         )
     return Preflight(data=data, backbone_files=files)
+
+
+def _check_positions(config: RunConfig, files: BackboneFiles) -> None:
+    """Refuse rows that may be longer than the backbone has positions."""
+    limit = files.config.get("max_position_embeddings") or files.config.get("n_positions")
+    patches = num_patches(config.data.seq_len, config.model.patch_len, config.model.stride)
+    prompt = 0 if config.model.prompt == "none" else config.model.max_prompt_tokens
+    extra = int(config.tapr.use_tapr) + 2 * (config.gram.use_gram is not False)
+    tokens = patches + prompt + extra
+    if isinstance(limit, int) and tokens > limit:
+        raise ConfigError(
+            f"data.seq_len={config.data.seq_len} makes {patches} patches, with prompt and further "
+            f"tokens up to {tokens} per row, and {config.backbone.name} has {limit} positions: "
+            "raise model.stride, or lower data.seq_len or model.max_prompt_tokens."
+        )

@@ -31,7 +31,7 @@ def opening(config: RunConfig, data: ForecastData, world_size: int, dtype: torch
     counts = {split: len(data.windows[split]) for split in ("train", "val", "test")}
     lines = [
         f"run {config.name}: {data.series_set.name}, {data.num_channels} series of "
-        f"{len(data.series_set.series[0].values)} steps, {config.data.seq_len} -> "
+        f"{_lengths(data)} steps, {config.data.seq_len} -> "
         f"{config.data.pred_len} steps",
         f"windows: {counts['train']} train, {counts['val']} validation, {counts['test']} test",
         f"{world_size} rank(s) on {distributed.device().type}, {dtype_name(dtype)}, "
@@ -39,6 +39,12 @@ def opening(config: RunConfig, data: ForecastData, world_size: int, dtype: torch
         f"({config.backbone.llm_layers} layers)",
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in data.series_set.notes)])
+
+
+def _lengths(data: ForecastData) -> str:
+    lengths = [len(series.values) for series in data.series_set.series]
+    shortest, longest = min(lengths), max(lengths)
+    return str(longest) if shortest == longest else f"{shortest} to {longest}"
 
 
 def parameters(

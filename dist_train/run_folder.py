@@ -19,13 +19,10 @@ from dist_train.config import (
     ConfigError,
     RunConfig,
     build_parser,
-    config_to_yaml,
     fail,
-    load_run_config,
     parse_run_config,
     world_size_of_environment,
 )
-from dist_train.reproducibility import code_fingerprint
 
 RESULT_FILE = "result.json"
 
@@ -63,22 +60,12 @@ def result_line(result: dict[str, Any]) -> str:
     return json.dumps({key: result[key] for key in keys})
 
 
-def is_same_run(folder: Path, config: RunConfig) -> bool:
-    """Whether the run in ``folder`` had this configuration (name aside), code and rank count."""
-    result = find_result(folder)
-    if result is None or result.get("code") != code_fingerprint():
-        return False
-    if result.get("ranks") != world_size_of_environment():
-        return False
-    try:
-        saved = load_run_config(folder / "config.yaml")
-    except ConfigError:
-        return False
-    return _without_name(saved) == _without_name(config)
-
-
-def plan_start(config: RunConfig) -> tuple[str, str]:
+def plan_start(config: RunConfig, identity: str) -> tuple[str, str]:
     """Decide what a start script does; see the module docstring for the two values.
+
+    Args:
+        config: The run.
+        identity: What :func:`dist_train.preflight.identity` says of it.
 
     Raises:
         ConfigError: No folder can be made in ``runs_dir``.
@@ -89,8 +76,9 @@ def plan_start(config: RunConfig) -> tuple[str, str]:
     while True:
         name = base if number == 1 else f"{base}-{number}"
         folder = Path(config.runs_dir) / name
-        if is_same_run(folder, config):
-            return "finished", result_line(find_result(folder) or {})
+        result = find_result(folder)
+        if result is not None and result.get("identity") == identity:
+            return "finished", result_line(result)
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return name, str(folder)
         number += 1
@@ -104,20 +92,15 @@ def _check_runs_dir(config: RunConfig) -> None:
         raise ConfigError(f"runs_dir={config.runs_dir}: {nearest} is a file; name a folder.")
 
 
-def _without_name(config: RunConfig) -> str:
-    lines = config_to_yaml(config).splitlines()
-    return "\n".join(line for line in lines if not line.startswith("name:"))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of the module docstring."""
     try:
         config, _ = parse_run_config(
             build_parser("python -m dist_train.run_folder"), sys.argv[1:] if argv is None else argv
         )
-        plan = plan_start(config)
-        if plan[0] != "finished":
-            preflight.check(config)
+        checked = preflight.check(config)
+        ranks = world_size_of_environment()
+        plan = plan_start(config, preflight.identity(config, checked, ranks))
     except (ValueError, OSError) as error:
         return fail(error)
     print("\n".join(plan))

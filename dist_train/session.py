@@ -17,8 +17,8 @@ from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import finish_scores, score_split
 from dist_train.metrics import Scores
-from dist_train.preflight import Preflight
-from dist_train.reproducibility import code_fingerprint, environment
+from dist_train.preflight import Preflight, identity
+from dist_train.reproducibility import code_fingerprint, environment, seed_everything
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
 from dist_train.tracking import Tracker
@@ -58,6 +58,7 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     """
     data, files, folder = checked.data, checked.backbone_files, config.run_folder
     main = distributed.is_main_rank()
+    run_identity = identity(config, checked, distributed.world_size())
     # May still refuse: before the folder, so that the name is not taken by a run that never began.
     prompt_builder = build_prompt_builder(config, files, data.series_set.description)
     with distributed.agree_or_raise("Creating the run folder"):
@@ -82,6 +83,8 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     total_steps = sampler.steps_per_epoch * config.train.max_epochs
     total_steps = min(total_steps, config.train.max_steps or total_steps)
     ds_engine = engine.initialize(model, config, settings, total_steps)
+    # From here on each rank draws its own dropout; until here all had to draw the same weights.
+    seed_everything(config.train.seed + 1 + distributed.rank())
     facts = {
         "dtype": precision.dtype_name(dtype),
         "backbone": {"name": config.backbone.name, "fingerprint": fingerprint(files)},
@@ -102,7 +105,7 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     forecast = partial(trainer.forecast, split="test")
     example = report.collect_example(forecast, closed.ridge, data, prompt_builder)
     ds_engine.close()
-    result = _result(config, fit, closed, scores)
+    result = _result(config, fit, closed, scores) | {"identity": run_identity}
     with distributed.agree_or_raise("Writing the report"):
         if main:
             report.write(folder, config, data, result, scores, example)

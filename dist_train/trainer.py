@@ -2,6 +2,7 @@
 
 import math
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -261,7 +262,7 @@ class Trainer:
             unit="step",
             desc="training",
             dynamic_ncols=True,
-            mininterval=1.0,
+            mininterval=1.0 if sys.stderr.isatty() else 20.0,  # in a log file a line now and then
         )
 
     def _postfix(self) -> dict[str, str]:

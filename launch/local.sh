@@ -17,7 +17,12 @@ shift
 export TIMELLM_STARTED_AT=${TIMELLM_STARTED_AT:-$(date +%s)}
 
 if command -v nvidia-smi >/dev/null 2>&1; then
-    ranks=${RANKS:-$(nvidia-smi --list-gpus | wc -l)}
+    if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+        visible=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+    else
+        visible=$(nvidia-smi --list-gpus | wc -l)
+    fi
+    ranks=${RANKS:-$visible}
 else
     ranks=${RANKS:-2}
     export DS_ACCELERATOR=cpu

@@ -33,10 +33,10 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"leak_alarm", "retrieval_ridge", "objective", "trend_fit"},
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
-    {"engine", "retrieval", "checkpoint", "optim", "tracking", "plots", "series_facts", "stopwatch"},
+    {"engine", "retrieval", "checkpoint", "optim", "tracking", "plots", "series_facts"},
     {"precision", "metrics"},
     {"data"},
-    {"config", "distributed", "reproducibility", "atomic_file"},
+    {"config", "distributed", "reproducibility", "atomic_file", "stopwatch"},
 ]
 # The configuration is composed of the data's own settings, which import nothing themselves.
 ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}

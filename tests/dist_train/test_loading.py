@@ -1,5 +1,6 @@
 """dist_train/loading.py: a run is opened from its folder alone, and never with other weights."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,10 @@ import torch
 
 from dist_train.checkpoint import CheckpointError, load_checkpoint
 from dist_train.data.collate import Collator
+from dist_train.data.config import DataError
 from dist_train.data.windows import load_forecast_data
 from dist_train.loading import load_run
+from dist_train.retrieval import Retriever
 from tests.helpers.backbones import tiny_backbone
 
 
@@ -31,6 +34,37 @@ def test_it_forecasts_what_the_training_reported(finished_run: Path):
     mse = (run.forecast(batch, "test") - batch.target).square().mean()
     result = json.loads((finished_run / "result.json").read_text())
     assert float(mse) == pytest.approx(result["test_mse"], abs=1e-5)
+
+
+def test_the_memory_finds_what_it_found_when_the_checkpoint_was_validated(finished_run: Path):
+    run, again = load_run(finished_run), load_run(finished_run)
+    memory = load_checkpoint(finished_run / "best").memory
+    assert run.retriever is not None
+    assert again.retriever is not None
+    data = load_forecast_data(run.config.data)
+    fresh = Retriever(data, run.config.gram, run.config.bank)
+    fresh.refresh(memory)
+    batch = Collator(data.windows["test"], None)(list(range(0, len(data.windows["test"]), 7)))
+    found = fresh.search_batch(batch, "test")
+    for other in (run.retriever, again.retriever):
+        assert other.fingerprint == fresh.fingerprint
+        assert torch.equal(other.search_batch(batch, "test").ids, found.ids)
+        assert torch.equal(other.search_batch(batch, "test").weights, found.weights)
+
+
+def test_refuses_series_that_have_changed_since_where_the_run_has_a_memory(
+    finished_run: Path, tmp_path: Path
+):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    facts = json.loads((run / "best/series.json").read_text())
+    facts["checksum"] = "0" * 64
+    (run / "best/series.json").write_text(json.dumps(facts))
+    manifest = json.loads((run / "best/manifest.json").read_text())
+    digest = hashlib.sha256((run / "best/series.json").read_bytes()).hexdigest()
+    manifest["sha256"]["series.json"] = digest
+    (run / "best/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"not the one the run was trained on .* restore it, or"):
+        load_run(run)
 
 
 def test_refuses_a_folder_that_is_not_there():

@@ -11,6 +11,8 @@ from dist_train.data.config import DataConfig, DataError
 from dist_train.data.series import load_series
 from dist_train.loading import load_run
 from dist_train.prediction import load_newest, predict, write_forecasts
+from dist_train.retrieval import Neighbours, Retriever
+from model.batch import ForecastInputs, RetrievedWindows
 from tests.helpers.series import write_series
 
 
@@ -32,7 +34,7 @@ def test_continues_dates_and_units(finished_run: Path, tmp_path: Path):
 
 def test_is_the_model_on_the_standardised_newest_window(finished_run: Path, tmp_path: Path):
     run = load_run(finished_run)
-    path = file_with(tmp_path, rows=100)
+    path = file_with(tmp_path, rows=300)
     (forecast,) = predict(run, load_newest(run.config, path))
     facts = run.series["series"][0]
     mean, scale = np.array(facts["mean"]), np.array(facts["scale"])
@@ -41,14 +43,50 @@ def test_is_the_model_on_the_standardised_newest_window(finished_run: Path, tmp_
     assert run.prompt_builder is not None
     prompts = run.prompt_builder(context)
     assert prompts is not None
-    from model.batch import ForecastInputs
-
     inputs = ForecastInputs(
         context=torch.from_numpy(context), prompt_ids=prompts[0], prompt_mask=prompts[1]
     )
+    assert run.retriever is not None
+    neighbours = run.retriever.search(
+        inputs.context, np.array([0]), np.array([300 - 48]), past_only=True
+    )
     with torch.no_grad():
-        expected = run.module(inputs).forecast[0].double().numpy() * scale + mean
+        output = run.module(inputs, run.retriever.fetch(neighbours))
+    expected = output.forecast[0].double().numpy() * scale + mean
     np.testing.assert_allclose(forecast.values, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "found"), [(100, 0), (109, 8), (300, 10), (600, 10)])
+def test_only_histories_whose_futures_end_before_the_forecast_are_used(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, found: int
+):
+    run, seen = load_run(finished_run), []
+    fetch = Retriever.fetch
+
+    def watched(self: Retriever, neighbours: Neighbours) -> RetrievedWindows:
+        seen.append(neighbours.ids)
+        return fetch(self, neighbours)
+
+    monkeypatch.setattr(Retriever, "fetch", watched)
+    predict(run, load_newest(run.config, file_with(tmp_path, rows=rows)))
+    (ids,) = seen
+    assert run.retriever is not None
+    used = ids[ids >= 0]
+    ends = run.retriever.bank.starts(used) + 48 + 12
+    assert len(used) == found
+    assert (ends <= rows - 48).all()  # before the newest window even begins
+
+
+def test_a_file_from_after_the_training_may_use_all_of_the_memory(
+    finished_run: Path, tmp_path: Path
+):
+    run = load_run(finished_run)
+    path = Path(file_with(tmp_path, rows=60))
+    frame = pd.read_csv(path)
+    frame["date"] = pd.date_range("2031", periods=60, freq="h")
+    frame.to_csv(path, index=False)
+    (forecast,) = predict(run, load_newest(run.config, str(path)))
+    assert np.isfinite(forecast.values).all()
 
 
 def test_the_order_of_columns_does_not_matter(finished_run: Path, tmp_path: Path):

@@ -76,3 +76,38 @@ def test_unusable_data_is_refused(config: RunConfig):
     config = replace(config, data=replace(config.data, path="nowhere.csv"))
     with pytest.raises(DataError, match=r"data.path=nowhere.csv does not exist"):
         preflight.check(config)
+
+
+def test_the_identity_changes_with_all_that_decides_the_numbers(tmp_path: Path):
+    config = tiny_run(tmp_path)
+    own = tmp_path / "ds.json"
+    own.write_text("{}")
+    with_json = replace(config, deepspeed=replace(config.deepspeed, config_file=str(own)))
+
+    def identity(run: RunConfig, ranks: int = 1) -> str:
+        return preflight.identity(run, preflight.check(run), ranks)
+
+    first = identity(config)
+    assert identity(replace(config, name="other", runs_dir="elsewhere")) == first
+    seen = [first, identity(config, ranks=2), identity(with_json)]
+    seen.append(identity(replace(config, train=replace(config.train, seed=5))))
+    own.write_text('{"wall_clock_breakdown": true}')
+    seen.append(identity(with_json))
+    series = tmp_path / "series.csv"
+    series.write_text(series.read_text().replace("2020-", "2021-"))
+    seen.append(identity(config))
+    assert len(set(seen)) == len(seen)
+
+
+def test_refuses_a_head_wider_than_the_backbone(tmp_path: Path):
+    config = tiny_run(tmp_path)
+    config = replace(config, model=replace(config.model, d_ff=600))
+    with pytest.raises(ConfigError, match=r"model.d_ff=600: .* has 32; use at most 32"):
+        preflight.check(config)
+
+
+def test_refuses_more_tokens_than_the_backbone_has_positions(tmp_path: Path):
+    config = tiny_run(tmp_path)
+    config = replace(config, model=replace(config.model, max_prompt_tokens=505))
+    with pytest.raises(ConfigError, match=r"up to 519 per row, and .* has 512 positions"):
+        preflight.check(config)

@@ -63,7 +63,10 @@ def search_by_loop(
         first, end = data.windows["train"].ranges[number]
         for entry_start in range(first, end - SPAN + 1):
             entry_begin = first_hour(data, number) + entry_start
-            entry, own = set(range(entry_begin, entry_begin + SPAN)), set(range(begin, begin + SPAN))
+            entry, own = (
+                set(range(entry_begin, entry_begin + SPAN)),
+                set(range(begin, begin + SPAN)),
+            )
             if entry & own or (split != "train" and max(entry) >= begin + L):
                 continue
             for column in range(values.shape[1]):
@@ -78,8 +81,11 @@ def search_by_loop(
 
 DATA_SETS = {
     "wide": wide_data(noise(300), L, H),
+    # The third series trains on hours that the others are validated and tested on.
     "long": long_data(
-        [(0, noise(200, 1, 1)[:, 0]), (70, noise(130, 1, 2)[:, 0]), (3, noise(300, 1, 3)[:, 0])], L, H
+        [(first, noise(rows, 1, rows)[:, 0]) for first, rows in ((0, 200), (70, 130), (3, 420))],
+        L,
+        H,
     ),
 }
 

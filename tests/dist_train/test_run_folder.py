@@ -9,8 +9,8 @@ import pytest
 from dist_train import run_folder
 from dist_train.atomic_file import write_text
 from dist_train.config import ConfigError, RunConfig, TrainConfig, config_to_yaml
-from dist_train.reproducibility import code_fingerprint
 
+IDENTITY = "the same"
 RESULT = {
     "run": "a", "test_mse": 0.1, "ridge_mse": 0.2, "train_s": 1.0, "total_s": 2.0, "ranks": 1,
     "scores": {},
@@ -24,7 +24,7 @@ def config(folder: Path, **changes: object) -> RunConfig:
 def finish(run: RunConfig, **changes: object) -> None:
     run.run_folder.mkdir(parents=True)
     write_text(run.run_folder / "config.yaml", config_to_yaml(run))
-    result = RESULT | {"code": code_fingerprint()} | changes
+    result = RESULT | {"identity": IDENTITY} | changes
     write_text(run.run_folder / "result.json", json.dumps(result))
 
 
@@ -56,36 +56,30 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path):
 def test_a_runs_dir_that_is_a_file_is_refused(tmp_path: Path):
     (tmp_path / "notes").touch()
     for runs_dir in (tmp_path / "notes", tmp_path / "notes/deeper"):
-        for check in (run_folder.check_is_new, run_folder.plan_start):
-            with pytest.raises(ConfigError, match=r"runs_dir=.*: .*/notes is a file; name a fold"):
-                check(config(runs_dir))
+        with pytest.raises(ConfigError, match=r"runs_dir=.*: .*/notes is a file; name a fold"):
+            run_folder.check_is_new(config(runs_dir))
+        with pytest.raises(ConfigError, match=r"runs_dir=.*: .*/notes is a file; name a fold"):
+            run_folder.plan_start(config(runs_dir), IDENTITY)
     run_folder.check_is_new(config(tmp_path / "new/deeper"))
 
 
 def test_the_same_run_is_not_started_again(tmp_path: Path):
     finish(config(tmp_path))
-    verb, line = run_folder.plan_start(config(tmp_path))
+    verb, line = run_folder.plan_start(config(tmp_path), IDENTITY)
     assert verb == "finished"
     assert json.loads(line) == {key: RESULT[key] for key in RESULT if key != "scores"}
 
 
-def test_another_configuration_starts_beside(tmp_path: Path):
+def test_another_run_starts_beside(tmp_path: Path):
     finish(config(tmp_path))
     changed = config(tmp_path, train=TrainConfig(seed=1))
-    assert run_folder.plan_start(changed) == ("a-2", str(tmp_path / "a-2"))
-    finish(replace(changed, name="a-2"))
-    assert run_folder.plan_start(changed)[0] == "finished"
-
-
-def test_other_code_or_ranks_start_beside(tmp_path: Path):
-    finish(config(tmp_path), code="older")
-    assert run_folder.plan_start(config(tmp_path))[0] == "a-2"
-    finish(replace(config(tmp_path), name="a-2"), ranks=4)
-    assert run_folder.plan_start(config(tmp_path))[0] == "a-3"
+    assert run_folder.plan_start(changed, "other") == ("a-2", str(tmp_path / "a-2"))
+    finish(replace(changed, name="a-2"), identity="other")
+    assert run_folder.plan_start(changed, "other")[0] == "finished"
 
 
 def test_an_unfinished_run_is_left_alone(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/metrics.jsonl").write_text("{}")
-    assert run_folder.plan_start(config(tmp_path))[0] == "a-2"
+    assert run_folder.plan_start(config(tmp_path), IDENTITY)[0] == "a-2"
     assert (tmp_path / "a/metrics.jsonl").read_text() == "{}"

@@ -18,3 +18,15 @@ def write_series(path: Path, rows: int = 600, variates: int = 2, seed: int = 0) 
     frame.insert(0, "date", pd.date_range("2020-01-01", periods=rows, freq="h"))
     frame.to_csv(path, index=False)
     return path
+
+
+def random_motifs(rows: int = 800, length: int = 32, variates: int = 2) -> np.ndarray:
+    """Repeat a few random shapes in random order: who has seen one knows how it ends.
+
+    A linear map knows little: which shape it is decides what follows, and shapes are random.
+    """
+    rng = np.random.default_rng(7)
+    shapes = rng.normal(size=(6, length))
+    order = rng.integers(len(shapes), size=(variates, rows // length + 1))
+    values = np.stack([np.concatenate(shapes[row])[:rows] for row in order], axis=1)
+    return values + 0.05 * rng.normal(size=values.shape)

@@ -1,0 +1,116 @@
+"""dist_train/leak_alarm.py: it fires on a memory without exclusion, and not on drifting data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_train.data.windows import ForecastData
+from dist_train.leak_alarm import LeakError, check_for_leaks, message
+from dist_train.retrieval import Retriever
+from memory_index.config import BankConfig
+from memory_index.exclusion import Exclusion
+from model.config import GramConfig
+from tests.helpers.forecast_data import long_data, wide_data
+from tests.helpers.ranks import run_ranks
+
+L, H = 24, 8
+NOTHING = Exclusion(seq_len=0, pred_len=0, past_only=False)
+
+
+def retriever_of(data: ForecastData, **options: object) -> Retriever:
+    settings = {"retrieval_key": "anchored", "d_repr": 24, "temperature": 0.05} | options
+    retriever = Retriever(data, GramConfig(use_gram=True, **settings), BankConfig())  # type: ignore[arg-type]
+    retriever.refresh(retriever.snapshot())
+    return retriever
+
+
+def noise(rows: int = 600) -> np.ndarray:
+    """White noise: a future can only be known by seeing it."""
+    return np.random.default_rng(0).normal(size=(rows, 2))
+
+
+def show_everything(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Retriever, "exclusion", lambda self, *, past_only: NOTHING)
+
+
+def drifting() -> ForecastData:
+    """A cycle throughout training, noise afterwards: nothing leaks, yet training looks better."""
+    hours = np.arange(600)[:, None]
+    values = np.sin(2 * np.pi * hours / 12 + np.arange(2)) + 0.01 * noise()
+    values[420:] = noise()[420:]
+    return wide_data(values, L, H)
+
+
+def test_stops_a_run_whose_memory_shows_the_answer(monkeypatch: pytest.MonkeyPatch):
+    retriever = retriever_of(wide_data(noise(), L, H))
+    show_everything(monkeypatch)
+    with pytest.raises(LeakError, match=r"^leak: .*\d+ retrieved entries overlap .*=warn"):
+        check_for_leaks(retriever)
+
+
+def test_warn_goes_on_and_counts_what_overlaps(monkeypatch: pytest.MonkeyPatch):
+    retriever = retriever_of(wide_data(noise(), L, H), leak_alarm="warn", top_k=1)
+    show_everything(monkeypatch)
+    report = check_for_leaks(retriever)
+    assert report.alarm
+    assert report.train_ratio < 0.1
+    assert report.overlaps == 256 * 2  # every row of the sample has found itself
+    assert message(report).startswith("leak: ")
+
+
+def test_an_overlap_in_another_series_at_the_same_hours_counts(monkeypatch: pytest.MonkeyPatch):
+    values = noise(400)[:, 0]
+    data = long_data([(0, values), (50, values[50:])], L, H)
+    retriever = retriever_of(data, leak_alarm="warn", top_k=2)
+    show_everything(monkeypatch)
+    # Of 256 windows nearly each finds itself and its copy in the other series.
+    assert check_for_leaks(retriever).overlaps > 400
+
+
+def test_says_nothing_on_normal_data():
+    hours = np.arange(600)[:, None]
+    for values in (noise(), np.sin(2 * np.pi * hours / 24) + 0.3 * noise()):
+        report = check_for_leaks(retriever_of(wide_data(values, L, H)))
+        assert not report.alarm
+        assert report.overlaps == 0
+        assert message(report).startswith("retrieval alone has ")
+
+
+def test_ratios_are_those_of_every_window_where_the_sample_holds_them_all():
+    data = wide_data(noise(200), L, H)
+    retriever = retriever_of(data)
+    from dist_train.data.collate import Collator
+
+    report = check_for_leaks(retriever)
+    for split, ratio in (("train", report.train_ratio), ("val", report.val_ratio)):
+        batch = Collator(data.windows[split], None)(list(range(len(data.windows[split]))))
+        own = (retriever.forecast(batch, split) - batch.target).square().mean()
+        naive = (batch.context[:, -1:] - batch.target).square().mean()
+        assert ratio == pytest.approx(float(own / naive), rel=1e-5)
+
+
+def test_only_warns_where_the_series_drift():
+    report = check_for_leaks(retriever_of(drifting()))
+    assert report.alarm
+    assert report.overlaps == 0
+    assert message(report).startswith("warning: ")
+    assert "so the series drift" in message(report)
+
+
+def check_on_ranks(rank: int, world_size: int, out: Path) -> None:
+    normal = check_for_leaks(retriever_of(wide_data(noise(), L, H)))
+    with pytest.MonkeyPatch.context() as patch:
+        show_everything(patch)
+        with pytest.raises(LeakError, match="leak: ") as raised:
+            check_for_leaks(retriever_of(wide_data(noise(), L, H)))
+    said = [message(normal), str(raised.value), str(normal.overlaps)]
+    (out / f"{world_size}-{rank}").write_text("\n".join(said))
+
+
+@pytest.mark.ranks
+def test_every_rank_stops_and_says_the_same_as_one(tmp_path: Path):
+    for world_size in (1, 2):
+        run_ranks(check_on_ranks, world_size, tmp_path)
+    one = (tmp_path / "1-0").read_text()
+    assert (tmp_path / "2-0").read_text() == (tmp_path / "2-1").read_text() == one

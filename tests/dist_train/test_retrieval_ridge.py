@@ -1,0 +1,143 @@
+"""dist_train/retrieval_ridge.py: the decision is right where retrieval helps and where it harms."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from dist_train import retrieval_ridge
+from dist_train.config import RunConfig
+from dist_train.data.collate import Collator
+from dist_train.data.windows import ForecastData
+from dist_train.retrieval import Retriever
+from dist_train.retrieval_ridge import anchor_forecast, judge_retrieval
+from memory_index.config import BankConfig
+from model.config import GramConfig, ModelConfig
+from model.linear_anchor import LinearAnchor
+from tests.helpers.forecast_data import wide_data
+from tests.helpers.ranks import run_ranks
+from tests.helpers.series import random_motifs
+
+L, H = 24, 8
+GRAM = GramConfig(use_gram=True, d_repr=24, temperature=0.05)
+
+
+def autoregression(rows: int = 800, seed: int = 0) -> np.ndarray:
+    """Noise that remembers its last value: a linear map knows all there is to know."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(rows, 2))
+    for row in range(1, rows):
+        values[row] += 0.9 * values[row - 1]
+    return values
+
+
+def data_of(name: str) -> ForecastData:
+    values = random_motifs(rows=800, length=L + H) if name == "motifs" else autoregression()
+    return wide_data(values, L, H)
+
+
+def test_retrieval_is_chosen_where_motifs_repeat_and_not_where_nothing_does():
+    motifs = judge_retrieval(data_of("motifs"), GRAM, BankConfig())
+    assert motifs.helps
+    assert motifs.with_retrieval.validation_mse < 0.8 * motifs.without.validation_mse
+    noise = judge_retrieval(data_of("noise"), GRAM, BankConfig())
+    assert not noise.helps
+    assert noise.with_retrieval.validation_mse >= noise.without.validation_mse
+
+
+def inputs_and_targets(
+    retriever: Retriever, split: str, norm: str, *, reads: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every row of a split, centred as the anchor centres it."""
+    windows = retriever.data.windows[split]
+    batch = Collator(windows, None)(list(range(len(windows))))
+    context, target, retrieved = (
+        part.transpose(1, 2).flatten(0, 1).double().numpy()
+        for part in (batch.context, batch.target, retriever.forecast(batch, split))
+    )
+    level = context[:, -1:] if norm == "last" else context.mean(axis=1, keepdims=True)
+    inputs = np.concatenate([context, retrieved], axis=1) if reads else context
+    return inputs - level, target - level
+
+
+@pytest.mark.parametrize("name", ["motifs", "noise"])
+@pytest.mark.parametrize("reads", [False, True])
+def test_both_numbers_are_those_of_an_ordinary_ridge(name: str, reads: bool):
+    data = data_of(name)
+    verdict = judge_retrieval(data, GRAM, BankConfig())
+    fit = verdict.with_retrieval if reads else verdict.without
+    retriever = Retriever(
+        data, GramConfig(use_gram=True, d_repr=24, temperature=0.05, retrieval_key="anchored"),
+        BankConfig(),
+    )  # fmt: skip
+    retriever.refresh({})
+    train = inputs_and_targets(retriever, "train", fit.norm, reads=reads)
+    val = inputs_and_targets(retriever, "val", fit.norm, reads=reads)
+    ridge = Ridge(alpha=fit.lam, fit_intercept=False, solver="cholesky").fit(*train)
+    mse = float(((ridge.predict(val[0]) - val[1]) ** 2).mean())
+    assert fit.validation_mse == pytest.approx(mse, rel=1e-5)
+    assert fit.validation_mse == min(fit.candidates.values())
+
+
+def test_the_anchor_alone_scores_what_the_verdict_says():
+    data = data_of("motifs")
+    fit = judge_retrieval(data, GRAM, BankConfig()).with_retrieval
+    anchor = LinearAnchor(L, H, reads_future=True)
+    anchor.set_solution(fit.weight, fit.norm)
+    gram = GramConfig(use_gram=True, d_repr=24, temperature=0.05, retrieval_key="anchored")
+    retriever = Retriever(data, gram, BankConfig())
+    retriever.refresh({})
+    batch = Collator(data.windows["val"], None)(list(range(len(data.windows["val"]))))
+    mse = (anchor_forecast(anchor, retriever, "val")(batch) - batch.target).square().mean()
+    assert float(mse) == pytest.approx(fit.validation_mse, rel=1e-4)
+
+
+def test_large_splits_are_sampled(monkeypatch: pytest.MonkeyPatch):
+    data, seen = data_of("noise"), {"train": 0, "val": 0}
+    forecast = Retriever.forecast
+
+    def counted(self: Retriever, batch: object, split: str) -> torch.Tensor:
+        result = forecast(self, batch, split)  # type: ignore[arg-type]
+        seen[split] += len(result)
+        return result
+
+    monkeypatch.setattr(Retriever, "forecast", counted)
+    monkeypatch.setattr(retrieval_ridge, "TRAIN_ROWS", 100)
+    monkeypatch.setattr(retrieval_ridge, "VAL_ROWS", 40)
+    judge_retrieval(data, GRAM, BankConfig())
+    assert seen == {"train": 50, "val": 20}  # two variates are two rows
+
+
+def judge_on_ranks(rank: int, world_size: int, out: Path) -> None:
+    verdict = judge_retrieval(data_of("motifs"), GRAM, BankConfig())
+    fits = (verdict.without, verdict.with_retrieval)
+    torch.save([fit.weight for fit in fits], out / f"{world_size}-{rank}.pt")
+
+
+@pytest.mark.ranks
+def test_every_rank_judges_as_one_would(tmp_path: Path):
+    for world_size in (1, 2):
+        run_ranks(judge_on_ranks, world_size, tmp_path)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for wanted, got, other in zip(one, first, second, strict=True):
+        assert torch.equal(got, other)
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("use_gram", [False, "auto"])
+def test_refuses_an_anchor_that_reads_a_memory_that_may_not_be_there(use_gram: bool | str):
+    with pytest.raises(
+        ValueError,
+        match=rf"anchor=ridge_retrieval needs gram\.use_gram=true, got {use_gram}: the anchor",
+    ):
+        RunConfig(
+            model=ModelConfig(anchor="ridge_retrieval"),
+            gram=GramConfig(use_gram=use_gram, retrieval_key="anchored"),  # type: ignore[arg-type]
+        )
+
+
+def test_refuses_an_anchor_on_a_key_that_moves():
+    with pytest.raises(ValueError, match=r"needs gram\.retrieval_key=anchored, got dual: the"):
+        RunConfig(model=ModelConfig(anchor="ridge_retrieval"), gram=GramConfig(use_gram=True))

@@ -1,0 +1,104 @@
+"""dist_train/session.py: what a run writes down, decides before training, and refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_train import preflight
+from dist_train.baselines import fit_ridge
+from dist_train.checkpoint import load_checkpoint
+from dist_train.config import RunConfig, load_run_config
+from dist_train.data.windows import load_forecast_data
+from dist_train.leak_alarm import LeakError
+from dist_train.retrieval import Retriever
+from dist_train.session import train_and_score
+from dist_train.trend_fit import training_changes
+from memory_index.exclusion import Exclusion
+from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import tiny_run
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_result_says_what_was_trained_and_how_well(finished_run: Path):
+    result = json.loads((finished_run / "result.json").read_text())
+    assert result["use_gram"] is True
+    assert "ridge_retrieval_val_mse" not in result  # nobody asked
+    assert result["test_mse"] == pytest.approx(result["scores"]["Time-LLM"]["mse"], abs=1e-6)
+    data = load_forecast_data(load_run_config(finished_run / "config.yaml").data)
+    assert result["ridge_val_mse"] == pytest.approx(fit_ridge(data).validation_mse)
+
+
+def test_every_term_is_logged_by_name_with_its_weight(finished_run: Path):
+    terms = {
+        "forecast": 1.0, "direction": 0.15, "magnitude": 0.15, "hierarchy": 0.05, "change": 0.05,
+        "gate_entropy": 0.3, "gate_consistency": 0.3,
+    }  # fmt: skip
+    for line in (line for line in lines(finished_run) if "train/loss" in line):
+        weights = {name: line[f"train/weight_{name}"] for name in terms}
+        assert weights == pytest.approx(terms)
+        total = sum(weight * line[f"train/loss_{name}"] for name, weight in terms.items())
+        assert line["train/loss"] == pytest.approx(total, rel=1e-4)  # the warm-up is off
+        for level in ("direction", "magnitude"):
+            assert 0 <= line[f"train/accuracy_{level}"] <= 1
+            assert 0 < line[f"train/majority_{level}"] <= 1
+
+
+def test_retrieval_alone_is_measured_before_training(finished_run: Path):
+    (first,) = [line for line in lines(finished_run) if "retrieval/overlaps" in line]
+    assert first["step"] == 0
+    assert first["retrieval/overlaps"] == 0
+    assert 0 < first["retrieval/train_over_repeat_last"] < 2
+    assert 0 < first["retrieval/val_over_repeat_last"] < 2
+
+
+def test_the_checkpoint_has_thresholds_of_the_training_split_and_the_memorys_encoder(
+    finished_run: Path,
+):
+    checkpoint = load_checkpoint(finished_run / "best")
+    data = load_forecast_data(load_run_config(finished_run / "config.yaml").data)
+    changes = training_changes(data.windows["train"]).double().numpy()
+    np.testing.assert_allclose(
+        checkpoint.state["trend.thresholds.values"].numpy(),
+        np.quantile(changes, [0.15, 0.40, 0.60, 0.85]),
+        rtol=1e-5,
+    )
+    encoder = {name for name in checkpoint.state if name.startswith("memory.encoder.")}
+    assert {f"memory.encoder.{name}" for name in checkpoint.memory} == encoder != set()
+
+
+def leak(rank: int, world_size: int, config: RunConfig, out: Path) -> None:
+    nothing = Exclusion(seq_len=0, pred_len=0, past_only=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Retriever, "exclusion", lambda self, *, past_only: nothing)
+        with pytest.raises(LeakError, match="overlap their query in time"):
+            train_and_score(config, preflight.check(config))
+        (out / f"stopped-{rank}").touch()
+        gram = replace(config.gram, leak_alarm="warn")
+        config = replace(config, name="warned", gram=gram)
+        train_and_score(config, preflight.check(config))
+
+
+@pytest.mark.ranks
+def test_a_memory_that_shows_the_answer_stops_every_rank_or_is_only_told(tmp_path: Path):
+    base = tiny_run(tmp_path, name="stopped")
+    config = replace(
+        base,
+        # Retrieval beats repeat-last on this cycle anyway: only the window itself is far better.
+        gram=replace(base.gram, top_k=1, retrieval_key="anchored", d_repr=48),
+        train=replace(base.train, max_steps=2),
+    )
+    run_ranks(leak, 2, config, tmp_path, timeout_s=150)
+    assert (tmp_path / "stopped-0").exists()
+    assert (tmp_path / "stopped-1").exists()
+    assert not (tmp_path / "runs/stopped/result.json").exists()
+    assert not (tmp_path / "runs/stopped/best").exists()
+    (told,) = [line for line in lines(tmp_path / "runs/warned") if "retrieval/overlaps" in line]
+    assert told["retrieval/overlaps"] > 0
+    assert (tmp_path / "runs/warned/result.json").exists()

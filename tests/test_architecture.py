@@ -34,7 +34,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
     {"engine", "retrieval", "checkpoint", "optim", "tracking", "plots", "series_facts"},
-    {"precision", "metrics"},
+    {"precision", "metrics", "deepspeed_json"},
     {"data"},
     {"config", "distributed", "reproducibility", "atomic_file", "stopwatch"},
 ]

@@ -14,6 +14,8 @@ from dist_train.data.collate import Collator
 from dist_train.retrieval import Retriever
 
 NUM_WINDOWS = 256
+MIN_WINDOWS = 8
+MAX_ROWS = 1024  # with hundreds of variates, fewer windows
 ALARM_RATIO = 0.5  # the measured ratio is near 1 with the exclusion and near 0.13 without it
 
 
@@ -81,16 +83,17 @@ def message(report: LeakReport) -> str:
 def _measure(retriever: Retriever, split: str) -> tuple[float, int]:
     """Return the ratio on a sample of a split, and how many neighbours overlap; collective."""
     windows = retriever.data.windows[split]
-    ids = np.unique(np.linspace(0, len(windows) - 1, min(NUM_WINDOWS, len(windows))).astype(int))
+    size = min(len(windows), NUM_WINDOWS, max(MIN_WINDOWS, MAX_ROWS // windows.num_variates))
+    ids = np.unique(np.linspace(0, len(windows) - 1, size).astype(int))
     mine = ids[distributed.rank() :: distributed.world_size()]
     sums = torch.zeros(3, dtype=torch.float64)
     if len(mine):
         batch = Collator(windows, None)([int(number) for number in mine])
-        forecast = retriever.forecast(batch, split)
+        neighbours = retriever.search_batch(batch, split)
+        forecast = retriever.forecast_from(batch, neighbours)
         sums[0] = (forecast - batch.target).double().square().sum()
         sums[1] = (batch.context[:, -1:] - batch.target).double().square().sum()
-        sums[2] = _count_overlaps(retriever, batch.window_ids.numpy(), split,
-                                  retriever.search_batch(batch, split).ids)  # fmt: skip
+        sums[2] = _count_overlaps(retriever, batch.window_ids.numpy(), split, neighbours.ids)
     sums = distributed.reduce_sum(sums)
     return float(sums[0] / sums[1].clamp_min(1e-12)), int(sums[2])
 

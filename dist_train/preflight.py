@@ -12,6 +12,7 @@ from dist_train.config import (
     config_to_dict,
     world_size_of_environment,
 )
+from dist_train.data.clock import check_clock
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.deepspeed_json import load_user_json
 from dist_train.reproducibility import code_fingerprint
@@ -68,6 +69,8 @@ def check(config: RunConfig) -> Preflight:
     if config.deepspeed.config_file is not None:
         load_user_json(Path(config.deepspeed.config_file))
     data = load_forecast_data(config.data)
+    if config.gram.use_gram is True:
+        check_clock(data.series_set)
     num_windows = len(data.windows["train"])
     if config.train.batch_size > num_windows:
         raise ConfigError(

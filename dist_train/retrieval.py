@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dist_train import distributed
+from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.collate import WindowBatch
-from dist_train.data.series import SeriesSet
 from dist_train.data.windows import ForecastData
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
@@ -61,6 +61,10 @@ class Retriever:
             gram: Key, number of neighbours, temperature.
             bank: Which windows become entries.
             num_neighbours: Instead of ``gram.top_k``.
+
+        Raises:
+            DataError: Series overlap in time and share no clock, see
+                :func:`dist_train.data.clock.check_clock`.
         """
         train = data.windows["train"]
         self.data = data
@@ -71,7 +75,9 @@ class Retriever:
         self._anchored = gram.retrieval_key == "anchored"
         self._num_neighbours = num_neighbours or gram.top_k
         self._device = distributed.device()
-        self._offsets = clock_offsets(data.series_set)
+        check_clock(data.series_set)
+        offsets = clock_offsets(data.series_set)
+        self._offsets = None if offsets is None else torch.from_numpy(offsets)
         self._index: ExactShard | None = None
 
     @property
@@ -181,7 +187,10 @@ class Retriever:
         Returns:
             Shape (B, H, N), float32, standardised, on the CPU.
         """
-        neighbours = self.search_batch(batch, split)
+        return self.forecast_from(batch, self.search_batch(batch, split))
+
+    def forecast_from(self, batch: WindowBatch, neighbours: Neighbours) -> Tensor:
+        """Forecast by retrieval alone, see :meth:`forecast`, from neighbours found before."""
         futures_RKH = self.bank.futures(neighbours.ids, anchored=self._anchored)
         mean_RH = (neighbours.weights[..., None] * futures_RKH).sum(dim=1)
         rows_RL = batch.context.cpu().transpose(1, 2).flatten(0, 1)
@@ -193,25 +202,3 @@ class Retriever:
         forecast_RH = level_R1 + scale_R1 * mean_RH
         num_windows, _, num_variates = batch.context.shape
         return forecast_RH.view(num_windows, num_variates, -1).transpose(1, 2)
-
-
-def clock_offsets(series_set: SeriesSet) -> Tensor | None:
-    """Find where each series begins on a clock that all of them share.
-
-    Returns:
-        Rows between the first time stamp of the set and that of each series. Shape (S,), int64.
-        None where there is no such clock: one series alone, or time stamps that are irregular or
-        lie between those of another series. The rows of two series then say nothing about time.
-    """
-    if series_set.frequency is None or len(series_set.series) == 1:
-        return None
-    import pandas as pd
-
-    dates = [series.dates for series in series_set.series]
-    first, last = min(part[0] for part in dates), max(part[-1] for part in dates)
-    clock = pd.date_range(first, last, freq=series_set.frequency).to_numpy()
-    offsets = [int(np.searchsorted(clock, part[0])) for part in dates]
-    for part, offset in zip(dates, offsets, strict=True):
-        if not np.array_equal(clock[offset : offset + len(part)], part):
-            return None
-    return torch.tensor(offsets)

@@ -1,7 +1,9 @@
 """One run on the ranks of the process group: prepare, fit, score, report."""
 
+import copy
 import dataclasses
 import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -9,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
+
 from dist_train import baselines, distributed, engine, leak_alarm, precision, report, run_folder
 from dist_train.atomic_file import write_text
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.config import RunConfig, config_to_yaml
+from dist_train.data.clock import overlapping_without_clock
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import finish_scores, score_split
@@ -72,10 +77,12 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
 
     config, closed = _solve_closed_form(config, data)
     model = build_forecaster(config, files, dtype)
-    _set_solutions(model, config, data, closed)
     retriever = None
     if config.gram.use_gram is True:
         retriever = Retriever(data, config.gram, config.bank)
+        if not retriever.needs_refresh:
+            retriever.refresh({})
+    ridge_val_mse = _set_solutions(model, config, data, closed, retriever)
     if main:
         _say(report.parameters(model, closed.ridge, closed.verdict, retriever))
 
@@ -94,7 +101,8 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
             config, ds_engine, data, sampler, prompt_builder, tracker,
             retriever=retriever, total_steps=total_steps, facts=facts,
         )  # fmt: skip
-        trainer.refresh_memory()
+        if retriever is not None and retriever.needs_refresh:
+            trainer.refresh_memory()
         if retriever is not None:
             _check_for_leaks(retriever, tracker)
         fit = trainer.fit()
@@ -105,7 +113,8 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     forecast = partial(trainer.forecast, split="test")
     example = report.collect_example(forecast, closed.ridge, data, prompt_builder)
     ds_engine.close()
-    result = _result(config, fit, closed, scores) | {"identity": run_identity}
+    result = _result(config, fit, closed, scores)
+    result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
     with distributed.agree_or_raise("Writing the report"):
         if main:
             report.write(folder, config, data, result, scores, example)
@@ -123,27 +132,56 @@ def _create_folder(folder: Path, config: RunConfig) -> None:
 def _solve_closed_form(config: RunConfig, data: ForecastData) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
     verdict = None
-    if config.gram.use_gram == "auto" or config.model.anchor == "ridge_retrieval":
+    undecided = config.gram.use_gram == "auto"
+    no_clock = overlapping_without_clock(data.series_set) is not None
+    if (undecided and not no_clock) or config.model.anchor == "ridge_retrieval":
         verdict = judge_retrieval(data, config.gram, config.bank)
-    if config.gram.use_gram == "auto":
-        assert verdict is not None
-        gram = dataclasses.replace(config.gram, use_gram=verdict.helps)
+    if undecided:
+        if no_clock and distributed.is_main_rank():
+            _say("memory: the series overlap in time but share no regular clock")
+        use_gram = verdict is not None and verdict.helps
+        gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
     return config, ClosedForm(ridge=baselines.fit_ridge(data), verdict=verdict)
 
 
 def _set_solutions(
-    model: Forecaster, config: RunConfig, data: ForecastData, closed: ClosedForm
-) -> None:
-    """Give the model its anchor and the thresholds of its trend labels."""
-    if model.anchor is not None:
-        fit = closed.ridge
-        if config.model.anchor == "ridge_retrieval":
-            assert closed.verdict is not None
-            fit = closed.verdict.with_retrieval
-        model.anchor.set_solution(fit.weight, fit.norm)
+    model: Forecaster,
+    config: RunConfig,
+    data: ForecastData,
+    closed: ClosedForm,
+    retriever: Retriever | None,
+) -> float:
+    """Give the model its anchor and the thresholds of its trend labels; collective.
+
+    The ridge with retrieval is solved on a sample of windows, so it may be worse than the ridge
+    on all of them. Whichever is better on the windows of model selection becomes the anchor: no
+    run starts below the ridge.
+
+    Returns:
+        MSE of the ridge on the windows of model selection.
+    """
     if model.trend is not None and not isinstance(config.tapr.trend_thresholds, list):
         model.trend.thresholds.fit(training_changes(data.windows["train"]))
+    candidates = {"ridge": baselines.ridge_forecast(closed.ridge)}
+    if config.model.anchor == "ridge_retrieval":
+        assert model.anchor is not None
+        assert closed.verdict is not None
+        assert retriever is not None
+        fit = closed.verdict.with_retrieval
+        model.anchor.set_solution(fit.weight, fit.norm)
+        anchor = copy.deepcopy(model.anchor).to(distributed.device())
+        candidates["retrieval"] = anchor_forecast(anchor, retriever, "val_selection")
+    batch_size = config.train.eval_batch_size
+    sums = score_split(candidates, data, "val_selection", batch_size=batch_size)
+    mse = {name: total.mse() for name, total in sums.items()}
+    if model.anchor is not None and mse["ridge"] <= mse.get("retrieval", math.inf):
+        if "retrieval" in mse and distributed.is_main_rank():
+            _say("anchor: the ridge without retrieval is better on validation and takes its place")
+        weight = closed.ridge.weight
+        unread = model.anchor.weight.shape[1] - weight.shape[1]  # the retrieved future counts 0
+        model.anchor.set_solution(F.pad(weight, (0, unread)), closed.ridge.norm)
+    return mse["ridge"]
 
 
 def _build_sampler(
@@ -210,7 +248,6 @@ def _result(
         "best_step": fit.best_step,
         "steps": fit.steps,
         "val_mse": fit.best_val_mse,
-        "ridge_val_mse": closed.ridge.validation_mse,
         "use_gram": config.gram.use_gram,
         "windows_per_s": round(fit.windows_per_s, 2),
         "peak_rss_gib": round(fit.peak_rss_gib, 3),

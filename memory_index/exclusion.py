@@ -1,8 +1,8 @@
 """What a query must not see: entries that hold its own future, or a later one.
 
 Starts are rows of one series, counted from its first row whatever the split, so they compare as
-time does. Entries of *another* series are always visible: where two series of a set overlap in
-time, their rows say nothing about it.
+time does. Entries under *another* series number are always visible: whoever numbers the series
+gives one number, and starts on one clock, to all those that share time.
 
 Shape legend (this file):
     Q  queries     M  entries

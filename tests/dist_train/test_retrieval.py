@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_train.data.clock import clock_offsets
 from dist_train.data.collate import Collator
+from dist_train.data.config import DataError
 from dist_train.data.windows import ForecastData, WindowSet
-from dist_train.retrieval import Neighbours, Retriever, clock_offsets
+from dist_train.retrieval import Neighbours, Retriever
 from memory_index.config import BankConfig
 from memory_index.exclusion import Exclusion
 from model.config import GramConfig
@@ -188,7 +190,7 @@ def test_a_copy_in_another_series_at_the_same_hours_is_never_retrieved():
         assert int((ids == 300 + place).sum()) == hits, shift
 
 
-def test_series_without_a_common_clock_say_nothing_about_each_others_time():
+def test_series_that_overlap_without_a_common_clock_are_refused():
     data = long_data([(0, noise(300, 1)[:, 0]), (30, noise(300, 1)[:, 0])], L, H)
     assert clock_offsets(data.series_set).tolist() == [0, 30]
     series = data.series_set.series
@@ -199,6 +201,12 @@ def test_series_without_a_common_clock_say_nothing_about_each_others_time():
         replace(data.series_set, series=series[:1]),
     ):
         assert clock_offsets(other) is None
+    with pytest.raises(DataError, match=r"'s0' and 's1' overlap in time but share no regular"):
+        make(replace(data, series_set=replace(data.series_set, frequency=None)))
+
+
+def test_series_one_after_the_other_need_no_clock():
+    data = long_data([(0, noise(300, 1)[:, 0]), (300, noise(300, 1)[:, 0])], L, H)
     apart = make(replace(data, series_set=replace(data.series_set, frequency=None)))
     series_R, starts_R = apart.place(torch.tensor([0, 1]), torch.tensor([7, 7]))
     assert (series_R.tolist(), starts_R.tolist()) == ([0, 1], [7, 7])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dist_train.config import DeepSpeedConfig, RunConfig, config_to_yaml
+from model.config import GramConfig
 from tests.helpers.runs import STEPS, losses, tiny_run
 
 pytestmark = [
@@ -49,3 +50,13 @@ def test_trains_in_half_precision(tmp_path: Path, precision: str):
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == STEPS
     assert result["test_mse"] < 2 * result["ridge_mse"]
+
+
+def test_the_anchored_memory_and_its_anchor_run_on_the_device(tmp_path: Path):
+    base = tiny_run(tmp_path)
+    gram = GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16)
+    model = replace(base.model, anchor="ridge_retrieval")
+    run = train(replace(base, model=model, gram=gram), on_gpu=True)
+    result = json.loads((run / "result.json").read_text())
+    assert "ridge + retrieval" in result["scores"]
+    assert result["val_mse"] <= result["ridge_val_mse"] * (1 + 1e-5)

@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito 2008; black is kept for what was observed.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+# Okabe and Ito 2008, one colour per forecaster wherever it is drawn; black is what was observed.
+COLOURS = {
+    "Time-LLM": "#0072B2",
+    "ridge": "#D55E00",
+    "ridge + retrieval": "#009E73",
+    "DLinear": "#CC79A7",
+    "seasonal naive": "#E69F00",
+    "repeat last": "#56B4E9",
+}
+OTHER_COLOUR = "#999999"
 MAX_PANELS = 4
 HISTORY_PER_HORIZON = 3  # steps of history shown for each step of forecast
 
@@ -48,9 +56,15 @@ def save_run_figure(
     figure, panels = _grid(min(example.history.shape[1], MAX_PANELS) + 1)
     _draw_example(panels[:-1], example)
     axes = panels[-1]
-    for colour, (name, values) in zip(COLOURS, mse_per_step.items(), strict=False):
-        axes.plot(np.arange(1, len(values) + 1), values, color=colour, label=name)
-    axes.set(xlabel="forecast step", ylabel="test MSE (standardised)", ylim=(0, None))
+    for name, values in list(mse_per_step.items())[::-1]:  # the model last, on top of the others
+        # Broad, for it often lies right under the model that starts from it.
+        width = 4.0 if name == "ridge + retrieval" else 1.5
+        steps = np.arange(1, len(values) + 1)
+        axes.plot(steps, values, color=_colour(name), label=name, lw=width)
+    # Repeat-last may leave the picture: what is to be compared lies far below it.
+    compared = [max(v) for name, v in mse_per_step.items() if name != "repeat last"]
+    top = 1.15 * max(compared, default=1.0) or None
+    axes.set(xlabel="forecast step", ylabel="test MSE (standardised)", ylim=(0, top))
     axes.legend(fontsize=8, ncols=2)
     _save(figure, path)
 
@@ -73,8 +87,8 @@ def _draw_example(panels: "Sequence[Axes]", example: ForecastExample) -> None:
         axes.plot(past, example.history[-shown:, number], color="black", label="history")
         if example.truth is not None:
             axes.plot(future, example.truth[:, number], color="black", ls=":", label="truth")
-        for colour, (name, values) in zip(COLOURS, example.forecasts.items(), strict=False):
-            axes.plot(future, values[:, number], color=colour, label=name)
+        for name, values in example.forecasts.items():
+            axes.plot(future, values[:, number], color=_colour(name), label=name)
         axes.axvline(future[0], color="0.7", lw=0.8)
         axes.set_ylabel(example.columns[number])
         locator = dates.AutoDateLocator()  # type: ignore[no-untyped-call]
@@ -86,6 +100,10 @@ def _draw_example(panels: "Sequence[Axes]", example: ForecastExample) -> None:
     left_out = example.history.shape[1] - len(panels)
     if left_out > 0:
         panels[-1].set_xlabel(f"{left_out} more variates not shown", fontsize=8)
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name, OTHER_COLOUR)
 
 
 def _grid(count: int) -> "tuple[Figure, list[Axes]]":

@@ -13,9 +13,9 @@ from dist_train import distributed
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, WindowSet
 from dist_train.evaluation import Forecast
-from model.linear_anchor import AnchorFit, GramAccumulator, LinearAnchor, Norm, fit_anchor
+from model.batch import from_rows, to_rows
+from model.linear_anchor import NORMS, AnchorFit, GramAccumulator, LinearAnchor, fit_anchor
 
-RIDGE_NORMS: tuple[Norm, ...] = ("last", "mean")
 CHUNK_ROWS = 8192
 
 DLINEAR_KERNEL = 25  # moving average of the published DLinear
@@ -36,10 +36,7 @@ def fit_ridge(data: ForecastData) -> AnchorFit:
 
     Source: the protocol of Toner and Darlow 2024 (arXiv:2403.14587), closed-form linear models.
     """
-    train, val = data.windows["train"], data.windows["val"]
-    return fit_anchor(
-        [_gram(train, norm) for norm in RIDGE_NORMS], [_gram(val, norm) for norm in RIDGE_NORMS]
-    )
+    return fit_anchor(_grams(data.windows["train"]), _grams(data.windows["val"]))
 
 
 def ridge_forecast(fit: AnchorFit) -> Forecast:
@@ -50,8 +47,7 @@ def ridge_forecast(fit: AnchorFit) -> Forecast:
     anchor.to(distributed.device())
 
     def forecast(batch: WindowBatch) -> Tensor:
-        rows_RL = batch.context.transpose(1, 2).flatten(0, 1)
-        return _to_windows(anchor(rows_RL), batch)
+        return from_rows(anchor(to_rows(batch.context)), batch.context.shape[2])
 
     return forecast
 
@@ -115,7 +111,7 @@ def fit_dlinear(data: ForecastData, seed: int) -> Forecast:
     module.to(distributed.device())
 
     def forecast(batch: WindowBatch) -> Tensor:
-        return _to_windows(module(batch.context.transpose(1, 2).flatten(0, 1)), batch)
+        return from_rows(module(to_rows(batch.context)), batch.context.shape[2])
 
     return forecast
 
@@ -124,8 +120,7 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     train, val = data.windows["train"], data.windows["val_selection"]
     # Some thousand validation rows, evenly spread, are enough to decide when to stop; and with
     # hundreds of variates a batch holds fewer windows, for the other ranks wait meanwhile.
-    size = min(len(val), max(1, DLINEAR_VAL_ROWS // val.num_variates))
-    val_rows = _rows(val, np.unique(np.linspace(0, len(val) - 1, num=size).astype(np.int64)))
+    val_rows = _rows(val, val.even_sample(max(1, DLINEAR_VAL_ROWS // val.num_variates)))
     batch = min(DLINEAR_BATCH, len(train), max(1, DLINEAR_MAX_ROWS // train.num_variates))
     optimizer = torch.optim.Adam(module.parameters(), lr=DLINEAR_LEARNING_RATE)
     best, best_state, bad = float("inf"), module.state_dict(), 0
@@ -149,30 +144,25 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     module.load_state_dict(best_state)
 
 
-def _gram(windows: WindowSet, norm: Norm) -> GramAccumulator:
-    """Accumulate this rank's contiguous share and add up all ranks; collective."""
-    gram = GramAccumulator(windows.seq_len, windows.pred_len, norm)
+def _grams(windows: WindowSet) -> list[GramAccumulator]:
+    """Accumulate this rank's contiguous share for each norm, and add up all ranks; collective."""
+    grams = [GramAccumulator(windows.seq_len, windows.pred_len, norm) for norm in NORMS]
     world_size, rank = distributed.world_size(), distributed.rank()
     begin, end = (len(windows) * part // world_size for part in (rank, rank + 1))
     chunk = max(1, CHUNK_ROWS // windows.num_variates)
     for first in range(begin, end, chunk):
-        gram.add(*_rows(windows, np.arange(first, min(first + chunk, end))))
-    for tensor in gram.tensors:
-        tensor.copy_(distributed.reduce_sum(tensor))
-    return gram
+        context_RL, target_RH = _rows(windows, np.arange(first, min(first + chunk, end)))
+        for gram in grams:
+            gram.add(context_RL, target_RH)
+    for gram in grams:
+        distributed.sum_in_place(gram.tensors)
+    return grams
 
 
 def _rows(windows: WindowSet, ids: np.ndarray) -> tuple[Tensor, Tensor]:
     """Windows as rows, one per variate: (R, L) and (R, H)."""
     context_BLN, target_BHN = windows.batch(ids)
-    context = torch.from_numpy(context_BLN).transpose(1, 2).flatten(0, 1)
-    return context, torch.from_numpy(target_BHN).transpose(1, 2).flatten(0, 1)
-
-
-def _to_windows(forecast: Tensor, batch: WindowBatch) -> Tensor:
-    """Put the rows of a batch back into windows. (R, H) -> (B, H, N)."""
-    num_windows, _, num_variates = batch.context.shape
-    return forecast.view(num_windows, num_variates, -1).transpose(1, 2)
+    return to_rows(torch.from_numpy(context_BLN)), to_rows(torch.from_numpy(target_BHN))
 
 
 def all_baselines(data: ForecastData, ridge: AnchorFit, seed: int) -> dict[str, Forecast]:

@@ -5,7 +5,7 @@ Works without a launcher too: a single process is a group of one rank.
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -88,6 +88,12 @@ def reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.detach().to(device(), copy=True)
     dist.all_reduce(total)
     return total.to(tensor.device)
+
+
+def sum_in_place(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over all ranks; collective."""
+    for tensor in tensors:
+        tensor.copy_(reduce_sum(tensor))
 
 
 def broadcast(tensor: Tensor) -> Tensor:

@@ -83,8 +83,8 @@ def message(report: LeakReport) -> str:
 def _measure(retriever: Retriever, split: str) -> tuple[float, int]:
     """Return the ratio on a sample of a split, and how many neighbours overlap; collective."""
     windows = retriever.data.windows[split]
-    size = min(len(windows), NUM_WINDOWS, max(MIN_WINDOWS, MAX_ROWS // windows.num_variates))
-    ids = np.unique(np.linspace(0, len(windows) - 1, size).astype(int))
+    limit = min(NUM_WINDOWS, max(MIN_WINDOWS, MAX_ROWS // windows.num_variates))
+    ids = windows.even_sample(limit)
     mine = ids[distributed.rank() :: distributed.world_size()]
     sums = torch.zeros(3, dtype=torch.float64)
     if len(mine):

@@ -20,8 +20,9 @@ from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
 from memory_index.exact_shard import ExactShard
 from memory_index.exclusion import Exclusion
-from model.batch import RetrievedWindows
+from model.batch import RetrievedWindows, from_rows, to_rows
 from model.config import GramConfig
+from model.instance_norm import VARIANCE_FLOOR
 from model.neighbour_weights import softmax_weights
 from model.pattern_encoder import build_encoder, fingerprint
 
@@ -51,8 +52,6 @@ class Retriever:
         data: ForecastData,
         gram: GramConfig,
         bank: BankConfig,
-        *,
-        num_neighbours: int | None = None,
     ) -> None:
         """Choose the entries: training windows with their futures. :meth:`refresh` comes next.
 
@@ -60,7 +59,6 @@ class Retriever:
             data: The series.
             gram: Key, number of neighbours, temperature.
             bank: Which windows become entries.
-            num_neighbours: Instead of ``gram.top_k``.
 
         Raises:
             DataError: Series overlap in time and share no clock, see
@@ -73,7 +71,6 @@ class Retriever:
         self.encoder = build_encoder(gram, train.seq_len).requires_grad_(False).eval()
         self.fingerprint = ""
         self._anchored = gram.retrieval_key == "anchored"
-        self._num_neighbours = num_neighbours or gram.top_k
         self._device = distributed.device()
         check_clock(data.series_set)
         offsets = clock_offsets(data.series_set)
@@ -128,13 +125,13 @@ class Retriever:
         """
         assert self._index is not None  # refresh() comes first
         num_variates = context.shape[2]
-        rows_RL = context.transpose(1, 2).flatten(0, 1).to(self._device)
+        rows_RL = to_rows(context).to(self._device)
         series_R, starts_R = self.place(
             *(torch.from_numpy(np.repeat(part, num_variates)) for part in (series, starts))
         )
         exclusion = self.exclusion(past_only=past_only)
         distances_RK, ids_RK = self._index.search(
-            self.encoder(rows_RL).key.float(), series_R, starts_R, self._num_neighbours, exclusion
+            self.encoder(rows_RL).key.float(), series_R, starts_R, self.gram.top_k, exclusion
         )
         weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
         return Neighbours(ids=ids_RK.cpu(), weights=weights_RK.cpu())
@@ -193,12 +190,11 @@ class Retriever:
         """Forecast by retrieval alone, see :meth:`forecast`, from neighbours found before."""
         futures_RKH = self.bank.futures(neighbours.ids, anchored=self._anchored)
         mean_RH = (neighbours.weights[..., None] * futures_RKH).sum(dim=1)
-        rows_RL = batch.context.cpu().transpose(1, 2).flatten(0, 1)
-        scale_R1 = (rows_RL.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt()
+        rows_RL = to_rows(batch.context.cpu())
+        scale_R1 = (rows_RL.var(dim=1, keepdim=True, correction=0) + VARIANCE_FLOOR).sqrt()
         found_R1 = (neighbours.ids >= 0).any(dim=1, keepdim=True)
         mean_R1 = rows_RL.mean(dim=1, keepdim=True)
         level_R1 = rows_RL[:, -1:] if self._anchored else mean_R1
         level_R1 = torch.where(found_R1, level_R1, rows_RL[:, -1:])
         forecast_RH = level_R1 + scale_R1 * mean_RH
-        num_windows, _, num_variates = batch.context.shape
-        return forecast_RH.view(num_windows, num_variates, -1).transpose(1, 2)
+        return from_rows(forecast_RH, batch.context.shape[2])

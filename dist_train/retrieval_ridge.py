@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import Tensor
 
 from dist_train import distributed
@@ -11,10 +10,18 @@ from dist_train.data.windows import ForecastData
 from dist_train.evaluation import Forecast
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
+from model.batch import from_rows, to_rows
 from model.config import GramConfig
-from model.linear_anchor import LAMBDAS, AnchorFit, GramAccumulator, LinearAnchor, Norm, fit_anchor
+from model.linear_anchor import (
+    LAMBDAS,
+    NORMS,
+    AnchorFit,
+    GramAccumulator,
+    LinearAnchor,
+    Norm,
+    fit_anchor,
+)
 
-NORMS: tuple[Norm, ...] = ("last", "mean")
 LAMBDAS_TRIED = (*LAMBDAS, 1e5)  # for both, so that neither has the wider choice
 
 # Searching for every training window can cost more than the training; windows overlap, so an even
@@ -58,8 +65,7 @@ def judge_retrieval(data: ForecastData, gram: GramConfig, bank: BankConfig) -> R
         _accumulate(retriever, split, limit, sums[split, False], sums[split, True])
     for accumulators in sums.values():
         for accumulator in accumulators:
-            for tensor in accumulator.tensors:
-                tensor.copy_(distributed.reduce_sum(tensor))
+            distributed.sum_in_place(accumulator.tensors)
     return RetrievalVerdict(
         without=fit_anchor(sums["train", False], sums["val", False], LAMBDAS_TRIED),
         with_retrieval=fit_anchor(sums["train", True], sums["val", True], LAMBDAS_TRIED),
@@ -76,12 +82,9 @@ def anchor_forecast(anchor: LinearAnchor, retriever: Retriever, split: str) -> F
     """
 
     def forecast(batch: WindowBatch) -> Tensor:
-        rows_RL = batch.context.transpose(1, 2).flatten(0, 1)
-        retrieved_BHN = retriever.forecast(batch, split).to(rows_RL.device)
-        forecast_RH = anchor(rows_RL, retrieved_BHN.transpose(1, 2).flatten(0, 1))
-        num_windows, _, num_variates = batch.context.shape
-        forecast_BHN: Tensor = forecast_RH.view(num_windows, num_variates, -1).transpose(1, 2)
-        return forecast_BHN
+        rows_RL = to_rows(batch.context)
+        retrieved_RH = to_rows(retriever.forecast(batch, split)).to(rows_RL.device)
+        return from_rows(anchor(rows_RL, retrieved_RH), batch.context.shape[2])
 
     return forecast
 
@@ -100,14 +103,13 @@ def _accumulate(
 ) -> None:
     """Add this rank's share of an even sample of windows to both kinds of sums."""
     windows = retriever.data.windows[split]
-    size = min(len(windows), max(1, limit // windows.num_variates))
-    ids = np.unique(np.linspace(0, len(windows) - 1, size).astype(int))
+    ids = windows.even_sample(max(1, limit // windows.num_variates))
     mine = ids[distributed.rank() :: distributed.world_size()]
     chunk = max(1, CHUNK_ROWS // windows.num_variates)
     for first in range(0, len(mine), chunk):
         batch = Collator(windows, None)([int(number) for number in mine[first : first + chunk]])
         context, target, retrieved = (
-            values.transpose(1, 2).flatten(0, 1)
+            to_rows(values)
             for values in (batch.context, batch.target, retriever.forecast(batch, split))
         )
         for accumulator in without:

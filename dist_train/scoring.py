@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_train import baselines, distributed, report
-from dist_train.evaluation import finish_scores, score_split
+from dist_train.comparison import score_beside_baselines
 from dist_train.loading import load_run, load_training_data
-from dist_train.retrieval_ridge import anchor_forecast
 
 
 def evaluate_run(
@@ -36,19 +35,11 @@ def evaluate_run(
         run = load_run(folder, root)
         data = load_training_data(run.config, run.series)
         batch_size = batch_size or run.config.train.eval_batch_size
-        ridge = baselines.fit_ridge(data)
-        sums = score_split(
-            {"Time-LLM": partial(run.forecast, split=split)}, data, split, batch_size=batch_size,
-            prompt_builder=run.prompt_builder, num_workers=run.config.data.num_workers,
+        scores = score_beside_baselines(
+            partial(run.forecast, split=split), run.config, data, split,
+            module=run.module, retriever=run.retriever, prompt_builder=run.prompt_builder,
+            ridge=baselines.fit_ridge(data), batch_size=batch_size,
         )  # fmt: skip
-        others = baselines.all_baselines(data, ridge, run.config.train.seed)
-        if run.config.model.anchor == "ridge_retrieval":
-            assert run.module.anchor is not None
-            assert run.retriever is not None
-            anchor = anchor_forecast(run.module.anchor, run.retriever, split)
-            others = {"ridge + retrieval": anchor} | others
-        sums |= score_split(others, data, split, batch_size=batch_size)
-        scores = finish_scores(sums, data)
         if not distributed.is_main_rank():
             return None
         print(report.table(scores), flush=True)

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from dist_train import baselines, distributed, engine, leak_alarm, precision, report, run_folder
 from dist_train.atomic_file import write_text
 from dist_train.build import build_forecaster, build_prompt_builder
+from dist_train.comparison import score_beside_baselines
 from dist_train.config import RunConfig, config_to_yaml
 from dist_train.data.clock import overlapping_without_clock
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
-from dist_train.evaluation import finish_scores, score_split
+from dist_train.evaluation import score_split
 from dist_train.metrics import Scores
 from dist_train.preflight import Preflight, identity
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
@@ -107,7 +108,11 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
             _check_for_leaks(retriever, tracker)
         fit = trainer.fit()
         trainer.restore_best()
-        scores = _score_test(config, data, trainer, closed.ridge)
+        scores = score_beside_baselines(
+            partial(trainer.forecast, split="test"), config, data, "test",
+            module=ds_engine.module, retriever=retriever, prompt_builder=prompt_builder,
+            ridge=closed.ridge, batch_size=config.train.eval_batch_size,
+        )  # fmt: skip
         tracker.log(fit.steps, {f"test/mse/{name}": row.mse for name, row in scores.items()})
 
     forecast = partial(trainer.forecast, split="test")
@@ -209,29 +214,6 @@ def _check_for_leaks(retriever: Retriever, tracker: Tracker) -> None:
     )
     if distributed.is_main_rank():
         _say(leak_alarm.message(leaks))
-
-
-def _score_test(
-    config: RunConfig, data: ForecastData, trainer: Trainer, ridge: AnchorFit
-) -> dict[str, Scores]:
-    """Score model and baselines on the same windows of the test split; collective."""
-    score = partial(
-        score_split,
-        data=data,
-        split="test",
-        batch_size=config.train.eval_batch_size,
-        num_workers=config.data.num_workers,
-    )
-    forecast = partial(trainer.forecast, split="test")
-    sums = score({"Time-LLM": forecast}, prompt_builder=trainer.prompt_builder)
-    others = baselines.all_baselines(data, ridge, config.train.seed)
-    if config.model.anchor == "ridge_retrieval":
-        anchor = trainer.engine.module.anchor
-        assert anchor is not None
-        assert trainer.retriever is not None
-        others = {"ridge + retrieval": anchor_forecast(anchor, trainer.retriever, "test")} | others
-    sums |= score(others)
-    return finish_scores(sums, data)
 
 
 def _result(

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from dist_train.data.windows import WindowSet
+from model.instance_norm import VARIANCE_FLOOR
 
 MAX_ROWS = 200_000
 CHUNK_WINDOWS = 1024
@@ -19,11 +20,10 @@ def training_changes(windows: WindowSet) -> torch.Tensor:
         Mean of the future minus last value, over the window's scale. Shape (n,), float32, n at
         most about 200 000; the same on every rank.
     """
-    size = min(len(windows), max(1, MAX_ROWS // windows.num_variates))
-    ids = np.unique(np.linspace(0, len(windows) - 1, size).astype(int))
+    ids = windows.even_sample(max(1, MAX_ROWS // windows.num_variates))
     changes = []
     for first in range(0, len(ids), CHUNK_WINDOWS):
         context_BLN, target_BHN = windows.batch(ids[first : first + CHUNK_WINDOWS])
-        scale_BN = np.sqrt(context_BLN.var(axis=1) + 1e-5)
+        scale_BN = np.sqrt(context_BLN.var(axis=1) + VARIANCE_FLOOR)
         changes.append((target_BHN.mean(axis=1) - context_BLN[:, -1]) / scale_BN)
     return torch.from_numpy(np.concatenate(changes).ravel().astype(np.float32))

@@ -78,3 +78,13 @@ class ForecastOutput(NamedTuple):
 
     neighbour_weights: Tensor | None = None
     """Weights of the neighbours, 0 in empty slots. (R, K), float32; None without the memory."""
+
+
+def to_rows(windows: Tensor) -> Tensor:
+    """Make each variate of each window a row of its own. (B, L, N) -> (R, L)."""
+    return windows.transpose(1, 2).flatten(0, 1)
+
+
+def from_rows(rows: Tensor, num_variates: int) -> Tensor:
+    """Put rows back into windows. (R, H) -> (B, H, N)."""
+    return rows.view(-1, num_variates, rows.shape[1]).transpose(1, 2)

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone import Backbone
-from model.batch import ForecastInputs, ForecastOutput, RetrievedWindows, TrendPrediction
+from model.batch import (
+    ForecastInputs,
+    ForecastOutput,
+    RetrievedWindows,
+    TrendPrediction,
+    from_rows,
+    to_rows,
+)
 from model.config import GramConfig, ModelConfig, TaprConfig, num_patches
 from model.forecast_head import ForecastHead
 from model.instance_norm import denormalize, normalize
@@ -111,7 +118,7 @@ class Forecaster(nn.Module):
         self._check(inputs, retrieved)
         num_variates = inputs.context.shape[2]
         normalised_BLN, loc_B1N, scale_B1N = normalize(inputs.context, self.config.norm)
-        rows_RL, normalised_RL = _to_rows(inputs.context), _to_rows(normalised_BLN)
+        rows_RL, normalised_RL = to_rows(inputs.context), to_rows(normalised_BLN)
 
         patches_RPD = self.patching(normalised_RL)
         prediction, knowledge, weights_RK = None, None, None
@@ -132,14 +139,14 @@ class Forecaster(nn.Module):
         states_RTE = self.backbone(tokens_RTE, mask_RT)
 
         head_RH = self.head(states_RTE[:, -self.num_patches :]).float()
-        loc_R1, scale_R1 = _to_rows(loc_B1N), _to_rows(scale_B1N)
+        loc_R1, scale_R1 = to_rows(loc_B1N), to_rows(scale_B1N)
         retrieved_RH = None
         if self.config.anchor == "ridge_retrieval":
             assert retrieved is not None  # the configuration builds the memory with this anchor
             assert weights_RK is not None
             retrieved_RH = retrieved_forecast(rows_RL, scale_R1, retrieved, weights_RK)
         if self.anchor is None:
-            fused_BHN = _from_rows(self._fuse(head_RH, prediction), num_variates)
+            fused_BHN = from_rows(self._fuse(head_RH, prediction), num_variates)
             forecast_BHN = denormalize(fused_BHN, loc_B1N, scale_B1N)
         else:
             anchor_RH = self.anchor(rows_RL, retrieved_RH)
@@ -147,7 +154,7 @@ class Forecaster(nn.Module):
             # Of the fusion the difference alone is added: a fusion of nothing leaves the anchor
             # as it is, bit for bit.
             correction_RH = head_RH + (self._fuse(whole_RH, prediction) - whole_RH)
-            forecast_BHN = _from_rows(anchor_RH + scale_R1 * correction_RH, num_variates)
+            forecast_BHN = from_rows(anchor_RH + scale_R1 * correction_RH, num_variates)
         return ForecastOutput(
             forecast=forecast_BHN,
             trend=prediction,
@@ -172,7 +179,7 @@ class Forecaster(nn.Module):
         if target is None or self.trend is None:
             return None
         labels: TrendLabels = self.trend.thresholds(
-            (_to_rows(target) - loc) / scale, normalised[:, -1]
+            (to_rows(target) - loc) / scale, normalised[:, -1]
         )
         return labels
 
@@ -279,13 +286,3 @@ def _join(pieces: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tenso
         for tokens, mask in pieces
     ]
     return tokens_RTE, torch.cat(masks, dim=1)
-
-
-def _to_rows(windows: Tensor) -> Tensor:
-    """(B, L, N) -> (R, L)."""
-    return windows.transpose(1, 2).flatten(0, 1)
-
-
-def _from_rows(rows: Tensor, num_variates: int) -> Tensor:
-    """(R, H) -> (B, H, N)."""
-    return rows.view(-1, num_variates, rows.shape[1]).transpose(1, 2)

@@ -23,6 +23,9 @@ from model.float32_buffers import KeepsBufferPrecision
 
 Norm = Literal["mean", "last"]
 
+NORMS: tuple[Norm, ...] = ("last", "mean")
+"""What rows are centred on; both are tried on validation."""
+
 LAMBDAS = (1e1, 1e2, 1e3, 1e4)
 """Ridge penalties tried on validation; the range of EVIDENCE 1."""
 

@@ -92,6 +92,11 @@ class WindowSet:
         series, starts = self.locate_batch([window_id])
         return int(series[0]), int(starts[0])
 
+    def even_sample(self, max_windows: int) -> Ints:
+        """Numbers of at most ``max_windows`` windows, evenly spread, ends included. Ascending."""
+        size = min(len(self), max_windows)
+        return np.unique(np.linspace(0, len(self) - 1, size).astype(np.int64))
+
     def context(self, window_id: int) -> Float32s:
         """What the model sees. Shape (L, N)."""
         contexts, _ = self.batch([window_id])

@@ -14,6 +14,10 @@ def reduce_and_broadcast(rank: int, world_size: int) -> None:
     total = distributed.reduce_sum(mine)
     assert total.tolist() == [sum(range(world_size)), world_size]
     assert mine.tolist() == [rank, 1.0], "the argument must not change"
+    parts = [torch.ones(2), torch.tensor(float(rank))]
+    distributed.sum_in_place(parts)
+    assert parts[0].tolist() == [world_size] * 2
+    assert parts[1].item() == sum(range(world_size))
     assert distributed.broadcast(torch.tensor([rank])).item() == 0
     assert distributed.gather_objects(rank) == list(range(world_size))
     assert distributed.is_main_rank() == (rank == 0)

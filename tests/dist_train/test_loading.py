@@ -1,6 +1,5 @@
 """dist_train/loading.py: a run is opened from its folder alone, and never with other weights."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.loading import load_run
 from dist_train.retrieval import Retriever
 from tests.helpers.backbones import tiny_backbone
+from tests.helpers.runs import claim_other_data
 
 
 def test_the_loaded_model_has_the_saved_parameters(finished_run: Path):
@@ -56,13 +56,7 @@ def test_refuses_series_that_have_changed_since_where_the_run_has_a_memory(
     finished_run: Path, tmp_path: Path
 ):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    facts = json.loads((run / "best/series.json").read_text())
-    facts["checksum"] = "0" * 64
-    (run / "best/series.json").write_text(json.dumps(facts))
-    manifest = json.loads((run / "best/manifest.json").read_text())
-    digest = hashlib.sha256((run / "best/series.json").read_bytes()).hexdigest()
-    manifest["sha256"]["series.json"] = digest
-    (run / "best/manifest.json").write_text(json.dumps(manifest))
+    claim_other_data(run)
     with pytest.raises(DataError, match=r"not the one the run was trained on .* restore it, or"):
         load_run(run)
 

@@ -10,6 +10,7 @@ import torch
 from dist_train.data.config import DataError
 from dist_train.scoring import evaluate_run
 from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import claim_other_data
 
 
 def evaluate_to_file(rank: int, world_size: int, folder: Path, batch: int, out: Path) -> None:
@@ -40,15 +41,7 @@ def test_the_test_score_does_not_depend_on_batch_size_or_ranks(finished_run: Pat
 
 def test_refuses_data_that_has_changed(finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    facts = json.loads((run / "best/series.json").read_text())
-    facts["checksum"] = "0" * 64
-    (run / "best/series.json").write_text(json.dumps(facts))
-    manifest = json.loads((run / "best/manifest.json").read_text())
-    import hashlib
-
-    digest = hashlib.sha256((run / "best/series.json").read_bytes()).hexdigest()
-    manifest["sha256"]["series.json"] = digest
-    (run / "best/manifest.json").write_text(json.dumps(manifest))
+    claim_other_data(run)
     with pytest.raises(DataError, match="not the one the run was trained on"):
         evaluate_run(run, "test", None, None)
     assert not torch.distributed.is_initialized()

@@ -1,5 +1,6 @@
 """Runs that take a second: short series, a random GPT-2 with two layers."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -54,3 +55,13 @@ def losses(folder: Path) -> list[float]:
     """Training loss of every step of a run."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def claim_other_data(run: Path) -> None:
+    """Alter a run as if it had been trained on other data, its checksums in order."""
+    series, manifest_file = run / "best/series.json", run / "best/manifest.json"
+    facts = json.loads(series.read_text()) | {"checksum": "0" * 64}
+    series.write_text(json.dumps(facts))
+    manifest = json.loads(manifest_file.read_text())
+    manifest["sha256"]["series.json"] = hashlib.sha256(series.read_bytes()).hexdigest()
+    manifest_file.write_text(json.dumps(manifest))

@@ -197,3 +197,10 @@ def test_a_value_that_cannot_be_standardised_is_refused():
     tiny[90] = 1e30
     with pytest.raises(DataError, match=r"column 'c' .*has 1e\+30 at row 91, too far"):
         build_forecast_data(CONFIG, wide(c=tiny))
+
+
+@pytest.mark.parametrize(("most", "expected"), [(100, list(range(9))), (3, [0, 4, 8]), (1, [0])])
+def test_a_sample_is_even_and_never_more_than_there_is(most: int, expected: list[int]):
+    windows = WindowSet([np.zeros((20, 1), dtype=np.float32)], [(0, 20)], 8, 4)
+    assert len(windows) == 9
+    assert windows.even_sample(most).tolist() == expected

@@ -1,0 +1,59 @@
+"""Score a model beside its baselines on the same windows, for training and evaluate alike."""
+
+from functools import partial
+
+from dist_train.baselines import all_baselines
+from dist_train.config import RunConfig
+from dist_train.data.prompts import PromptBuilder
+from dist_train.data.windows import ForecastData
+from dist_train.evaluation import Forecast, finish_scores, score_split
+from dist_train.metrics import Scores
+from dist_train.retrieval import Retriever
+from dist_train.retrieval_ridge import anchor_forecast
+from model.forecaster import Forecaster
+from model.linear_anchor import AnchorFit
+
+
+def score_beside_baselines(
+    forecast: Forecast,
+    config: RunConfig,
+    data: ForecastData,
+    split: str,
+    *,
+    module: Forecaster,
+    retriever: Retriever | None,
+    prompt_builder: PromptBuilder | None,
+    ridge: AnchorFit,
+    batch_size: int,
+) -> dict[str, Scores]:
+    """Score everything on all windows of a split; collective.
+
+    Args:
+        forecast: The whole model.
+        config: The run.
+        data: The series.
+        split: val or test.
+        module: The model, for its anchor.
+        retriever: Its memory; None where it has none.
+        prompt_builder: Makes its prompts; None where it has none.
+        ridge: The ridge that stands beside every result.
+        batch_size: Windows per forward pass of one rank.
+
+    Returns:
+        Scores by the name of the row, the model first; then, where its anchor reads what was
+        retrieved, that anchor alone, and the baselines.
+    """
+    score = partial(
+        score_split,
+        data=data,
+        split=split,
+        batch_size=batch_size,
+        num_workers=config.data.num_workers,
+    )
+    sums = score({"Time-LLM": forecast}, prompt_builder=prompt_builder)
+    others = all_baselines(data, ridge, config.train.seed)
+    if config.model.anchor == "ridge_retrieval":
+        assert module.anchor is not None
+        assert retriever is not None
+        others = {"ridge + retrieval": anchor_forecast(module.anchor, retriever, split)} | others
+    return finish_scores(sums | score(others), data)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dist_train.atomic_file import write_text
+from memory_index.atomic_file import write_text
 from dist_train.config import RunConfig, config_to_yaml
 
 FORMAT = 1

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dist_train import plots
-from dist_train.atomic_file import write_text
+from memory_index.atomic_file import write_text
 from dist_train.config import RunConfig
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataConfig, DataError

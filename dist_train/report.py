@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dist_train import distributed, plots
-from dist_train.atomic_file import write_text
+from memory_index.atomic_file import write_text
 from dist_train.baselines import ridge_forecast
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator

@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from dist_train import baselines, distributed, engine, leak_alarm, precision, report, run_folder
-from dist_train.atomic_file import write_text
+from memory_index.atomic_file import write_text
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.comparison import score_beside_baselines
 from dist_train.config import RunConfig, config_to_yaml

@@ -1,9 +1,5 @@
 """The memory bank: entries as references into series, values by id.
 
-An id is the position of the window's first value in all series laid end to end, time-major:
-``id = (values before the series) + start * N + variate``. It does not depend on the bank's stride
-or sampling, so a bank built anew names the same window by the same id.
-
 Shape legend (this file):
     M  entries of the bank     L  seq_len       T  rows of a series
     ...  any shape of ids      H  pred_len      N  variates of a series
@@ -17,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_index.config import BankConfig
+from memory_index.exclusion import Exclusion
+from memory_index.time_major import TimeMajorIds
 
 # The floor of the forecaster's own instance norm: both must scale a window alike.
 VARIANCE_FLOOR = 1e-5
@@ -39,6 +37,7 @@ class MemoryBank:
         seq_len: int,
         pred_len: int,
         config: BankConfig,
+        clock_offsets: Sequence[int] | None = None,
     ) -> None:
         """Choose the entries.
 
@@ -49,6 +48,8 @@ class MemoryBank:
             seq_len: L, in time steps.
             pred_len: H, in time steps.
             config: Stride and size.
+            clock_offsets: Rows between the start of a clock that all series share and that of
+                each of them; None where there is none.
 
         Raises:
             ValueError: A series is not (T, N), or a training range does not lie inside it.
@@ -57,37 +58,43 @@ class MemoryBank:
         self.pred_len = pred_len
         self._arrays = [np.asarray(array) for array in series]
         _check_ranges(self._arrays, train_rows)
-        sizes = [array.size for array in self._arrays]
-        self._offsets = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int64)
-        self._variates = torch.tensor([array.shape[1] for array in self._arrays], dtype=torch.int64)
-
+        shapes = [(len(array), array.shape[1]) for array in self._arrays]
+        self._places = TimeMajorIds(shapes, clock_offsets)
         starts = [self._entry_starts(rows, config.bank_stride) for rows in train_rows]
         counts = [len(s) * array.shape[1] for s, array in zip(starts, self._arrays, strict=True)]
         self.num_candidates = sum(counts)
         shares = _even_shares(counts, config.limit)
-        parts = [
-            int(self._offsets[index]) + _sample(starts[index], array.shape[1], shares[index])
-            for index, array in enumerate(self._arrays)
-        ]
-        self.ids = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
+        parts = [self._sample(index, starts[index], shares[index]) for index in range(len(shapes))]
+        ids = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
+        self.ids = ids if len(parts) == 1 else ids.sort().values
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def series(self, ids: Tensor) -> Tensor:
         """Index of the series of each id, -1 where the id is. Shape (...), int64."""
-        index = torch.searchsorted(self._offsets[1:], ids, right=True)
-        return torch.where(ids < 0, -1, index)
+        return self._places.locate(ids)[0]
 
     def starts(self, ids: Tensor) -> Tensor:
         """First row of each id's window in its series, -1 where the id is. Shape (...), int64."""
-        local, variates = self._local(ids)
-        return torch.where(ids < 0, -1, local // variates)
+        return self._places.locate(ids)[1]
 
     def variates(self, ids: Tensor) -> Tensor:
         """Column of each id in its series, -1 where the id is. Shape (...), int64."""
-        local, variates = self._local(ids)
-        return torch.where(ids < 0, -1, local % variates)
+        return self._places.locate(ids)[2]
+
+    def hidden(self, series: Tensor, starts: Tensor, exclusion: Exclusion) -> Tensor:
+        """Ids that queries must not see, whatever the variate and whichever series shares time.
+
+        Args:
+            series: Index of each query's series. Shape (Q,), int64.
+            starts: First row of each query's window in its series. Shape (Q,), int64.
+            exclusion: The rule.
+
+        Returns:
+            Hidden is ``first <= id < end``. Shape (Q, 2), int64.
+        """
+        return self._places.hidden(series, starts, exclusion)
 
     def windows(self, ids: Tensor) -> Tensor:
         """Read the contexts, standardised as the series are.
@@ -131,28 +138,39 @@ class MemoryBank:
         last = end - self.seq_len - self.pred_len
         return torch.arange(first, max(first, last + 1), stride, dtype=torch.int64)
 
-    def _local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Position inside the series, and variates of that series; for -1 those of the first."""
-        index = self.series(ids).clamp(0, len(self._arrays) - 1)
-        return ids - self._offsets[index], self._variates[index]
+    def _sample(self, index: int, starts: Tensor, size: int) -> Tensor:
+        """Take ``size`` entries of one series, even over time and variates; ids ascend.
+
+        Entry i takes the start i / size of the way along and variate i mod N. A plain stride over
+        ids would meet one variate only whenever it is a multiple of N.
+        """
+        num_variates = self._arrays[index].shape[1]
+        series = torch.tensor(index)
+        if size == len(starts) * num_variates:
+            return self._places.ids(series, starts[:, None], torch.arange(num_variates)).flatten()
+        order = torch.arange(size)
+        chosen = starts[order * len(starts) // max(1, size)]
+        return self._places.ids(series, chosen, order % num_variates).sort().values
 
     def _values(self, ids: Tensor) -> Tensor:
         """Context and future in one read. (...) -> (..., L + H), float32."""
         flat = ids.flatten()
         span = self.seq_len + self.pred_len
         values = np.zeros((len(flat), span), dtype=np.float32)
-        series, starts, variates = self.series(flat), self.starts(flat), self.variates(flat)
+        if len(flat) and int(flat.max()) >= self._places.end:
+            raise ValueError(
+                f"id {int(flat.max())} is beyond the {self._places.end} values of the "
+                "series: it belongs to another bank."
+            )
+        series, starts, variates = self._places.locate(flat)
         for index in torch.unique(series[series >= 0]).tolist():
-            if index == len(self._arrays):
-                raise ValueError(
-                    f"id {int(flat.max())} is beyond the {int(self._offsets[-1])} values of the "
-                    "series: it belongs to another bank."
-                )
             array, where = self._arrays[index], series == index
-            if int(starts[where].max()) + span > len(array):
+            first, last = int(starts[where].min()), int(starts[where].max())
+            if first < 0 or last + span > len(array):
+                wrong = first if first < 0 else last
                 raise ValueError(
-                    f"id {int(flat[where][starts[where].argmax()])} starts at row "
-                    f"{int(starts[where].max())} of series {index}, which has {len(array)} rows: "
+                    f"id {int(flat[where][starts[where] == wrong][0])} starts at row "
+                    f"{wrong} of series {index}, which has {len(array)} rows: "
                     f"its window and future need {span}."
                 )
             rows = starts[where].numpy()[:, None] + np.arange(span)
@@ -185,16 +203,3 @@ def _even_shares(counts: list[int], limit: int | None) -> list[int]:
         return counts
     ends = [sum(counts[: index + 1]) * limit // total for index in range(len(counts))]
     return [end - before for end, before in zip(ends, [0, *ends], strict=False)]
-
-
-def _sample(starts: Tensor, num_variates: int, size: int) -> Tensor:
-    """Take ``size`` of the entries (start, variate), even over time and variates; ids ascend.
-
-    Entry i takes the start i / size of the way along and variate i mod N. A plain stride over
-    ids would meet one variate only whenever it is a multiple of N.
-    """
-    if size == len(starts) * num_variates:
-        return (starts[:, None] * num_variates + torch.arange(num_variates)).flatten()
-    order = torch.arange(size)
-    chosen = starts[order * len(starts) // max(1, size)]
-    return (chosen * num_variates + order % num_variates).sort().values

@@ -8,7 +8,7 @@ Shape legend (this file):
 import torch
 from torch import Tensor
 
-from memory_index.exclusion import Exclusion
+from memory_index.exclusion import visible
 
 # Entries and queries per tile: scores of one tile take 16 MiB whatever the size of the bank.
 ENTRY_TILE = 16384
@@ -30,53 +30,40 @@ class ExactShard:
     query is scanned again with all of them.
     """
 
-    def __init__(self, keys: Tensor, ids: Tensor, series: Tensor, starts: Tensor) -> None:
+    def __init__(self, keys: Tensor, ids: Tensor) -> None:
         """Hold the shard.
 
         Args:
             keys: Keys of the entries. Shape (M, Z2), float32; its device is the search's.
-            ids: Their ids, none negative, none twice. Shape (M,), int64.
-            series: Index of the series of each. Shape (M,), int64.
-            starts: First row of each entry's window. Shape (M,), int64.
+            ids: Their time-major ids, ascending, none negative. Shape (M,), int64.
 
         Raises:
-            ValueError: The shapes do not fit, a key is not finite, or an id is negative.
+            ValueError: The shapes do not fit, a key is not finite, or the ids do not ascend.
         """
-        if keys.ndim != 2 or any(part.shape != keys.shape[:1] for part in (ids, series, starts)):
+        if keys.ndim != 2 or ids.shape != keys.shape[:1]:
             raise ValueError(
-                "a shard needs keys (M, Z2), ids, series and starts (M,), got shapes "
-                f"{tuple(keys.shape)}, {tuple(ids.shape)}, {tuple(series.shape)} and "
-                f"{tuple(starts.shape)}."
+                f"a shard needs keys (M, Z2) and ids (M,), got shapes {tuple(keys.shape)} and "
+                f"{tuple(ids.shape)}."
             )
-        _check_finite("keys", keys)
-        if (ids < 0).any():
-            raise ValueError(f"ids must not be negative, got {int(ids.min())}: -1 means none.")
+        check_finite("keys", keys)
+        if len(ids) and (int(ids[0]) < 0 or not bool((ids[1:] > ids[:-1]).all())):
+            raise ValueError("ids must ascend from 0 on, none twice: sort keys and ids together.")
         self.keys = keys.float()
-        self.ids, self.series, self.starts = (
-            part.to(keys.device) for part in (ids, series, starts)
-        )
+        self.ids = ids.to(keys.device)
+        # An empty shard has no largest norm.
         self._norms_M = self.keys.double().square().sum(dim=1)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @torch.no_grad()
-    def search(
-        self,
-        queries: Tensor,
-        query_series: Tensor,
-        query_starts: Tensor,
-        k: int,
-        exclusion: Exclusion,
-    ) -> tuple[Tensor, Tensor]:
+    def search(self, queries: Tensor, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the K nearest entries that each query may see. Not collective.
 
         Args:
             queries: Keys of the queries. Shape (Q, Z2), floating point.
-            query_series: Index of each query's series. Shape (Q,), int64.
-            query_starts: First row of each query's window. Shape (Q,), int64.
+            hidden: Range of ids that each must not see, first <= id < end. (Q, 2), int64.
             k: Neighbours wanted, at least 1.
-            exclusion: What the queries must not see.
 
         Returns:
             ``(distances, ids)``: squared Euclidean distances, nearest first, equal ones by
@@ -86,32 +73,16 @@ class ExactShard:
         Raises:
             ValueError: ``k`` is below 1, a query is not finite, or its width is not Z2.
         """
-        if k < 1:
-            raise ValueError(f"gram.top_k must be at least 1, got {k}: ask for one neighbour.")
-        if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]:
-            raise ValueError(
-                f"queries must be (Q, Z2) with Z2={self.keys.shape[1]}, got shape "
-                f"{tuple(queries.shape)}: encode them as the shard's keys were."
-            )
-        _check_finite("queries", queries)
-        device = self.keys.device
-        queries = queries.to(device).float()
-        series, starts = query_series.to(device), query_starts.to(device)
-        if not len(self):
-            nothing = queries.new_full((len(queries), k), torch.inf)
-            return nothing, torch.full_like(nothing, _NOWHERE, dtype=torch.int64)
-        tiles = [
-            self._search_tile(queries[tile], series[tile], starts[tile], k, exclusion)
-            for tile in _tiles(len(queries), QUERY_TILE)
-        ]
-        empty = (queries.new_empty(0, k), self.ids.new_empty(0, k))
-        distances, ids = zip(*[empty, *tiles], strict=True)
-        return torch.cat(distances), torch.cat(ids)
+        queries, hidden = check_queries(queries, hidden, k, self.keys)
+        distances = queries.new_full((len(queries), k), torch.inf)
+        ids = torch.full_like(distances, _NOWHERE, dtype=torch.int64)
+        if len(self):
+            for tile in tiles(len(queries), QUERY_TILE):
+                distances[tile], ids[tile] = self._search_tile(queries[tile], hidden[tile], k)
+        return distances, ids
 
-    def _search_tile(
-        self, queries: Tensor, series: Tensor, starts: Tensor, k: int, exclusion: Exclusion
-    ) -> tuple[Tensor, Tensor]:
-        approximate_QC, rows_QC = self._propose(queries, series, starts, k + MARGIN, exclusion)
+    def _search_tile(self, queries: Tensor, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        approximate_QC, rows_QC = self._propose(queries, hidden, k + MARGIN)
         exact_QC = self._distances(queries[:, None], rows_QC)
         distances_QK, rows_QK = self._rank(exact_QC, rows_QC, k)
 
@@ -120,19 +91,15 @@ class ExactShard:
         crowded = (approximate_QC[:, -1] <= reach_Q) & approximate_QC[:, -1].isfinite()
         for query in crowded.nonzero()[:, 0].tolist():
             one = slice(query, query + 1)
-            distances_QK[one], rows_QK[one] = self._scan(
-                queries[one], series[one], starts[one], k, exclusion, reach_Q[one]
-            )
+            distances_QK[one], rows_QK[one] = self._scan(queries[one], hidden[one], k, reach_Q[one])
         return distances_QK, self._ids_of(rows_QK)
 
-    def _propose(
-        self, queries: Tensor, series: Tensor, starts: Tensor, count: int, exclusion: Exclusion
-    ) -> tuple[Tensor, Tensor]:
-        """Nearest ``count`` by matrix product, streamed over tiles. (Q, C) float64 and rows."""
+    def _propose(self, queries: Tensor, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Nearest ``count`` up to rounding, inf where there are fewer. (Q, C) float64 and rows."""
         best_QC = queries.new_full((len(queries), count), torch.inf, dtype=torch.float64)
         rows_QC = torch.full_like(best_QC, _NOWHERE, dtype=torch.int64)
-        for tile in _tiles(len(self), ENTRY_TILE):
-            scores_QM = self._scores(queries, series, starts, tile, exclusion)
+        for tile in tiles(len(self), ENTRY_TILE):
+            scores_QM = self._scores(queries, hidden, tile)
             found_QC, columns_QC = scores_QM.topk(min(count, scores_QM.shape[1]), largest=False)
             both = torch.cat([best_QC, found_QC], dim=1)
             both_rows = torch.cat([rows_QC, columns_QC + tile.start], dim=1)
@@ -140,17 +107,14 @@ class ExactShard:
             rows_QC = both_rows.gather(1, kept)
         return best_QC, rows_QC.masked_fill(best_QC.isinf(), _NOWHERE)
 
-    def _scores(
-        self, queries: Tensor, series: Tensor, starts: Tensor, tile: slice, exclusion: Exclusion
-    ) -> Tensor:
+    def _scores(self, queries: Tensor, hidden: Tensor, tile: slice) -> Tensor:
         """Squared distances up to rounding, inf where hidden. (Q, tile), float64."""
         queries_QZ = queries.double()
         # TF32 and float32 would round away the order of near neighbours.
         products_QM = queries_QZ @ self.keys[tile].double().T
         norms_Q1 = queries_QZ.square().sum(dim=1, keepdim=True)
         scores_QM = norms_Q1 + self._norms_M[tile] - 2 * products_QM
-        visible_QM = exclusion.visible(series, starts, self.series[tile], self.starts[tile])
-        return scores_QM.masked_fill_(~visible_QM, torch.inf)
+        return scores_QM.masked_fill_(~visible(hidden, self.ids[tile]), torch.inf)
 
     def _reach(self, queries: Tensor, farthest: Tensor) -> Tensor:
         """Score above which no entry can be among the K nearest: the K-th plus both roundings."""
@@ -159,20 +123,12 @@ class ExactShard:
         product_error_Q = width * torch.finfo(torch.float64).eps * 4 * norms_Q
         return farthest.double() * (1 + 2 * torch.finfo(torch.float32).eps) + product_error_Q
 
-    def _scan(
-        self,
-        query: Tensor,
-        series: Tensor,
-        starts: Tensor,
-        k: int,
-        exclusion: Exclusion,
-        reach: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def _scan(self, query: Tensor, hidden: Tensor, k: int, reach: Tensor) -> tuple[Tensor, Tensor]:
         """Rank every entry within reach of one query. (1, K) distances and rows."""
         best_1K = query.new_full((1, k), torch.inf)
         rows_1K = torch.full_like(best_1K, _NOWHERE, dtype=torch.int64)
-        for tile in _tiles(len(self), ENTRY_TILE):
-            scores_1M = self._scores(query, series, starts, tile, exclusion)
+        for tile in tiles(len(self), ENTRY_TILE):
+            scores_1M = self._scores(query, hidden, tile)
             rows_1V = (scores_1M[0] <= reach).nonzero().T + tile.start
             exact_1V = self._distances(query[:, None], rows_1V)
             best_1K, rows_1K = self._rank(
@@ -196,11 +152,39 @@ class ExactShard:
         return self.ids[rows].masked_fill(rows < 0, -1)
 
 
-def _tiles(length: int, size: int) -> list[slice]:
+def check_queries(queries: Tensor, hidden: Tensor, k: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Refuse what no shard can search, and bring the rest to where the keys are, in float32.
+
+    Raises:
+        ValueError: ``k`` is below 1, a query is not finite, or its width is not that of the keys.
+    """
+    if k < 1:
+        raise ValueError(f"gram.top_k must be at least 1, got {k}: ask for one neighbour.")
+    if queries.ndim != 2 or queries.shape[1] != keys.shape[1]:
+        raise ValueError(
+            f"queries must be (Q, Z2) with Z2={keys.shape[1]}, got shape "
+            f"{tuple(queries.shape)}: encode them as the shard's keys were."
+        )
+    if hidden.shape != (len(queries), 2):
+        raise ValueError(
+            f"each of {len(queries)} queries needs one hidden range, got shape "
+            f"{tuple(hidden.shape)}."
+        )
+    check_finite("queries", queries)
+    return queries.to(keys.device).float(), hidden.to(keys.device)
+
+
+def tiles(length: int, size: int) -> list[slice]:
+    """Cut [0, length) into slices of at most ``size``."""
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
-def _check_finite(name: str, values: Tensor) -> None:
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse NaN and inf.
+
+    Raises:
+        ValueError: There is one.
+    """
     broken = (~values.isfinite()).any(dim=1).nonzero()[:, 0]
     if len(broken):
         raise ValueError(

@@ -1,8 +1,7 @@
 """What a query must not see: entries that hold its own future, or a later one.
 
-Starts are rows of one series, counted from its first row whatever the split, so they compare as
-time does. Entries under *another* series number are always visible: whoever numbers the series
-gives one number, and starts on one clock, to all those that share time.
+Ranges of positions in time, so that every kind of index can apply them: as rows of a clock here,
+as ranges of time-major ids in the searches.
 
 Shape legend (this file):
     Q  queries     M  entries
@@ -19,7 +18,7 @@ FOREVER = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exclusion:
-    """The rule for one split. Ranges of starts, so that every kind of index can apply it.
+    """The rule for one split.
 
     Source: SPEC 1.2, paragraph "Never see the answer"; EVIDENCE 3.
     """
@@ -33,50 +32,34 @@ class Exclusion:
     past_only: bool
     """False in training; True on validation and test, which see nothing of their own time on."""
 
-    def hidden_range(self, query_starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Range of starts that each query must not see, in every variate of its own series.
+    def hidden_range(self, query_starts: Tensor) -> Tensor:
+        """Range of starts that each query must not see, in every variate on its clock.
 
         An entry covers [start, start + L + H). Overlapping the query's own range is refused
         always, hence less than L + H apart. With ``past_only`` later entries are hidden too:
         those that end before the forecast starts and do not overlap end before the query does.
 
         Args:
-            query_starts: First row of each query's window. Shape (Q,), int64.
+            query_starts: First row of each query's window. Shape (...), int64.
 
         Returns:
-            ``(first, end)``, hidden is ``first <= start < end``. Shape (Q,) each, int64.
+            Hidden is ``first <= start < end``. Shape (..., 2), int64.
         """
         span = self.seq_len + self.pred_len
         end = query_starts + span
-        return query_starts - span + 1, torch.full_like(end, FOREVER) if self.past_only else end
+        if self.past_only:
+            end = torch.full_like(end, FOREVER)
+        return torch.stack([query_starts - span + 1, end], dim=-1)
 
-    def visible(
-        self,
-        query_series: Tensor,
-        query_starts: Tensor,
-        entry_series: Tensor,
-        entry_starts: Tensor,
-    ) -> Tensor:
-        """Say which entries each query may see; the variate never matters.
 
-        Args:
-            query_series: Index of each query's series. Shape (Q,), int64.
-            query_starts: First row of each query's window. Shape (Q,), int64.
-            entry_series: Index of each entry's series. Shape (M,), int64.
-            entry_starts: First row of each entry's window. Shape (M,), int64.
+def visible(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Say which entries each query may see.
 
-        Returns:
-            True where visible. Shape (Q, M), bool.
+    Args:
+        hidden: Hidden range [first, end) of each query. Shape (Q, 2), int64.
+        positions: Where the entries lie: ids, or starts, as the ranges are. Shape (M,), int64.
 
-        Raises:
-            ValueError: Series and starts of one side differ in shape.
-        """
-        if query_series.shape != query_starts.shape or entry_series.shape != entry_starts.shape:
-            raise ValueError(
-                "each query and each entry needs one series and one start, got shapes "
-                f"{tuple(query_series.shape)} and {tuple(query_starts.shape)} of queries, "
-                f"{tuple(entry_series.shape)} and {tuple(entry_starts.shape)} of entries."
-            )
-        first_Q, end_Q = self.hidden_range(query_starts)
-        hidden_QM = (entry_starts >= first_Q[:, None]) & (entry_starts < end_Q[:, None])
-        return ~(hidden_QM & (entry_series == query_series[:, None]))
+    Returns:
+        True where visible. Shape (Q, M), bool.
+    """
+    return (positions < hidden[:, :1]) | (positions >= hidden[:, 1:])

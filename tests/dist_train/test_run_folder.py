@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_train import run_folder
-from dist_train.atomic_file import write_text
+from memory_index.atomic_file import write_text
 from dist_train.config import ConfigError, RunConfig, TrainConfig, config_to_yaml
 
 IDENTITY = "the same"

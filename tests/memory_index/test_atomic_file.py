@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_train.atomic_file import write_text
+from memory_index.atomic_file import write_text
 
 ROOT = Path(__file__).parents[2]
 
 KILLED_BEFORE_THE_FILE_IS_SAFE = """
 import os, signal, sys
 from pathlib import Path
-from dist_train.atomic_file import write_text
+from memory_index.atomic_file import write_text
 os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
 write_text(Path(sys.argv[1]), "new" * 1000)
 """

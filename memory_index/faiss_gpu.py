@@ -1,0 +1,144 @@
+"""FAISS on a CUDA device. Its GPU indexes ignore selectors, so the bank is cut into blocks of time.
+
+A query skips the blocks that lie inside its hidden range, searches those outside it on the GPU,
+and the one or two at its borders in their copies in host memory, where the exclusion is exact.
+
+Shape legend (this file):
+    Q  queries     Z2  width of a key     K  neighbours wanted     P  lists visited
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from memory_index.exact_shard import check_finite
+from memory_index.faiss_ivf import IvfShard
+from memory_index.index_choice import IndexChoice
+from memory_index.merge import merge_neighbours
+
+NUM_BLOCKS = 16
+# By default FAISS would take 1.5 GiB of the memory that the training needs.
+SCRATCH_BYTES = 256 * 2**20
+# Largest k and nprobe of FAISS's GPU kernels.
+GPU_LIMIT = 2048
+
+BlockSearch = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+"""(queries (Q, Z2), k, effort) -> distances and ids (Q, K), no exclusion."""
+
+
+def nearest_on_gpu(queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find the nearest rows by brute force. CUDA tensors (Q, Z2), (M, Z2) -> (Q, count) each."""
+    import faiss.contrib.torch_utils  # FAISS then reads and writes CUDA tensors
+
+    count = min(count, GPU_LIMIT)
+    distances, rows = faiss.knn_gpu(
+        _resources(), queries.contiguous(), keys.contiguous(), count, device=queries.device.index
+    )
+    return distances, rows
+
+
+class GpuIvfShard:
+    """Inverted lists on a GPU, with a copy of each block of time in host memory."""
+
+    def __init__(
+        self,
+        choice: IndexChoice,
+        trained: dict[str, Tensor],
+        parts: Iterable[tuple[Tensor, Tensor]],
+        *,
+        device: int,
+        to_gpu: Callable[[IvfShard, int], BlockSearch] | None = None,
+    ) -> None:
+        """Fill the blocks and copy them to the GPU.
+
+        Args:
+            choice: Kind and number of lists.
+            trained: What the shards share, see ``faiss_training``.
+            parts: Codes, uint8 (m, bytes), and ids (m,), int64, ids ascending over all parts.
+            device: Number of the GPU.
+            to_gpu: Copies one block there; FAISS's own copier by default.
+        """
+        chunks = [part for part in parts if len(part[1])]
+        per_block = max(1, -(-len(chunks) // NUM_BLOCKS))
+        copy = to_gpu or _copy_to_gpu
+        self._blocks: list[tuple[int, int, IvfShard, BlockSearch]] = []
+        self._empty = IvfShard(choice, trained, [])
+        for first in range(0, len(chunks), per_block):
+            members = chunks[first : first + per_block]
+            host = IvfShard(choice, trained, members)
+            first_id, last_id = int(members[0][1][0]), int(members[-1][1][-1])
+            self._blocks.append((first_id, last_id, host, copy(host, device)))
+
+    def __len__(self) -> int:
+        return sum(len(host) for _, _, host, _ in self._blocks)
+
+    @property
+    def max_effort(self) -> int:
+        """Lists there are."""
+        return self._empty.max_effort
+
+    def route(self, queries: Tensor, effort: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`memory_index.faiss_ivf.IvfShard.route`."""
+        return self._empty.route(queries, effort)
+
+    def search(
+        self,
+        queries: Tensor,
+        hidden: Tensor,
+        k: int,
+        effort: int,
+        route: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`memory_index.faiss_ivf.IvfShard.search`."""
+        check_finite("queries", queries)
+        effort = route[0].shape[1]
+        fits_gpu = k <= GPU_LIMIT and effort <= GPU_LIMIT
+        found = [(queries.new_empty(len(queries), 0), hidden.new_empty(len(queries), 0))]
+        for first_id, last_id, host, on_gpu in self._blocks:
+            distances = queries.new_full((len(queries), k), torch.inf)
+            ids = torch.full((len(queries), k), -1)
+            inside = (hidden[:, 0] <= first_id) & (hidden[:, 1] > last_id)
+            apart = (
+                (hidden[:, 0] > last_id)
+                | (hidden[:, 1] <= first_id)
+                | (hidden[:, 0] >= hidden[:, 1])
+            )
+            if not fits_gpu:
+                apart = torch.zeros_like(apart)
+            if apart.any():
+                distances[apart], ids[apart] = on_gpu(queries[apart], k, effort)
+            border = ~inside & ~apart
+            if border.any():
+                lists, coarse = route[0][border], route[1][border]
+                distances[border], ids[border] = host.search(
+                    queries[border], hidden[border], k, effort, (lists, coarse)
+                )
+            found.append((distances, ids))
+        columns = [torch.cat(part, dim=1) for part in zip(*found, strict=True)]
+        return merge_neighbours(columns[0], columns[1], k)
+
+
+def _copy_to_gpu(host: IvfShard, device: int) -> BlockSearch:
+    options = faiss.GpuClonerOptions()
+    options.indicesOptions = faiss.INDICES_64_BIT
+    options.usePrecomputed = False
+    copy = faiss.index_cpu_to_gpu(_resources(), device, host.faiss_index, options)
+
+    def search(queries: Tensor, k: int, effort: int) -> tuple[Tensor, Tensor]:
+        settings = faiss.SearchParametersIVF(nprobe=effort)
+        vectors = np.ascontiguousarray(queries.numpy(), dtype=np.float32)
+        distances, ids = copy.search(vectors, k, params=settings)
+        return torch.from_numpy(distances), torch.from_numpy(ids)
+
+    return search
+
+
+@functools.cache
+def _resources() -> "faiss.StandardGpuResources":
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(SCRATCH_BYTES)
+    return resources

@@ -1,0 +1,98 @@
+"""The manifest of a bank on disk: what it is, and the checksum of every file.
+
+It is written last, so a folder without one is not a bank; it carries a checksum of itself.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from memory_index.atomic_file import write_text
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+
+
+class ManifestError(ValueError):
+    """A bank on disk is absent, incomplete, altered, or another one than expected."""
+
+
+class StaleMemoryError(ValueError):
+    """The keys of a bank were made by another encoder than the one that searches it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bank on disk is."""
+
+    identity: dict[str, Any]
+    """All that its content depends on; the version is its hash."""
+
+    fingerprint: str
+    """Of the encoder that made the keys."""
+
+    num_entries: int
+    width: int
+    """Width of a key."""
+
+    kind: str
+    nlist: int
+    metric: str
+    created: str
+    """UTC, ISO 8601."""
+
+    build_s: float
+    ranks: int
+    """Ranks that built it; any number can load it."""
+
+    files: dict[str, str]
+    """SHA-256 by file name."""
+
+
+def version_of(identity: dict[str, Any]) -> str:
+    """Name of the folder of a bank: equal identities, equal names."""
+    return hashlib.sha256(_canonical(identity)).hexdigest()[:16]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``; the folder counts as a bank from then on."""
+    content = {"format": FORMAT, **asdict(manifest)}
+    checksum = hashlib.sha256(_canonical(content)).hexdigest()
+    write_text(folder / FILE_NAME, json.dumps({**content, "checksum": checksum}, indent=2))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and verify the manifest of a bank.
+
+    Raises:
+        ManifestError: There is none, it is altered, or its format is unknown.
+    """
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_bytes())
+        checksum = content.pop("checksum")
+    except OSError as error:
+        raise ManifestError(
+            f"{folder}: no bank here ({FILE_NAME} cannot be read: {error.strerror}); build it, "
+            "or copy the whole folder."
+        ) from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ManifestError(f"{path}: not a bank's manifest ({error}); build it anew.") from error
+    if hashlib.sha256(_canonical(content)).hexdigest() != checksum:
+        raise ManifestError(f"{path}: altered since it was written; build the bank anew.")
+    if content.pop("format", None) != FORMAT or set(content) != _names():
+        raise ManifestError(
+            f"{path}: a format that this version does not know, it reads format {FORMAT}; "
+            "build the bank anew."
+        )
+    return Manifest(**content)
+
+
+def _names() -> set[str]:
+    return {item.name for item in fields(Manifest)}
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

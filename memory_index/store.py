@@ -1,0 +1,210 @@
+"""Banks on disk: a folder of versions, each of them whole or not there.
+
+<root>/<version>/ holds manifest.json, written last, with the checksums of all the others;
+chunk_00000.safetensors and so on, codes of one run of entries each, and which of them are nearest
+to a sample of queries, to measure recall by; trained.safetensors, centroids and codebook of an ivf
+kind; and recall.json, what was measured, which is not part of the bank. <root>/.<version>.building/
+is a build that goes on, or was killed and can go on.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from memory_index.atomic_file import replacing, write_text
+from memory_index.manifest import Manifest, ManifestError, read_manifest, write_manifest
+
+TRAINED = "trained.safetensors"
+RECALL = "recall.json"
+LOCK = ".lock"
+
+
+def chunk_name(chunk: int) -> str:
+    """File of one chunk."""
+    return f"chunk_{chunk:05d}.safetensors"
+
+
+class BankFolder:
+    """One version of a bank below a root."""
+
+    def __init__(self, root: Path, version: str) -> None:
+        self.root, self.version = root, version
+        self.path = root / version
+        self.building = root / f".{version}.building"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a finished build lies there; its content is not verified yet."""
+        return (self.path / "manifest.json").is_file()
+
+    @contextmanager
+    def locked_for_building(self) -> Iterator[None]:
+        """Keep a second job from building the same bank; on the first rank of the job.
+
+        Raises:
+            ManifestError: Another job builds it right now, or nothing can be written there.
+        """
+        try:
+            self.building.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.building / LOCK, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise ManifestError(
+                f"{self.building}: cannot be written ({error.strerror}); name another folder "
+                "with bank.path."
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise ManifestError(
+                f"{self.building}: another job builds this bank right now; wait for it, or name "
+                "another folder with bank.path."
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(handle)  # and with it the lock
+
+    def write_part(self, name: str, tensors: dict[str, Tensor]) -> str:
+        """Write one file of the build, whole or not at all; returns its SHA-256."""
+        path = self.building / name
+        with replacing(path) as beside:
+            save_file(
+                {key: value.contiguous() for key, value in tensors.items()},
+                beside,
+                metadata={"version": self.version, "part": name},
+            )
+            return sha256_of(beside)
+
+    def read_part(self, name: str) -> dict[str, Tensor] | None:
+        """Read a file of the build; None where it is not there or belongs to something else."""
+        path = self.building / name
+        try:
+            return _read(path, self.version, name) if path.exists() else None
+        except ManifestError:
+            path.unlink()  # a build that was killed by a power cut may leave a torn file
+            return None
+
+    def publish(self, manifest: Manifest) -> None:
+        """Turn the build into a bank; on one rank, when all have written their parts."""
+        (self.building / LOCK).unlink(missing_ok=True)
+        known = {*manifest.files, "manifest.json"}
+        for path in self.building.iterdir():
+            if path.name not in known:  # of a killed build
+                path.unlink()
+        write_manifest(self.building, manifest)
+        old = self.root / f".{self.version}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if self.path.exists():  # a damaged one, or one that bank.build=always replaces
+            self.path.replace(old)
+        self.building.replace(self.path)
+        _sync_folder(self.root)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def open(self) -> Manifest:
+        """Read the manifest.
+
+        Raises:
+            ManifestError: It is absent, altered, or of another bank.
+        """
+        return read_manifest(self.path)
+
+    def load(self, manifest: Manifest, name: str) -> dict[str, Tensor]:
+        """Read and verify one file of the bank.
+
+        Raises:
+            ManifestError: It is missing, altered, or of another bank; the message names it.
+        """
+        path = self.path / name
+        expected = manifest.files.get(name)
+        if expected is None or not path.is_file():
+            raise ManifestError(f"{path}: missing; copy the whole folder, or build the bank anew.")
+        if sha256_of(path) != expected:
+            owner = _metadata(path)
+            if owner.get("version", self.version) != self.version:
+                raise ManifestError(
+                    f"{path}: belongs to another bank ({owner['version']}, not {self.version}); "
+                    "copy the right file, or build the bank anew."
+                )
+            if owner.get("part", name) != name:
+                raise ManifestError(
+                    f"{path}: is {owner['part']} under another name; copy the right file, or build "
+                    "the bank anew."
+                )
+            raise ManifestError(
+                f"{path}: altered since it was built (checksum differs); build the bank anew."
+            )
+        return _read(path, self.version, name)
+
+    def read_recall(self) -> dict[str, Any] | None:
+        """What was measured of it; None where nothing was, or the file is of no use."""
+        try:
+            content = json.loads((self.path / RECALL).read_bytes())
+            curve = {int(effort): float(value) for effort, value in content["curve"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return None
+        return {**content, "curve": curve}
+
+    def write_recall(self, content: dict[str, Any]) -> None:
+        """Keep what was measured, beside the bank."""
+        write_text(self.path / RECALL, json.dumps(content, indent=2))
+
+    def size_gib(self) -> float:
+        """GiB on disk."""
+        return sum(path.stat().st_size for path in self.path.iterdir()) / 2**30
+
+    def delete(self) -> None:
+        """Remove this version, and a build of it that was not finished."""
+        for folder in (self.path, self.building, self.root / f".{self.version}.old"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def versions(root: Path) -> list[str]:
+    """Finished banks below a root, the newest first."""
+    if not root.is_dir():
+        return []
+    found = [path.parent for path in root.glob("*/manifest.json")]
+    found.sort(key=lambda path: (path / "manifest.json").stat().st_mtime_ns, reverse=True)
+    return [path.name for path in found]
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path, version: str, name: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if file.metadata() != {"version": version, "part": name}:
+                raise ManifestError(f"{path}: belongs to another bank; build the bank anew.")
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); build the bank anew.") from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -19,7 +19,7 @@ from dist_train.data.windows import WindowSet
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
 from memory_index.exact_shard import ExactShard
-from memory_index.exclusion import Exclusion
+from memory_index.exclusion import Exclusion, visible
 from model.instance_norm import normalize
 from model.neighbour_weights import softmax_weights
 from model.pattern_encoder import AnchoredEncoder
@@ -116,14 +116,11 @@ def retrieve_by_pearson(
     """
     keys_MD = pearson_keys(bank.context, pooling)
     futures_MNH = _pool(bank.anchored_target, pooling)
-    entry_series_M = torch.zeros_like(bank.starts)
     parts = []
     for chunk in _chunks(len(queries.starts)):
         starts_Q = queries.starts[chunk]
         scores_QM = pearson_keys(queries.context[chunk], pooling) @ keys_MD.T
-        visible_QM = exclusion.visible(
-            torch.zeros_like(starts_Q), starts_Q, entry_series_M, bank.starts
-        )
+        visible_QM = visible(exclusion.hidden_range(starts_Q), bank.starts)
         scores_QK, rows_QK = scores_QM.masked_fill_(~visible_QM, -torch.inf).topk(TOP_K, dim=1)
         weights_QK = (scores_QK / TEMPERATURE).softmax(dim=1)
         parts.append(torch.einsum("qk,qknh->qnh", weights_QK, futures_MNH[rows_QK]))
@@ -141,7 +138,7 @@ class ProjectRetriever:
         ids = self.bank.ids
         # Chunks, because reading a window of the bank reads its future as well.
         keys = [self.encoder(self.bank.windows(ids[part])).key for part in _chunks(len(ids))]
-        self.shard = ExactShard(torch.cat(keys), ids, self.bank.series(ids), self.bank.starts(ids))
+        self.shard = ExactShard(torch.cat(keys), ids)
 
     def retrieve(
         self, queries: Windows, top_ks: Sequence[int], exclusion: Exclusion
@@ -166,10 +163,8 @@ class ProjectRetriever:
             starts_Q = starts_R[chunk]
             distances_QK, ids_QK = self.shard.search(
                 self.encoder(rows_RL[chunk]).key,
-                torch.zeros_like(starts_Q),
-                starts_Q,
+                self.bank.hidden(torch.zeros_like(starts_Q), starts_Q, exclusion),
                 max(top_ks),
-                exclusion,
             )
             futures_QKH = self.bank.futures(ids_QK, anchored=True)
             scale_Q1 = scale_1R.flatten()[chunk, None]

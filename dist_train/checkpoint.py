@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memory_index.atomic_file import write_text
 from dist_train.config import RunConfig, config_to_yaml
+from memory_index.atomic_file import write_text
 
 FORMAT = 1
 FILES = ("model.safetensors", "memory.safetensors", "series.json", "config.yaml")

@@ -20,6 +20,8 @@ commands:
   train      train a run:      timellm train --config configs/quickstart.yaml
   evaluate   score a run:      timellm evaluate --run runs/quickstart --split test
   predict    forecast a file:  timellm predict --run runs/quickstart --data.path FILE --out DIR
+  bank       build a memory before a training, or look at one:
+             timellm bank build --config FILE --bank.path DIR, timellm bank info --path DIR
 
 timellm COMMAND --help explains every option of a command.
 """
@@ -70,10 +72,55 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
+def bank(argv: Sequence[str]) -> int:
+    """Build a memory bank, or say what lies in a folder of banks."""
+    actions = {"build": bank_build, "info": bank_info}
+    if not argv or argv[0] not in actions:
+        given = argv[0] if argv else "nothing"
+        raise ValueError(f"timellm bank {given}: say build or info; each explains its --help.")
+    return actions[argv[0]](argv[1:])
+
+
+def bank_build(argv: Sequence[str]) -> int:
+    """Build the memory bank of a configuration or of a trained run; on any number of ranks.
+
+    A configuration with gram.retrieval_key=anchored needs no trained encoder: its bank serves
+    every run that names the same bank.path. A learned key needs --run.
+    """
+    from dist_train.config import build_parser, parse_run_config
+
+    parser = build_parser("timellm bank build")
+    parser.description = bank_build.__doc__
+    parser.add_argument("--run", type=Path, help="Folder of a trained run, instead of --config.")
+    config, further = parse_run_config(parser, argv)
+
+    from dist_train.bank_command import build
+
+    result = build(config, further["run"])
+    if result is not None:
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+def bank_info(argv: Sequence[str]) -> int:
+    """Say what the banks of a folder are: size, chunks, metric, fingerprint, age, recall."""
+    parser = _parser("timellm bank info", bank_info)
+    parser.add_argument("--path", type=Path, help="Folder of banks, as bank.path names it.")
+    parser.add_argument("--run", type=Path, help="Folder of a run, instead of --path.")
+    parser.add_argument("--verify", action="store_true", help="Read all files, check checksums.")
+    options = _parse(parser, argv)
+
+    from dist_train.bank_command import info
+
+    print(json.dumps(info(options["path"], options["run"], verify=options["verify"])), flush=True)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "bank": bank,
 }
 
 

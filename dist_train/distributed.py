@@ -5,14 +5,17 @@ Works without a launcher too: a single process is a group of one rank.
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+
+from memory_index.groups import RankGroup, agreed
 
 
 def initialize_process_group(timeout_s: float) -> None:
@@ -24,6 +27,8 @@ def initialize_process_group(timeout_s: float) -> None:
     Args:
         timeout_s: Seconds a collective may wait for the other ranks.
     """
+    global _timeout
+    _timeout = timedelta(seconds=timeout_s)
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(_free_port())
@@ -31,7 +36,7 @@ def initialize_process_group(timeout_s: float) -> None:
         torch.cuda.set_device(local_rank())
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, timeout=_timeout)
 
 
 def set_timeouts(timeout_s: float) -> None:
@@ -46,6 +51,7 @@ def set_timeouts(timeout_s: float) -> None:
 
 def shut_down() -> None:
     """Leave the process group, so that the exit of the process cannot abort."""
+    _groups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -114,35 +120,44 @@ def gather_objects(value: object) -> list[object]:
     return values
 
 
-class OtherRankError(RuntimeError):
-    """This rank is well, but another one of the job has failed; its message is quoted."""
+def agree_or_raise(what: str) -> AbstractContextManager[None]:
+    """Raise on all ranks of the job what one raises in a block; see :func:`agreed`."""
+    return agreed(what, gather_objects)
 
 
-@contextmanager
-def agree_or_raise(what: str) -> Iterator[None]:
-    """Run a block that may fail on some ranks, and raise on all ranks if it failed on one.
+def node_names() -> list[str]:
+    """Name of the node of every rank, in rank order; collective.
 
-    Collective at the end of the block: no collective may be called inside it.
+    A launcher's number of the node counts too: an emulated cluster has many nodes on one host.
+    """
+    numbers = [os.environ.get(key, "") for key in ("SLURM_NODEID", "GROUP_RANK")]
+    return [str(name) for name in gather_objects("/".join([socket.gethostname(), *numbers]))]
+
+
+def rank_group(name: str, members: Literal["rank", "node", "world"]) -> RankGroup:
+    """Ranks that share an index or build a bank, over gloo; collective at its first call.
 
     Args:
-        what: What the block does, for the message of the ranks on which it went well.
-
-    Raises:
-        OtherRankError: The block went well here but failed on another rank.
-        Exception: Whatever the block raised here.
+        name: What they share it for: traffic of one name does not wait for that of another.
+        members: This rank alone, the ranks of its node, or all.
     """
-    failure: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    messages = gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
-    if failure is not None:
-        raise failure
-    failed = [(number, message) for number, message in enumerate(messages) if message is not None]
-    if failed:
-        number, message = failed[0]
-        raise OtherRankError(f"{what} failed on rank {number}: {message}")
+    own = rank()
+    if members == "rank" or world_size() == 1:
+        return RankGroup(None, [own])
+    key = (name, members)
+    if key not in _groups:
+        nodes = node_names() if members == "node" else [""] * world_size()
+        for node in dict.fromkeys(nodes):  # every rank has to make every group
+            ranks = [number for number, other in enumerate(nodes) if other == node]
+            group = dist.new_group(ranks, backend="gloo", timeout=_timeout)
+            if own in ranks:
+                group_or_none = group if len(ranks) > 1 else None
+                _groups[key] = RankGroup(group_or_none, ranks, ranks.index(own))
+    return _groups[key]
+
+
+_groups: dict[tuple[str, str], RankGroup] = {}
+_timeout = timedelta(seconds=600)
 
 
 def _free_port() -> int:

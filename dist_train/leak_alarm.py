@@ -87,13 +87,13 @@ def _measure(retriever: Retriever, split: str) -> tuple[float, int]:
     ids = windows.even_sample(limit)
     mine = ids[distributed.rank() :: distributed.world_size()]
     sums = torch.zeros(3, dtype=torch.float64)
-    if len(mine):
-        batch = Collator(windows, None)([int(number) for number in mine])
-        neighbours = retriever.search_batch(batch, split)
-        forecast = retriever.forecast_from(batch, neighbours)
-        sums[0] = (forecast - batch.target).double().square().sum()
-        sums[1] = (batch.context[:, -1:] - batch.target).double().square().sum()
-        sums[2] = _count_overlaps(retriever, batch.window_ids.numpy(), split, neighbours.ids)
+    # A rank without a window searches too: the search is collective.
+    batch = Collator(windows, None)([int(number) for number in mine])
+    neighbours = retriever.search_batch(batch, split)
+    forecast = retriever.forecast_from(batch, neighbours)
+    sums[0] = (forecast - batch.target).double().square().sum()
+    sums[1] = (batch.context[:, -1:] - batch.target).double().square().sum()
+    sums[2] = _count_overlaps(retriever, batch.window_ids.numpy(), split, neighbours.ids)
     sums = distributed.reduce_sum(sums)
     return float(sums[0] / sums[1].clamp_min(1e-12)), int(sums[2])
 
@@ -104,10 +104,10 @@ def _count_overlaps(
     """Compare the ranges themselves, not through the exclusion that is on trial."""
     bank = retriever.bank
     series, starts = retriever.data.windows[split].locate_batch(window_ids)
-    per_row = len(ids) // len(window_ids)
-    clocks_R, rows_R = retriever.place(
+    per_row = retriever.data.windows[split].num_variates
+    clocks_R, rows_R = bank.on_clock(
         *(torch.from_numpy(np.repeat(part, per_row)) for part in (series, starts))
     )
-    clocks_RK, rows_RK = retriever.place(bank.series(ids), bank.starts(ids))
+    clocks_RK, rows_RK = bank.on_clock(bank.series(ids), bank.starts(ids))
     near_RK = (rows_RK - rows_R[:, None]).abs() < bank.seq_len + bank.pred_len
     return int((near_RK & (clocks_RK == clocks_R[:, None]) & (ids >= 0)).sum())

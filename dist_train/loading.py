@@ -18,6 +18,7 @@ from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataError
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.windows import ForecastData, load_forecast_data
+from dist_train.memory_build import bank_root
 from dist_train.precision import DTYPES
 from dist_train.retrieval import Retriever
 from model.backbone_files import fingerprint, locate_backbone
@@ -52,7 +53,9 @@ class LoadedRun:
 
 
 def load_run(folder: Path, root: str | None = None) -> LoadedRun:
-    """Load the best checkpoint of a run; collective where it has a memory, which is encoded anew.
+    """Load the best checkpoint of a run, and its memory; collective where it has one.
+
+    The memory's bank is read from where the training left it, and built anew where it is gone.
 
     Args:
         folder: Folder of the run.
@@ -88,7 +91,7 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
         config=config,
         module=module,
         prompt_builder=build_prompt_builder(config, files, description),
-        retriever=_load_retriever(config, checkpoint),
+        retriever=_load_retriever(config, checkpoint, folder),
         series=checkpoint.series,
     )
 
@@ -114,10 +117,10 @@ def load_training_data(config: RunConfig, facts: dict[str, Any]) -> ForecastData
     return data
 
 
-def _load_retriever(config: RunConfig, checkpoint: Checkpoint) -> Retriever | None:
+def _load_retriever(config: RunConfig, checkpoint: Checkpoint, folder: Path) -> Retriever | None:
     if config.gram.use_gram is not True:
         return None
     data = load_training_data(config, checkpoint.series)
-    retriever = Retriever(data, config.gram, config.bank)
+    retriever = Retriever(data, config.gram, config.bank, bank_root(folder))
     retriever.refresh(checkpoint.memory)
     return retriever

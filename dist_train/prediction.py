@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from dist_train import plots
-from memory_index.atomic_file import write_text
 from dist_train.config import RunConfig
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.series import Series, SeriesSet, load_series
 from dist_train.series_facts import known_series
+from memory_index.atomic_file import write_text
 from model.batch import RetrievedWindows
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from dist_train import distributed, plots
-from memory_index.atomic_file import write_text
 from dist_train.baselines import ridge_forecast
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
@@ -20,6 +19,7 @@ from dist_train.plots import ForecastExample
 from dist_train.precision import dtype_name
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
+from memory_index.atomic_file import write_text
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit
 
@@ -71,7 +71,8 @@ def parameters(
     else:
         bank = retriever.bank
         sampled = "" if len(bank) == bank.num_candidates else f" of {bank.num_candidates:,}, even"
-        lines.append(f"memory: on, {len(bank):,} entries{sampled}")
+        reason = retriever.builder.choice.reason
+        lines.append(f"memory: on, {len(bank):,} entries{sampled}; {reason}")
     return "\n".join(lines)
 
 

@@ -1,32 +1,37 @@
-"""From windows to their neighbours: keys, search in the memory, and what the model reads.
+"""From windows to their neighbours: search in the memory, and what the model reads.
+
+Searches are collective where the index is shared between ranks. All of them go through one thread
+in the order in which they were asked for, so a search for the next batch can run while the current
+one computes, and the ranks still stay in step.
 
 Shape legend (this file):
     B  windows     R  rows, B * N, row = b * N + n     L  seq_len     M  entries of the bank
-    N  variates    K  top_k                            H  pred_len    Z2  width of a key
+    N  variates    K  top_k                            H  pred_len
 """
 
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dist_train import distributed
-from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData
+from dist_train.memory_build import LiveMemory, MemoryBuilder
+from dist_train.worker import OrderedWorker
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
-from memory_index.exact_shard import ExactShard
 from memory_index.exclusion import Exclusion
 from model.batch import RetrievedWindows, from_rows, to_rows
 from model.config import GramConfig
 from model.instance_norm import VARIANCE_FLOOR
 from model.neighbour_weights import softmax_weights
-from model.pattern_encoder import build_encoder, fingerprint
-
-ENCODE_CHUNK = 1024
+from model.pattern_encoder import AnchoredEncoder, DualEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,123 +46,147 @@ class Neighbours:
 
 
 class Retriever:
-    """The memory of a run on one rank: bank, encoder snapshot and exact index.
+    """The memory of a run on one rank: bank, encoder snapshot and this rank's part of the index.
 
-    Every rank holds the whole index and searches for its own rows, without communication. The
-    search uses the encoder as it was at the last :meth:`refresh`.
+    The search uses the encoder as it was at the last :meth:`refresh`. Methods are collective,
+    unless they say otherwise; every rank calls them in the same order.
     """
 
     def __init__(
-        self,
-        data: ForecastData,
-        gram: GramConfig,
-        bank: BankConfig,
+        self, data: ForecastData, gram: GramConfig, bank: BankConfig, root: Path | None = None
     ) -> None:
         """Choose the entries: training windows with their futures. :meth:`refresh` comes next.
 
         Args:
             data: The series.
             gram: Key, number of neighbours, temperature.
-            bank: Which windows become entries.
+            bank: Which windows become entries, and how they are searched.
+            root: Folder of the banks where ``bank.path`` names none; None: one that goes away.
 
         Raises:
             DataError: Series overlap in time and share no clock, see
                 :func:`dist_train.data.clock.check_clock`.
         """
-        train = data.windows["train"]
         self.data = data
         self.gram = gram
-        self.bank = MemoryBank(train.values, train.ranges, train.seq_len, train.pred_len, bank)
-        self.encoder = build_encoder(gram, train.seq_len).requires_grad_(False).eval()
-        self.fingerprint = ""
+        self.builder = MemoryBuilder(data, gram, bank, root)
+        self.bank: MemoryBank = self.builder.bank
+        self.search_s = 0.0
         self._anchored = gram.retrieval_key == "anchored"
         self._device = distributed.device()
-        check_clock(data.series_set)
-        offsets = clock_offsets(data.series_set)
-        self._offsets = None if offsets is None else torch.from_numpy(offsets)
-        self._index: ExactShard | None = None
+        self._live: LiveMemory | None = None
+        self._next: Future[LiveMemory] | None = None
+        self._searching = OrderedWorker("memory-search")
+        self._building = OrderedWorker("memory-build")
 
     @property
     def needs_refresh(self) -> bool:
         """Whether the keys depend on trained parameters, and so grow stale."""
         return not self._anchored
 
+    @property
+    def live(self) -> LiveMemory:
+        """The memory that is searched now."""
+        assert self._live is not None  # refresh() comes first
+        return self._live
+
+    @property
+    def encoder(self) -> DualEncoder | AnchoredEncoder:
+        """The encoder that the keys were made with."""
+        return self.live.encoder
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of that encoder's state."""
+        return self.live.fingerprint
+
     def snapshot(self) -> dict[str, Tensor]:
-        """The encoder's state that the keys were made with."""
+        """The encoder's state that the keys were made with. Not collective."""
         return {name: value.clone() for name, value in self.encoder.state_dict().items()}
 
-    @torch.no_grad()
     def refresh(self, state: Mapping[str, Tensor]) -> None:
         """Encode the bank anew, each rank its share, and search the new keys from now on.
 
-        Collective.
+        A bank of that state that was built before is loaded instead.
 
         Args:
             state: State of the current encoder, equal on every rank; empty for anchored keys.
         """
-        self.encoder.load_state_dict(dict(state))
-        self.encoder.to(self._device)
-        self.fingerprint = fingerprint(self.encoder)
-        keys_MZ = torch.zeros(len(self.bank), self.encoder.key_width)
-        rank, world_size = distributed.rank(), distributed.world_size()
-        begin, end = (len(self.bank) * part // world_size for part in (rank, rank + 1))
-        for first in range(begin, end, ENCODE_CHUNK):
-            part = slice(first, min(first + ENCODE_CHUNK, end))
-            windows_RL = self.bank.windows(self.bank.ids[part]).to(self._device)
-            keys_MZ[part] = self.encoder(windows_RL).key.float().cpu()
-        # Each key is one rank's and zero on the others, so the sum is the key itself.
-        keys_MZ = distributed.reduce_sum(keys_MZ).to(self._device)
-        ids = self.bank.ids
-        places = self.place(self.bank.series(ids), self.bank.starts(ids))
-        self._index = ExactShard(keys_MZ, ids, *places)
+        self.start_refresh(state)
+        self.finish_refresh()
 
-    @torch.no_grad()
+    def start_refresh(self, state: Mapping[str, Tensor]) -> None:
+        """Begin to encode the bank anew, beside the training; searches go on in the old one.
+
+        Args:
+            state: As :meth:`refresh`.
+        """
+        assert self._next is None, "one refresh at a time"
+        copy = {name: value.clone() for name, value in state.items()}
+        self._next = self._building.submit(self.builder.open, copy)
+
+    def finish_refresh(self, *, swap: bool = True) -> None:
+        """Wait for the new keys and search them from now on, on every rank alike.
+
+        Args:
+            swap: False throws them away.
+        """
+        if self._next is None:
+            return
+        made, self._next = self._next.result(), None
+        if swap:
+            self._live = made
+
+    def prune(self, keep: set[str]) -> None:
+        """Delete the banks of older states, except the live one and those named."""
+        self.builder.prune({*keep, self.live.version})
+
+    def close(self) -> None:
+        """End the threads once they have done what they were given. Not collective."""
+        self._searching.close()
+        self._building.close()
+
     def search(
         self, context: Tensor, series: np.ndarray, starts: np.ndarray, *, past_only: bool
     ) -> Neighbours:
         """Find the neighbours of windows; never one that overlaps the window in time.
 
         Args:
-            context: Standardised windows. Shape (B, L, N), float32.
+            context: Standardised windows. Shape (B, L, N), float32; B may differ between ranks.
             series: Number of the series of each window. Shape (B,), int64.
             starts: First row of each window. Shape (B,), int64.
             past_only: Only entries whose futures end before the forecast begins.
         """
-        assert self._index is not None  # refresh() comes first
-        num_variates = context.shape[2]
-        rows_RL = to_rows(context).to(self._device)
-        series_R, starts_R = self.place(
-            *(torch.from_numpy(np.repeat(part, num_variates)) for part in (series, starts))
+        return self._searching.submit(
+            self._search, context, series, starts, past_only=past_only
+        ).result()
+
+    @torch.no_grad()
+    def _search(
+        self, context: Tensor, series: np.ndarray, starts: np.ndarray, *, past_only: bool
+    ) -> Neighbours:
+        began = time.monotonic()
+        live, num_variates = self.live, context.shape[2]
+        rows_RL = to_rows(context).to(self.builder.device)
+        series_R, starts_R = (
+            torch.from_numpy(np.repeat(part, num_variates)) for part in (series, starts)
         )
-        exclusion = self.exclusion(past_only=past_only)
-        distances_RK, ids_RK = self._index.search(
-            self.encoder(rows_RL).key.float(), series_R, starts_R, self.gram.top_k, exclusion
+        hidden_R2 = self.bank.hidden(series_R, starts_R, self.exclusion(past_only=past_only))
+        distances_RK, ids_RK = live.index.search(
+            live.encoder(rows_RL).key.float().cpu(), hidden_R2, self.gram.top_k
         )
         weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
-        return Neighbours(ids=ids_RK.cpu(), weights=weights_RK.cpu())
-
-    def place(self, series: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Say where windows lie in time: which clock, and their first row on it.
-
-        Series with a clock in common are one to the exclusion, as the variates of a wide file are:
-        what happened at the same time elsewhere gives the answer away too.
-
-        Args:
-            series: Number of the series of each window. Shape (...), int64, on the CPU.
-            starts: First row of each window in its series. Shape (...), int64, on the CPU.
-        """
-        if self._offsets is None:
-            return series, starts
-        return torch.zeros_like(series), starts + self._offsets[series]
+        self.search_s += time.monotonic() - began
+        return Neighbours(ids=ids_RK, weights=weights_RK)
 
     def exclusion(self, *, past_only: bool) -> Exclusion:
-        """What a query must not see."""
+        """What a query must not see. Not collective."""
         return Exclusion(
             seq_len=self.bank.seq_len, pred_len=self.bank.pred_len, past_only=past_only
         )
 
     def fetch(self, neighbours: Neighbours) -> RetrievedWindows:
-        """Read what the model needs of the neighbours, onto this rank's device."""
+        """Read what the model needs of the neighbours, onto this rank's device. Not collective."""
         ids = neighbours.ids
         return RetrievedWindows(
             windows=self.bank.windows(ids).to(self._device),
@@ -171,9 +200,20 @@ class Retriever:
         series, starts = self.data.windows[split].locate_batch(batch.window_ids.cpu().numpy())
         return self.search(batch.context, series, starts, past_only=not split.startswith("train"))
 
+    def retrieve_ahead(self, batch: WindowBatch, split: str) -> "Future[RetrievedWindows]":
+        """Find and read the neighbours of a batch of ``data.windows[split]`` in the background."""
+        windows = self.data.windows[split]
+        series, starts = windows.locate_batch(batch.window_ids.cpu().numpy())
+        past_only = not split.startswith("train")
+
+        def work() -> RetrievedWindows:
+            return self.fetch(self._search(batch.context, series, starts, past_only=past_only))
+
+        return self._searching.submit(work)
+
     def retrieve(self, batch: WindowBatch, split: str) -> RetrievedWindows:
         """Find and read the neighbours of a batch of ``data.windows[split]``."""
-        return self.fetch(self.search_batch(batch, split))
+        return self.retrieve_ahead(batch, split).result()
 
     def forecast(self, batch: WindowBatch, split: str) -> Tensor:
         """Forecast by retrieval alone: the weighted mean of the neighbours' futures.
@@ -187,7 +227,10 @@ class Retriever:
         return self.forecast_from(batch, self.search_batch(batch, split))
 
     def forecast_from(self, batch: WindowBatch, neighbours: Neighbours) -> Tensor:
-        """Forecast by retrieval alone, see :meth:`forecast`, from neighbours found before."""
+        """Forecast by retrieval alone, see :meth:`forecast`, from neighbours found before.
+
+        Not collective.
+        """
         futures_RKH = self.bank.futures(neighbours.ids, anchored=self._anchored)
         mean_RH = (neighbours.weights[..., None] * futures_RKH).sum(dim=1)
         rows_RL = to_rows(batch.context.cpu())

@@ -1,6 +1,7 @@
 """Whether retrieval helps, answered by closed form before training: ridge with and without it."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -44,7 +45,9 @@ class RetrievalVerdict:
         return self.with_retrieval.validation_mse < self.without.validation_mse
 
 
-def judge_retrieval(data: ForecastData, gram: GramConfig, bank: BankConfig) -> RetrievalVerdict:
+def judge_retrieval(
+    data: ForecastData, gram: GramConfig, bank: BankConfig, root: Path | None = None
+) -> RetrievalVerdict:
     """Fit the ridge with and without the retrieved futures; collective.
 
     Retrieval uses the anchored key, which needs no training, whatever ``gram.retrieval_key`` is.
@@ -53,8 +56,9 @@ def judge_retrieval(data: ForecastData, gram: GramConfig, bank: BankConfig) -> R
         data: The series.
         gram: Number of neighbours and temperature.
         bank: Which windows can be retrieved.
+        root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`.
     """
-    retriever = Retriever(data, replace(gram, retrieval_key="anchored"), bank)
+    retriever = Retriever(data, replace(gram, retrieval_key="anchored"), bank, root)
     retriever.refresh({})
     sums = {
         (split, reads): [_empty(data, norm, reads) for norm in NORMS]
@@ -63,6 +67,7 @@ def judge_retrieval(data: ForecastData, gram: GramConfig, bank: BankConfig) -> R
     }
     for split, limit in (("train", TRAIN_ROWS), ("val", VAL_ROWS)):
         _accumulate(retriever, split, limit, sums[split, False], sums[split, True])
+    retriever.close()
     for accumulators in sums.values():
         for accumulator in accumulators:
             distributed.sum_in_place(accumulator.tensors)
@@ -104,9 +109,11 @@ def _accumulate(
     """Add this rank's share of an even sample of windows to both kinds of sums."""
     windows = retriever.data.windows[split]
     ids = windows.even_sample(max(1, limit // windows.num_variates))
-    mine = ids[distributed.rank() :: distributed.world_size()]
+    ranks = distributed.world_size()
+    mine = ids[distributed.rank() :: ranks]
     chunk = max(1, CHUNK_ROWS // windows.num_variates)
-    for first in range(0, len(mine), chunk):
+    # As many rounds on every rank, the last one empty on some: the search is collective.
+    for first in range(0, -(-len(ids) // ranks), chunk):
         batch = Collator(windows, None)([int(number) for number in mine[first : first + chunk]])
         context, target, retrieved = (
             to_rows(values)

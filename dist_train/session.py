@@ -14,7 +14,6 @@ from typing import Any
 import torch.nn.functional as F
 
 from dist_train import baselines, distributed, engine, leak_alarm, precision, report, run_folder
-from memory_index.atomic_file import write_text
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.comparison import score_beside_baselines
 from dist_train.config import RunConfig, config_to_yaml
@@ -22,6 +21,7 @@ from dist_train.data.clock import overlapping_without_clock
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import score_split
+from dist_train.memory_build import bank_root
 from dist_train.metrics import Scores
 from dist_train.preflight import Preflight, identity
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
@@ -30,6 +30,7 @@ from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_
 from dist_train.tracking import Tracker
 from dist_train.trainer import FitResult, Trainer
 from dist_train.trend_fit import training_changes
+from memory_index.atomic_file import write_text
 from model.backbone_files import fingerprint
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit
@@ -76,11 +77,12 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
         write_text(folder / "deepspeed.json", json.dumps(settings, indent=2))
         _say(report.opening(config, data, distributed.world_size(), dtype))
 
-    config, closed = _solve_closed_form(config, data)
+    banks = bank_root(folder)
+    config, closed = _solve_closed_form(config, data, banks)
     model = build_forecaster(config, files, dtype)
     retriever = None
     if config.gram.use_gram is True:
-        retriever = Retriever(data, config.gram, config.bank)
+        retriever = Retriever(data, config.gram, config.bank, banks)
         if not retriever.needs_refresh:
             retriever.refresh({})
     ridge_val_mse = _set_solutions(model, config, data, closed, retriever)
@@ -118,6 +120,8 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     forecast = partial(trainer.forecast, split="test")
     example = report.collect_example(forecast, closed.ridge, data, prompt_builder)
     ds_engine.close()
+    if retriever is not None:
+        retriever.close()
     result = _result(config, fit, closed, scores)
     result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
     with distributed.agree_or_raise("Writing the report"):
@@ -134,13 +138,15 @@ def _create_folder(folder: Path, config: RunConfig) -> None:
     write_text(folder / "environment.json", json.dumps(environment(), indent=2))
 
 
-def _solve_closed_form(config: RunConfig, data: ForecastData) -> tuple[RunConfig, ClosedForm]:
+def _solve_closed_form(
+    config: RunConfig, data: ForecastData, banks: Path | None
+) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
     verdict = None
     undecided = config.gram.use_gram == "auto"
     no_clock = overlapping_without_clock(data.series_set) is not None
     if (undecided and not no_clock) or config.model.anchor == "ridge_retrieval":
-        verdict = judge_retrieval(data, config.gram, config.bank)
+        verdict = judge_retrieval(data, config.gram, config.bank, banks)
     if undecided:
         if no_clock and distributed.is_main_rank():
             _say("memory: the series overlap in time but share no regular clock")

@@ -51,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
     except RuntimeError as error:
         # Ours are refusals; torch's are faults, and need their traceback.
-        from dist_train.distributed import OtherRankError
         from dist_train.leak_alarm import LeakError
+        from memory_index.groups import OtherRankError
+        from memory_index.sharded_index import SearchError
 
-        if isinstance(error, (OtherRankError, LeakError)):
+        if isinstance(error, (OtherRankError, LeakError, SearchError)):
             return fail(error)
         raise
     if int(os.environ.get("RANK", "0")) == 0:

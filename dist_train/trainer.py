@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from dist_train.retrieval import Retriever
 from dist_train.series_facts import describe
 from dist_train.stopwatch import Stopwatch
 from dist_train.tracking import Tracker
+from model.batch import RetrievedWindows
 from model.losses import total_loss
 
 
@@ -82,6 +84,8 @@ class Trainer:
         self._best_val_mse, self._best_step, self._bad = math.inf, 0, 0
         self._sums = TrainingSums()
         self._train_s, self._windows_timed = 0.0, 0
+        self._best_bank, self._waited_s = "", 0.0
+        self._memory_of = 0  # the step whose encoder made the keys
 
     def fit(self) -> FitResult:
         """Train, keeping the parameters with the lowest validation MSE in ``best/``.
@@ -100,8 +104,8 @@ class Trainer:
         self._validate(step)
         bar = self._progress_bar()
         watch = Stopwatch()
-        for batches in self._steps():
-            self._train_step(batches, step)
+        for batches, retrieved in self._steps_with_neighbours():
+            self._train_step(batches, retrieved, step)
             step += 1
             bar.update()
             if step % self.config.train.log_every == 0 or step == self.total_steps:
@@ -114,10 +118,10 @@ class Trainer:
                     break
             if step == self.total_steps:
                 break
-            if self._refresh_is_due(step):
-                with watch.paused():
-                    self.refresh_memory()
+            self._refresh_on_schedule(step)
         bar.close()
+        if self.retriever is not None:
+            self.retriever.finish_refresh(swap=False)
         return FitResult(
             steps=step,
             best_step=self._best_step,
@@ -144,11 +148,13 @@ class Trainer:
         """Encode the bank with the current encoder; collective."""
         if self.retriever is None:
             return
+        self.retriever.refresh(self._encoder_state())
+
+    def _encoder_state(self) -> dict[str, Tensor]:
+        assert self.retriever is not None
         prefix = "memory.encoder."
         trained = self.engine.trained_parameters(prefix) if self.retriever.needs_refresh else {}
-        self.retriever.refresh(
-            {name.removeprefix(prefix): value for name, value in trained.items()}
-        )
+        return {name.removeprefix(prefix): value for name, value in trained.items()}
 
     def restore_best(self) -> None:
         """Put the best parameters, and the memory they were validated with, back; collective."""
@@ -173,12 +179,43 @@ class Trainer:
                     yield batches
                     batches = []
 
-    def _train_step(self, batches: list[WindowBatch], step: int) -> None:
+    def _steps_with_neighbours(
+        self,
+    ) -> Iterator[tuple[list[WindowBatch], list[Future[RetrievedWindows]] | None]]:
+        """Each step's micro-batches and their neighbours, searched for while the last one ran.
+
+        Not before the memory is swapped: a step sees the memory that its number says, however fast
+        the search is, so a run is the same each time.
+        """
+        retriever, step = self.retriever, 0
+        if retriever is None:
+            yield from ((batches, None) for batches in self._steps())
+            return
+        steps = self._steps()
+        batches = next(steps, None)
+        ahead: list[Future[RetrievedWindows]] | None = None
+        while batches is not None:
+            current = ahead or [retriever.retrieve_ahead(batch, "train") for batch in batches]
+            following = next(steps, None) if step + 1 < self.total_steps else None
+            ahead = None
+            if following is not None and not self._swaps_after(step + 1):
+                ahead = [retriever.retrieve_ahead(batch, "train") for batch in following]
+            yield batches, current
+            batches, step = following, step + 1
+
+    def _train_step(
+        self,
+        batches: list[WindowBatch],
+        neighbours: "list[Future[RetrievedWindows]] | None",
+        step: int,
+    ) -> None:
         self.engine.module.train()
-        for batch in batches:
+        for number, batch in enumerate(batches):
             retrieved = None
-            if self.retriever is not None:
-                retrieved = self.retriever.retrieve(batch, "train")
+            if neighbours is not None:
+                asked = time.monotonic()
+                retrieved = neighbours[number].result()
+                self._waited_s += time.monotonic() - asked
             on_device = batch.to(distributed.device())
             output = self.engine(on_device.inputs, retrieved, on_device.target)
             terms = loss_terms(output, on_device.target, retrieved, self.config)
@@ -187,11 +224,35 @@ class Trainer:
             self.engine.step()
             self._sums.add(loss, terms, output)
 
-    def _refresh_is_due(self, step: int) -> bool:
+    def _refresh_on_schedule(self, step: int) -> None:
+        """Begin to encode the memory anew, or take over what was begun; at fixed steps."""
+        if self.retriever is None:
+            return
+        if self._refreshes_after(step) and step + self._refresh_lag < self.total_steps:
+            self.retriever.start_refresh(self._encoder_state())
+        if self._swaps_after(step):
+            self.retriever.finish_refresh()
+            self._memory_of = step - self._refresh_lag
+            self.retriever.prune({self._best_bank})
+
+    @property
+    def _refresh_every(self) -> int:
+        return self.config.gram.refresh_every or self.sampler.steps_per_epoch
+
+    @property
+    def _refresh_lag(self) -> int:
+        lag = self.config.gram.refresh_lag
+        return min(self._refresh_every // 4 if lag is None else lag, self._refresh_every - 1)
+
+    def _refreshes_after(self, step: int) -> bool:
+        """Whether the encoder of this step makes new keys."""
         if self.retriever is None or not self.retriever.needs_refresh:
             return False
-        every = self.config.gram.refresh_every or self.sampler.steps_per_epoch
-        return step % every == 0
+        return step > 0 and step % self._refresh_every == 0
+
+    def _swaps_after(self, step: int) -> bool:
+        """Whether new keys are searched from the step after this one on."""
+        return self._refreshes_after(step - self._refresh_lag)
 
     def _log(self, step: int, seconds: float, bar: "tqdm[Any]") -> None:
         num_steps = self._sums.num_batches // self.sampler.accumulation_steps
@@ -213,6 +274,13 @@ class Trainer:
             "perf/windows_per_s": round(windows_per_s, 2),
             "perf/rss_gib": round(peak_rss_gib(), 3),
         }
+        if self.retriever is not None:
+            metrics |= {
+                "retrieval/search_ms": 1000 * self.retriever.search_s / max(1, num_steps),
+                "retrieval/wait_ms": 1000 * self._waited_s / max(1, num_steps),
+                "retrieval/staleness_steps": step - self._memory_of,
+            }
+            self.retriever.search_s, self._waited_s = 0.0, 0.0
         self.tracker.log(step, metrics)
         bar.set_postfix({"loss": f"{loss:.4f}", **self._postfix()}, refresh=False)
 
@@ -244,7 +312,9 @@ class Trainer:
             buffers = self.engine.module.trained_state_dict()
             buffers = {name: value for name, value in buffers.items() if name not in trained}
             self.best_state = trained
-            self.best_snapshot = {} if self.retriever is None else self.retriever.snapshot()
+            if self.retriever is not None:
+                self.best_snapshot = self.retriever.snapshot()
+                self._best_bank = self.retriever.live.version
             if distributed.is_main_rank():
                 save_checkpoint(
                     self.config.run_folder / "best",
@@ -252,7 +322,12 @@ class Trainer:
                     memory=self.best_snapshot,
                     series=describe(self.data),
                     config=self.config,
-                    facts={**self.facts, "step": step, "val_mse": self._best_val_mse},
+                    facts={
+                        **self.facts,
+                        "step": step,
+                        "val_mse": self._best_val_mse,
+                        "bank": self._best_bank or None,
+                    },
                 )
 
     def _progress_bar(self) -> "tqdm[Any]":

@@ -96,6 +96,18 @@ class MemoryBank:
         """
         return self._places.hidden(series, starts, exclusion)
 
+    def on_clock(self, series: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Say where windows lie in time: number of the clock, and first row on it.
+
+        What happened at the same time elsewhere gives the answer away too, so series with a clock
+        in common are one to the exclusion, as the variates of a wide file are.
+
+        Args:
+            series: Index of the series of each window. Shape (...), int64.
+            starts: First row of each window in its series. Shape (...), int64.
+        """
+        return self._places.on_clock(series, starts)
+
     def windows(self, ids: Tensor) -> Tensor:
         """Read the contexts, standardised as the series are.
 

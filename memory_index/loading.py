@@ -80,9 +80,8 @@ def load_index(
     Raises:
         ManifestError: A file is missing, altered, or of another bank.
         StaleMemoryError: Another encoder made the keys.
+        OtherRankError: So it is on another rank of the group.
     """
-    manifest = folder.open()
-    check_manifest(manifest, plan, folder)
     chunks = plan.placement.chunks_of(group.rank, group.size)
     nearest: list[dict[str, Tensor]] = []
 
@@ -100,8 +99,11 @@ def load_index(
                 nearest.append(tensors)
             yield kept, ids
 
-    trained = folder.load(manifest, TRAINED) if plan.choice.nlist else {}
-    shard = _make_shard(plan, trained, parts, device)
+    with group.agree("Loading the memory bank"):
+        manifest = folder.open()
+        check_manifest(manifest, plan, folder)
+        trained = folder.load(manifest, TRAINED) if plan.choice.nlist else {}
+        shard = _make_shard(plan, trained, parts, device)
     index = ShardedIndex(
         shard,
         group,

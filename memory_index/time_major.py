@@ -89,6 +89,10 @@ class TimeMajorIds:
             places[2].where(ids >= 0, -1),
         )
 
+    def on_clock(self, series: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Say where windows lie in time: number of the clock, and first row on it. (...) each."""
+        return self._clock_S[series], self._offset_S[series] + starts
+
     def hidden(self, series: Tensor, starts: Tensor, exclusion: Exclusion) -> Tensor:
         """Range of ids that queries must not see, in every series of their clock.
 

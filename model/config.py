@@ -219,6 +219,9 @@ class GramConfig:
     refresh_every: int | None = None
     """Optimizer steps between two encodings of the bank; none: once per epoch."""
 
+    refresh_lag: int | None = None
+    """Steps from the encoder's snapshot to the swap, encoded meanwhile; none: a quarter of them."""
+
     leak_alarm: Literal["stop", "warn"] = "stop"
     """What an overlap between a query and what it retrieved does to the run."""
 
@@ -249,6 +252,18 @@ class GramConfig:
             raise ValueError(
                 f"gram.refresh_every must be at least 1, got {self.refresh_every}: "
                 "leave it out to refresh once per epoch."
+            )
+        if self.refresh_lag is not None and self.refresh_lag < 0:
+            raise ValueError(
+                f"gram.refresh_lag must not be negative, got {self.refresh_lag}: "
+                "0 waits while the bank is encoded."
+            )
+        if None not in (self.refresh_lag, self.refresh_every) and (
+            self.refresh_lag >= self.refresh_every  # type: ignore[operator]
+        ):
+            raise ValueError(
+                f"gram.refresh_lag={self.refresh_lag} must be less than gram.refresh_every="
+                f"{self.refresh_every}: one refresh is over before the next begins."
             )
 
 

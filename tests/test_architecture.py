@@ -27,17 +27,18 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
 }  # fmt: skip
 LAYERS = [  # inside dist_train: a module may import its own layer and the ones below, never up
     {"cli"},
-    {"train", "scoring"},
+    {"train", "scoring", "bank_command"},
     {"session"},
     {"trainer", "report", "loading", "prediction"},
     {"comparison", "leak_alarm"},
     {"retrieval_ridge", "objective", "trend_fit"},
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
-    {"engine", "retrieval", "checkpoint", "optim", "tracking", "plots", "series_facts"},
+    {"retrieval"},
+    {"memory_build", "engine", "checkpoint", "optim", "tracking", "plots", "series_facts"},
     {"precision", "metrics", "deepspeed_json"},
     {"data"},
-    {"config", "distributed", "reproducibility", "atomic_file", "stopwatch"},
+    {"config", "distributed", "reproducibility", "stopwatch", "worker"},
 ]
 # The configuration is composed of the data's own settings, which import nothing themselves.
 ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}

@@ -65,16 +65,18 @@ def config_of(
 
 def train_all(rank: int, world_size: int, configs: list[RunConfig], counted: list[str]) -> None:
     """Train each run; of those named in ``counted`` write how often the memory was encoded."""
-    refresh = Retriever.refresh
+    finish = Retriever.finish_refresh
     for config in configs:
         made: list[str] = []
 
-        def watched(self: Retriever, state: Any, made: list[str] = made) -> None:
-            refresh(self, state)
-            made.append(self.fingerprint)
+        def watched(self: Retriever, *, swap: bool = True, made: list[str] = made) -> None:
+            begun = self._next is not None
+            finish(self, swap=swap)
+            if begun and swap:
+                made.append(self.fingerprint)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Retriever, "refresh", watched)
+            patch.setattr(Retriever, "finish_refresh", watched)
             train_and_score(config, preflight.check(config))
         if config.name in counted:
             (config.run_folder / f"refreshes-{rank}.json").write_text(json.dumps(made))

@@ -1,0 +1,282 @@
+"""From training windows to a searchable memory: keys, the bank on disk, this rank's index.
+
+Shape legend (this file):
+    m  entries     L  seq_len     Z2  width of a key
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dist_train import distributed
+from dist_train.data.clock import check_clock, clock_offsets
+from dist_train.data.windows import ForecastData
+from memory_index.bank import MemoryBank
+from memory_index.builder import BankPlan, build_bank
+from memory_index.config import BankConfig
+from memory_index.exclusion import Exclusion
+from memory_index.groups import OtherRankError
+from memory_index.index_choice import IndexChoice, choose_index
+from memory_index.loading import load_index
+from memory_index.manifest import ManifestError, StaleMemoryError, version_of
+from memory_index.recall import SampleQueries, sample_ids
+from memory_index.sharded_index import Encode, ShardedIndex
+from memory_index.store import BankFolder, versions
+from model.config import GramConfig
+from model.pattern_encoder import AnchoredEncoder, DualEncoder, build_encoder, fingerprint
+
+ENCODE_CHUNK = 1024
+# A progress bar for what takes no time would only be noise.
+ENTRIES_WORTH_A_BAR = 200_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LiveMemory:
+    """An index and the encoder that made its keys."""
+
+    encoder: DualEncoder | AnchoredEncoder
+    fingerprint: str
+    index: ShardedIndex
+    choice: IndexChoice
+    version: str
+    """Name of the bank's folder."""
+
+
+class MemoryBuilder:
+    """Makes the memory of one state of the encoder after the other; built banks are reused."""
+
+    def __init__(
+        self, data: ForecastData, gram: GramConfig, config: BankConfig, root: Path | None
+    ) -> None:
+        """Choose the entries and the index; collective.
+
+        Args:
+            data: The series.
+            gram: Which key.
+            config: Which windows, which index, and where.
+            root: Folder of the banks where ``bank.path`` names none; None: one that goes away.
+
+        Raises:
+            DataError: Series overlap in time and share no clock, see
+                :func:`dist_train.data.clock.check_clock`.
+            ValueError: A GPU was asked for and there is none.
+        """
+        train = data.windows["train"]
+        self.data, self.gram, self.config = data, gram, config
+        check_clock(data.series_set)
+        offsets = clock_offsets(data.series_set)
+        self.bank = MemoryBank(
+            train.values,
+            train.ranges,
+            train.seq_len,
+            train.pred_len,
+            config,
+            None if offsets is None else offsets.tolist(),
+        )
+        self.device = _search_device(config)
+        self.width = build_encoder(gram, train.seq_len).key_width
+        nodes = distributed.node_names()
+        self.choice = choose_index(
+            config,
+            len(self.bank),
+            self.width,
+            on_gpu=self.device.type == "cuda",
+            ranks_per_node=min(nodes.count(name) for name in nodes),
+            num_nodes=len(set(nodes)),
+        )
+        self._all = distributed.rank_group("build", "world")
+        self._sharing = distributed.rank_group("search", self.choice.group)
+        # The same ranks; measuring the next index must not mix with searches in the live one.
+        self._measuring = distributed.rank_group("measure", self.choice.group)
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self.root = Path(config.path) if config.path else root or self._make_temporary_root()
+
+    def open(self, state: Mapping[str, Tensor]) -> LiveMemory:
+        """Load the bank of an encoder, or build it where there is none that fits; collective.
+
+        Args:
+            state: State of the encoder, equal on every rank; empty for anchored keys.
+
+        Raises:
+            ManifestError: ``bank.build`` is never and there is none that fits, or the folder
+                cannot be used.
+            ValueError: A key is not finite.
+        """
+        encoder = build_encoder(self.gram, self.bank.seq_len).requires_grad_(False).eval()
+        encoder.load_state_dict(dict(state))
+        encoder.to(self.device)
+        name = fingerprint(encoder)
+        plan = BankPlan(
+            choice=self.choice,
+            entry_ids=self.bank.ids,
+            width=self.width,
+            identity=self._identity(name),
+            fingerprint=name,
+        )
+        folder = BankFolder(self.root, version_of(plan.identity))
+        encode = self._encode_with(encoder)
+        ids = sample_ids(self.bank.ids)
+        training = Exclusion(
+            seq_len=self.bank.seq_len, pred_len=self.bank.pred_len, past_only=False
+        )
+        hidden = self.bank.hidden(self.bank.series(ids), self.bank.starts(ids), training)
+        sample = SampleQueries(keys=encode(ids), hidden=hidden)
+        index = self._load_or_build(folder, plan, encode, sample)
+        return LiveMemory(
+            encoder=encoder,
+            fingerprint=name,
+            index=index,
+            choice=self.choice,
+            version=folder.version,
+        )
+
+    def prune(self, keep: set[str]) -> None:
+        """Delete the banks of other states of the encoder; on the main rank.
+
+        Only in a folder of the run's own: one that ``bank.path`` names may serve other runs.
+        """
+        if self.config.path is None and distributed.is_main_rank():
+            for version in versions(self.root):
+                if version not in keep:
+                    BankFolder(self.root, version).delete()
+
+    def _load_or_build(
+        self, folder: BankFolder, plan: BankPlan, encode: Encode, sample: SampleQueries
+    ) -> ShardedIndex:
+        config = self.config
+        # Ranks may see a folder at different moments: what the first one sees holds for all.
+        found = self._all.any(distributed.is_main_rank() and folder.exists)
+        if found and config.build != "always":
+            index, failure = None, None
+            try:
+                index = self._load(folder, plan, encode, sample)
+            except (ManifestError, StaleMemoryError, OtherRankError) as error:
+                failure = error
+            if not self._all.any(failure is not None):
+                assert index is not None
+                return index
+            if config.build == "never":
+                with self._all.agree("Loading the memory bank"):
+                    if failure is not None:
+                        raise failure
+            elif distributed.is_main_rank():
+                print(f"memory: built anew: {failure or 'another rank refused it'}", flush=True)
+        elif config.build == "never":
+            raise ManifestError(
+                f"bank.build=never: {folder.path} does not exist; "
+                f"{_what_is_there(self.root, plan.identity)}; build it with timellm bank build, "
+                "or set bank.build=auto."
+            )
+        with tqdm(
+            total=len(plan.entry_ids),
+            desc="encoding the memory",
+            unit="entry",
+            disable=not distributed.is_main_rank() or len(plan.entry_ids) < ENTRIES_WORTH_A_BAR,
+        ) as bar:
+            ranks = distributed.world_size()
+
+            def progress(entries: int) -> None:
+                bar.update(min(entries * ranks, len(plan.entry_ids) - bar.n))
+
+            build_bank(folder, plan, encode, sample, self._all, progress)
+        return self._load(folder, plan, encode, sample)
+
+    def _load(
+        self, folder: BankFolder, plan: BankPlan, encode: Encode, sample: SampleQueries
+    ) -> ShardedIndex:
+        config = self.config
+        index = load_index(
+            folder,
+            plan,
+            encode,
+            sample,
+            self._measuring,
+            device=self.device,
+            effort=config.nprobe,
+            min_recall=config.min_recall,
+            refine=config.refine,
+        )
+        index.group = self._sharing
+        return index
+
+    def _encode_with(self, encoder: DualEncoder | AnchoredEncoder) -> Encode:
+        @torch.no_grad()
+        def encode(ids: Tensor) -> Tensor:
+            keys = torch.empty(len(ids), self.width)
+            for first in range(0, len(ids), ENCODE_CHUNK):
+                part = slice(first, first + ENCODE_CHUNK)
+                windows_mL = self.bank.windows(ids[part]).to(self.device)
+                keys[part] = encoder(windows_mL).key.float().cpu()
+            return keys
+
+        return encode
+
+    def _identity(self, encoder: str) -> dict[str, Any]:
+        """All that the content of a bank depends on, as plain JSON values."""
+        train = self.data.windows["train"]
+        return {
+            "data": self.data.series_set.checksum,
+            "scalers": _hash_of_scalers(self.data),
+            "train_rows": [[int(first), int(end)] for first, end in train.ranges],
+            "seq_len": train.seq_len,
+            "pred_len": train.pred_len,
+            "bank_stride": self.config.bank_stride,
+            "limit": self.config.limit,
+            "retrieval_key": self.gram.retrieval_key,
+            "width": self.width,
+            "encoder": encoder,
+            "index": self.choice.kind,
+            "nlist": self.choice.nlist,
+        }
+
+    def _make_temporary_root(self) -> Path:
+        if distributed.is_main_rank():
+            self._temporary = tempfile.TemporaryDirectory(prefix="timellm-bank-")
+        name = "" if self._temporary is None else self._temporary.name
+        return Path(str(self._all.gather_objects(name)[0]))
+
+
+def bank_root(run_folder: Path) -> Path | None:
+    """Folder of a run's banks; None where nothing can be written there."""
+    folder = run_folder / "bank"
+    nearest = folder if folder.exists() else run_folder
+    return folder if os.access(nearest, os.W_OK) else None
+
+
+def _search_device(config: BankConfig) -> torch.device:
+    device = distributed.device()
+    if config.device == "gpu" and device.type != "cuda":
+        raise ValueError("bank.device=gpu: there is no CUDA device here; use bank.device=auto.")
+    on_cpu = config.device == "cpu" or config.index == "hnsw"
+    return torch.device("cpu") if on_cpu else device
+
+
+def _hash_of_scalers(data: ForecastData) -> str:
+    digest = hashlib.sha256()
+    for scaler in data.scalers:
+        digest.update(scaler.mean.tobytes() + scaler.scale.tobytes())
+    return digest.hexdigest()
+
+
+def _what_is_there(root: Path, identity: dict[str, Any]) -> str:
+    """Say what the nearest bank of a folder differs in."""
+    nearest: list[str] | None = None
+    for version in versions(root):
+        try:
+            other = BankFolder(root, version).open().identity
+        except ManifestError:
+            continue
+        differing = [key for key in identity if other.get(key) != identity[key]]
+        if nearest is None or len(differing) < len(nearest):
+            nearest = [f"{key} ({other.get(key)}, not {identity[key]})" for key in differing]
+    if nearest is None:
+        return f"{root} holds no bank"
+    return f"the nearest bank of {root} has another {', '.join(nearest)}"

@@ -1,0 +1,47 @@
+"""One thread that does what it is given, in the order in which it was given it.
+
+Collective work stays in step over the ranks this way: all of them give it in the same order.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class OrderedWorker:
+    """A daemon thread, so that a process whose peer is lost can end while it still waits."""
+
+    def __init__(self, name: str) -> None:
+        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        self._work = queue.SimpleQueue()
+        # The current CUDA device is a thread's own.
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Do something after all that was given before; returns at once."""
+        future: Future[R] = Future()
+        self._work.put((future, lambda: function(*args, **kwargs)))
+        return future
+
+    def close(self) -> None:
+        """End the thread once it has done what it was given."""
+        self._work.put(None)
+
+    def _run(self) -> None:
+        if self._device is not None:
+            torch.cuda.set_device(self._device)
+        while (item := self._work.get()) is not None:
+            future, call = item
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+            del item, future, call  # or the last result would be kept until the next one

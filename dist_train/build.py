@@ -10,13 +10,19 @@ from model.backbone_files import BackboneFiles
 from model.forecaster import Forecaster
 
 
-def build_forecaster(config: RunConfig, files: BackboneFiles, dtype: torch.dtype) -> Forecaster:
+def build_forecaster(
+    config: RunConfig,
+    files: BackboneFiles,
+    dtype: torch.dtype,
+    prompt_builder: PromptBuilder | None = None,
+) -> Forecaster:
     """Make the model on the CPU, freshly initialised from ``train.seed``.
 
     Args:
         config: The run.
         files: Where the backbone's weights are.
         dtype: Compute type; the trained parameters are float32 and cast by whoever runs it.
+        prompt_builder: Knows what all prompts of the run begin with; None: no prompt.
     """
     backbone = load_backbone(config.backbone, files, dtype)
     seed_everything(config.train.seed)
@@ -27,6 +33,7 @@ def build_forecaster(config: RunConfig, files: BackboneFiles, dtype: torch.dtype
         backbone,
         tapr=config.tapr,
         gram=config.gram,
+        prompt_prefix=None if prompt_builder is None else prompt_builder.prefix_ids,
     )
 
 

@@ -80,17 +80,18 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
             f"{expected[:12]}); restore the original backbone."
         )
     dtype = DTYPES[checkpoint.manifest["dtype"]]
-    module = build_forecaster(config, files, dtype)
+    description = checkpoint.series["description"]
+    prompt_builder = build_prompt_builder(config, files, description)
+    module = build_forecaster(config, files, dtype, prompt_builder)
     module.load_trained_state_dict(checkpoint.state)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     module.to(distributed.device()).eval()
-    description = checkpoint.series["description"]
     return LoadedRun(
         config=config,
         module=module,
-        prompt_builder=build_prompt_builder(config, files, description),
+        prompt_builder=prompt_builder,
         retriever=_load_retriever(config, checkpoint, folder),
         series=checkpoint.series,
     )

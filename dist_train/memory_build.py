@@ -6,7 +6,9 @@ Shape legend (this file):
 
 import hashlib
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +98,6 @@ class MemoryBuilder:
         self._sharing = distributed.rank_group("search", self.choice.group)
         # The same ranks; measuring the next index must not mix with searches in the live one.
         self._measuring = distributed.rank_group("measure", self.choice.group)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.root = Path(config.path) if config.path else root or self._make_temporary_root()
 
     def open(self, state: Mapping[str, Tensor]) -> LiveMemory:
@@ -238,9 +239,10 @@ class MemoryBuilder:
         }
 
     def _make_temporary_root(self) -> Path:
+        name = ""
         if distributed.is_main_rank():
-            self._temporary = tempfile.TemporaryDirectory(prefix="timellm-bank-")
-        name = "" if self._temporary is None else self._temporary.name
+            name = tempfile.mkdtemp(prefix="timellm-bank-")
+            weakref.finalize(self, shutil.rmtree, name, ignore_errors=True)
         return Path(str(self._all.gather_objects(name)[0]))
 
 

@@ -56,8 +56,10 @@ def judge_retrieval(
         data: The series.
         gram: Number of neighbours and temperature.
         bank: Which windows can be retrieved.
-        root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`.
+        root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`; a run with a
+            learned key has no use for this one later, so it goes away.
     """
+    root = root if gram.retrieval_key == "anchored" else None
     retriever = Retriever(data, replace(gram, retrieval_key="anchored"), bank, root)
     retriever.refresh({})
     sums = {

@@ -79,7 +79,7 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
 
     banks = bank_root(folder)
     config, closed = _solve_closed_form(config, data, banks)
-    model = build_forecaster(config, files, dtype)
+    model = build_forecaster(config, files, dtype, prompt_builder)
     retriever = None
     if config.gram.use_gram is True:
         retriever = Retriever(data, config.gram, config.bank, banks)

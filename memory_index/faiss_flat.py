@@ -15,7 +15,9 @@ from torch import Tensor
 from memory_index.exact_shard import ExactShard, tiles
 from memory_index.exclusion import visible
 
-BLOCK_ROWS = 65536
+# A query's border blocks are searched for its window alone, so they should be few of many.
+SMALLEST_BLOCK, LARGEST_BLOCK = 2048, 65536
+BLOCKS_WANTED = 32
 
 # FAISS multiplies matrices only above this many query values; below, single dot products took
 # three times as long (256 queries on 200,000 entries).
@@ -35,12 +37,13 @@ class FlatShard(ExactShard):
         end_Q = end_Q.maximum(first_Q)
         best_QC = queries.new_full((len(queries), count), torch.inf)
         rows_QC = torch.full_like(best_QC, -1, dtype=torch.int64)
-        for block in tiles(len(self), BLOCK_ROWS):
+        rows = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, len(self) // BLOCKS_WANTED))
+        for block in tiles(len(self), rows):
             for chosen, part in _segments(block, first_Q, end_Q):
                 some = torch.tensor(chosen, device=queries.device)
-                found, rows = _nearest(queries[some], self.keys[part], count)
+                found, places = _nearest(queries[some], self.keys[part], count)
                 both = torch.cat([best_QC[some], found], dim=1)
-                both_rows = torch.cat([rows_QC[some], rows + part.start], dim=1)
+                both_rows = torch.cat([rows_QC[some], places + part.start], dim=1)
                 kept_QC, kept = both.topk(count, largest=False, sorted=True)
                 best_QC[some], rows_QC[some] = kept_QC, both_rows.gather(1, kept)
         return best_QC.double(), rows_QC.masked_fill(best_QC.isinf(), -1)

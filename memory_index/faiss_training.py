@@ -16,6 +16,8 @@ from memory_index.index_choice import IndexChoice, pq_bytes
 
 KMEANS_ROUNDS = 10
 SEED = 1234
+# Of each sub-quantiser: one byte.
+CODEWORDS = 256
 
 
 def train_codes(choice: IndexChoice, vectors: Tensor) -> dict[str, Tensor]:
@@ -27,7 +29,16 @@ def train_codes(choice: IndexChoice, vectors: Tensor) -> dict[str, Tensor]:
 
     Returns:
         ``centroids`` (nlist, Z2) and ``codebook`` (flat; empty for ivf_flat), float32.
+
+    Raises:
+        ValueError: There are fewer keys than centroids or codewords.
     """
+    fewest = max(choice.nlist, CODEWORDS if choice.kind == "ivf_pq" else 1)
+    if len(vectors) < fewest:
+        raise ValueError(
+            f"bank.index={choice.kind} learns from at least {fewest} entries, the bank has "
+            f"{len(vectors)}: use bank.index=auto."
+        )
     faiss.omp_set_num_threads(torch.get_num_threads())
     keys = np.ascontiguousarray(vectors.numpy(), dtype=np.float32)
     kmeans = faiss.Clustering(keys.shape[1], choice.nlist)
@@ -86,6 +97,7 @@ def _empty_index(choice: IndexChoice, centroids: np.ndarray) -> "faiss.IndexIVF"
     else:
         index = faiss.IndexIVFPQ(quantiser, width, choice.nlist, pq_bytes(width), 8)
         index.do_polysemous_training = False  # four times as long, and never used here
+        index.pq.cp.min_points_per_centroid = 1
     index.quantizer_trains_alone = 0
     index.referenced_objects = [quantiser]  # FAISS itself only keeps a pointer
     index.cp.min_points_per_centroid = 1

@@ -71,16 +71,18 @@ class RankGroup:
         """Collect a tensor of one shape from every rank. (...) -> (size, ...)."""
         if self._group is None:
             return tensor[None]
+        tensor = tensor.contiguous()
         gathered = [torch.empty_like(tensor) for _ in self.ranks]
-        dist.all_gather(gathered, tensor.contiguous(), group=self._group)
+        dist.all_gather(gathered, tensor, group=self._group)
         return torch.stack(gathered)
 
     def exchange(self, tensor: Tensor) -> Tensor:
         """Send row r to rank r, and receive one row from each. (size, n) -> (size, n)."""
         if self._group is None:
             return tensor
+        tensor = tensor.contiguous()  # also what is received, as empty_like keeps the strides
         received = torch.empty_like(tensor)
-        dist.all_to_all_single(received, tensor.contiguous(), group=self._group)
+        dist.all_to_all_single(received, tensor, group=self._group)
         return received
 
     def gather_rows(self, rows: Tensor) -> Tensor | None:

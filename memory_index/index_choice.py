@@ -62,6 +62,9 @@ def choose_index(
         on_gpu: Whether the search runs on GPUs.
         ranks_per_node: Ranks of one node.
         num_nodes: Nodes of the job.
+
+    Raises:
+        ValueError: One rank's part of the index takes more than ``bank.memory_gib``.
     """
     world = ranks_per_node * num_nodes
     if config.index != "auto":
@@ -92,6 +95,14 @@ def choose_index(
         group = "node"
     else:
         group = "world"
+    sharing = {"rank": 1, "node": ranks_per_node, "world": world}[group]
+    if size / sharing > config.memory_gib:
+        raise ValueError(
+            f"bank.memory_gib={config.memory_gib:g}: {kind} of {num_entries:,} entries takes "
+            f"{size / sharing:.1f} GiB on each rank. Raise it, share the index between more ranks "
+            "(bank.shard_group=world), use bank.index=ivf_pq, or keep fewer entries "
+            "(bank.bank_stride, bank.max_memory_size)."
+        )
     copies = {"rank": "a copy on every rank", "node": "a copy on every node",
               "world": f"one copy over {world} ranks"}  # fmt: skip
     nlist = 0

@@ -5,9 +5,9 @@ It is written last, so a folder without one is not a bank; it carries a checksum
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from memory_index.atomic_file import write_text
 
@@ -73,6 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
         checksum = content.pop("checksum")
+        actual = hashlib.sha256(_canonical(content)).hexdigest()
     except OSError as error:
         raise ManifestError(
             f"{folder}: no bank here ({FILE_NAME} cannot be read: {error.strerror}); build it, "
@@ -80,9 +81,9 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ManifestError(f"{path}: not a bank's manifest ({error}); build it anew.") from error
-    if hashlib.sha256(_canonical(content)).hexdigest() != checksum:
+    if actual != checksum:
         raise ManifestError(f"{path}: altered since it was written; build the bank anew.")
-    if content.pop("format", None) != FORMAT or set(content) != _names():
+    if content.pop("format", None) != FORMAT or not _fits(content):
         raise ManifestError(
             f"{path}: a format that this version does not know, it reads format {FORMAT}; "
             "build the bank anew."
@@ -90,8 +91,12 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**content)
 
 
-def _names() -> set[str]:
-    return {item.name for item in fields(Manifest)}
+def _fits(content: dict[str, Any]) -> bool:
+    """Whether the names are those of a manifest, and each value of its type."""
+    types = get_type_hints(Manifest)
+    return set(content) == set(types) and all(
+        isinstance(content[name], get_origin(kind) or kind) for name, kind in types.items()
+    )
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

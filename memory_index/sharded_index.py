@@ -75,7 +75,7 @@ class ShardedIndex:
             inf and -1 where fewer are visible. Shape (Q, K), float32 and int64, CPU.
 
         Raises:
-            SearchError: The search failed on some rank.
+            SearchError: The search failed on some rank; one rank alone raises what it met.
         """
         count, effort = k * self._refine, self.effort
         distances, ids = self._search_once(queries, hidden, count, effort)
@@ -89,13 +89,26 @@ class ShardedIndex:
             found = self._search_once(queries[short], hidden[short], count, effort)
             distances[short], ids[short] = found
         if self._encode is not None:
-            distances = self._exact_distances(queries, ids)
+            distances = self._measure_again(queries, ids)
         return merge_neighbours(distances, ids, k)
 
     def _count_hidden(self, hidden: Tensor) -> Tensor:
         first, end = torch.searchsorted(self._entry_ids, hidden.T.contiguous())
         hidden_Q: Tensor = (end - first).clamp_min(0)
         return hidden_Q
+
+    def _measure_again(self, queries: Tensor, ids: Tensor) -> Tensor:
+        """As :meth:`_exact_distances`, on all ranks or on none."""
+        if self.group.size == 1:
+            return self._exact_distances(queries, ids)
+        distances, failure = torch.empty(0), None
+        try:
+            distances = self._exact_distances(queries, ids)
+        except Exception as error:
+            failure = error
+        if self.group.any(failure is not None):
+            self._raise(failure)
+        return distances
 
     def _exact_distances(self, queries: Tensor, ids: Tensor) -> Tensor:
         """Measure the candidates again, by keys made from their windows. (Q, C)."""

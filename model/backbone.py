@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from model.backbone_files import BackboneFiles, check_layers
 from model.config import BackboneConfig
 from model.float32_buffers import KeepsBufferPrecision
+from model.key_value_prefix import LastBlockReachedError, Prefix, PrefixCache
 
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 """Encoders that count positions from pad_token_id + 1."""
@@ -42,6 +43,9 @@ class Backbone(KeepsBufferPrecision):
         """Rows of the word embedding, V."""
         self.d_llm = int(words.embedding_dim)
         """Hidden width, E."""
+        flags = [m.is_causal for m in language_model.modules() if hasattr(m, "is_causal")]
+        self.is_causal = bool(flags) and all(flags) and hasattr(self._config, "use_cache")
+        """Whether a token sees only those before it: what came first can then be read first."""
         self._max_tokens = getattr(self._config, "max_position_embeddings", None)
         offset = self._config.model_type in _OFFSET_POSITIONS
         self._first_position = int(self._config.pad_token_id) + 1 if offset else 0
@@ -78,12 +82,37 @@ class Backbone(KeepsBufferPrecision):
         embedded: Tensor = self._words(ids)
         return embedded
 
-    def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+    def read(self, embeddings: Tensor, mask: Tensor, prefix: Prefix | None = None) -> Prefix:
+        """Read tokens whose hidden states nobody needs, only to be attended to.
+
+        Their last block computes keys and values alone, which saves most of it.
+
+        Args:
+            embeddings: As in :meth:`forward`.
+            mask: As in :meth:`forward`.
+            prefix: What was read before them.
+
+        Returns:
+            The prefix with these tokens added. Gradients flow through it.
+
+        Raises:
+            ValueError: As :meth:`forward`, or the model is an encoder.
+        """
+        # Under ZeRO-3 a pass must not be left half-way: it would keep gathered parameters.
+        whole = any(hasattr(parameter, "ds_id") for parameter in self.parameters())
+        last = int(self._config.num_hidden_layers) - 1
+        cache = PrefixCache(prefix, stop_after=None if whole else last)
+        with contextlib.suppress(LastBlockReachedError):
+            self._run(embeddings, mask, prefix, cache)
+        return cache.as_prefix(_joined_mask(prefix, mask))
+
+    def forward(self, embeddings: Tensor, mask: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Run the blocks that were kept, and the model's final norm.
 
         Args:
             embeddings: Input tokens of any origin. Shape (R, T, E), floating point.
             mask: True on tokens, False on padding, which may stand anywhere. Shape (R, T), bool.
+            prefix: What :meth:`read` made of tokens before these; None: nothing.
 
         Returns:
             Hidden states, of the backbone's type. Shape (R, T, E). What stands on padding is
@@ -92,28 +121,49 @@ class Backbone(KeepsBufferPrecision):
         Raises:
             ValueError: Shapes do not match, or T is more than the model has positions.
         """
+        cache = None if prefix is None else PrefixCache(prefix)
+        return self._run(embeddings, mask, prefix, cache)
+
+    def _run(
+        self, embeddings: Tensor, mask: Tensor, prefix: Prefix | None, cache: PrefixCache | None
+    ) -> Tensor:
+        if cache is not None and not self.is_causal:
+            raise ValueError(
+                f"{self._config.model_type} is an encoder, whose tokens see those after them: "
+                "model.token_order=prefix_cached needs a decoder; use model.token_order=spec."
+            )
         if embeddings.ndim != 3 or embeddings.shape[:2] != mask.shape:
             raise ValueError(
                 f"embeddings and mask have shapes {tuple(embeddings.shape)} and "
                 f"{tuple(mask.shape)}: pass (R, T, E) and (R, T)."
             )
-        if self._max_tokens is not None and embeddings.shape[1] > self._max_tokens:
+        whole_mask = _joined_mask(prefix, mask)
+        if self._max_tokens is not None and whole_mask.shape[1] > self._max_tokens:
             raise ValueError(
-                f"{embeddings.shape[1]} tokens per row, the backbone has {self._max_tokens} "
+                f"{whole_mask.shape[1]} tokens per row, the backbone has {self._max_tokens} "
                 "positions: lower model.max_prompt_tokens or data.seq_len, or raise model.stride."
             )
         # Counted over tokens alone, so that padding does not move the others.
-        position_ids_RT = (mask.long().cumsum(dim=1) - 1).clamp_min(0) + self._first_position
+        position_ids_RT = (whole_mask.long().cumsum(dim=1) - 1).clamp_min(0) + self._first_position
+        caching: dict[str, Any] = {}
+        if cache is not None:
+            caching = {"use_cache": True, "past_key_values": cache}
+        elif hasattr(self._config, "use_cache"):
+            caching = {"use_cache": False}
         output = self.language_model(
             inputs_embeds=embeddings.to(self.dtype),
-            attention_mask=mask.long(),
-            position_ids=position_ids_RT,
+            attention_mask=whole_mask.long(),
+            position_ids=position_ids_RT[:, -embeddings.shape[1] :],
             output_attentions=False,
             output_hidden_states=False,
-            **({"use_cache": False} if hasattr(self._config, "use_cache") else {}),
+            **caching,
         )
         states_RTE: Tensor = output.last_hidden_state
         return states_RTE
+
+
+def _joined_mask(prefix: Prefix | None, mask: Tensor) -> Tensor:
+    return mask if prefix is None else torch.cat([prefix.mask, mask], dim=1)
 
 
 def load_backbone(

@@ -52,6 +52,10 @@ class ModelConfig:
     max_prompt_tokens: int = 128
     """Longest prompt, in tokens; the description is cut to fit, never the statistics."""
 
+    token_order: Literal["spec", "prefix_cached"] = "spec"
+    """spec: trend, retrieval, prompt, patches; prefix_cached: prompt first, which is read without
+    gradient, its common part once for the whole run; needs a decoder."""
+
     anchor: Literal["none", "ridge", "ridge_retrieval"] = "ridge"
     """ridge: the LLM path corrects a closed-form ridge regression of the window;
     ridge_retrieval: of the window and the retrieved futures; none: it stands alone."""

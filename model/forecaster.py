@@ -24,6 +24,7 @@ from model.batch import (
 from model.config import GramConfig, ModelConfig, TaprConfig, num_patches
 from model.forecast_head import ForecastHead
 from model.instance_norm import denormalize, normalize
+from model.key_value_prefix import Prefix
 from model.linear_anchor import LinearAnchor
 from model.memory import Memory, retrieved_forecast
 from model.patching import PatchEmbedding
@@ -52,6 +53,7 @@ class Forecaster(nn.Module):
         *,
         tapr: TaprConfig | None = None,
         gram: GramConfig | None = None,
+        prompt_prefix: Tensor | None = None,
     ) -> None:
         """Build the trained layers around ``backbone``, which is taken over as it is.
 
@@ -62,11 +64,19 @@ class Forecaster(nn.Module):
             backbone: The frozen language model.
             tapr: The trend-aware patch router; None or ``use_tapr=false`` builds none of it.
             gram: The retrieval memory; None or ``use_gram=false`` builds none of it.
+            prompt_prefix: Token ids that every prompt begins with, read once for all where
+                ``token_order`` is prefix_cached. Shape (T,), int64; None: none.
 
         Raises:
-            ValueError: The window is shorter than a patch, or ``d_ff`` wider than the backbone.
+            ValueError: The window is shorter than a patch, ``d_ff`` wider than the backbone, or
+                ``token_order=prefix_cached`` is asked of an encoder.
         """
         super().__init__()
+        if config.token_order == "prefix_cached" and not backbone.is_causal:
+            raise ValueError(
+                "model.token_order=prefix_cached: this backbone is an encoder, whose tokens see "
+                "those after them; use model.token_order=spec, or a decoder."
+            )
         self.config = config
         self.seq_len = seq_len
         self.pred_len = pred_len
@@ -93,6 +103,9 @@ class Forecaster(nn.Module):
             self.memory = Memory(config, gram, seq_len, pred_len, backbone.d_llm)
         self.anchor = _build_anchor(config, seq_len, pred_len)
         self.backbone = backbone
+        self.prompt_prefix: Tensor | None
+        self.register_buffer("prompt_prefix", prompt_prefix, persistent=False)
+        self._common: Prefix | None = None
 
     def forward(
         self,
@@ -134,11 +147,8 @@ class Forecaster(nn.Module):
         prototypes_SE = self.prototypes(self.backbone.word_embeddings)
         patch_tokens_RPE = self.reprogramming(patches_RPD, prototypes_SE)
 
-        pieces = [(piece, None) for piece in tokens]
-        tokens_RTE, mask_RT = _join([*pieces, *self._prompt(inputs), (patch_tokens_RPE, None)])
-        states_RTE = self.backbone(tokens_RTE, mask_RT)
-
-        head_RH = self.head(states_RTE[:, -self.num_patches :]).float()
+        states_RPE = self._read(inputs, tokens, patch_tokens_RPE)
+        head_RH = self.head(states_RPE).float()
         loc_R1, scale_R1 = to_rows(loc_B1N), to_rows(scale_B1N)
         retrieved_RH = None
         if self.config.anchor == "ridge_retrieval":
@@ -230,6 +240,59 @@ class Forecaster(nn.Module):
             if name in trained or not name.startswith(_BACKBONE_PREFIX)
         ]
 
+    def _read(
+        self, inputs: ForecastInputs, extra: Sequence[Tensor], patch_tokens: Tensor
+    ) -> Tensor:
+        """Run all tokens of a row through the language model. Returns those of the patches.
+
+        Args:
+            inputs: For the prompt.
+            extra: Trend and retrieval tokens. (R, t, E) each.
+            patch_tokens: Shape (R, P, E).
+        """
+        pieces = [(piece, None) for piece in extra]
+        if not self.backbone.is_causal:
+            tokens_RTE, mask_RT = _join([*pieces, *self._prompt(inputs), (patch_tokens, None)])
+            states_RTE: Tensor = self.backbone(tokens_RTE, mask_RT)
+            return states_RTE[:, -self.num_patches :]
+        prefix: Prefix | None = None
+        if self.config.token_order == "prefix_cached":
+            prefix = self._read_prompt(inputs, len(patch_tokens))
+            tail = [*pieces, (patch_tokens, None)]
+        else:
+            # A causal model reads what stands before the patches first, all the same; so its last
+            # block computes only the positions that the head reads.
+            before = [*pieces, *self._prompt(inputs)]
+            if before:
+                prefix = self.backbone.read(*_join(before, patch_tokens.dtype))
+            tail = [(patch_tokens, None)]
+        states_RTE = self.backbone(*_join(tail), prefix)
+        return states_RTE[:, -self.num_patches :]
+
+    @torch.no_grad()
+    def _read_prompt(self, inputs: ForecastInputs, rows: int) -> Prefix | None:
+        """Read the prompts without gradient: nothing that is trained stands before them."""
+        prefix = self._common_prefix()
+        if prefix is not None:
+            prefix = prefix.expand(rows)
+        for embedded_RTE, mask_RT in self._prompt(inputs):
+            assert mask_RT is not None
+            prefix = self.backbone.read(embedded_RTE, mask_RT, prefix)
+        return prefix
+
+    def _common_prefix(self) -> Prefix | None:
+        """Keys and values of what all prompts begin with, made once: one row for all."""
+        ids = self.prompt_prefix
+        if ids is None or len(ids) == 0:
+            return None
+        known = self._common
+        where = (ids.device, self.backbone.dtype)
+        if known is None or (known.keys[0].device, known.keys[0].dtype) != where:
+            mask_1T = torch.ones_like(ids, dtype=torch.bool)[None]
+            known = self.backbone.read(self.backbone.embed_tokens(ids[None]), mask_1T)
+            self._common = known
+        return known
+
     def _prompt(self, inputs: ForecastInputs) -> list[tuple[Tensor, Tensor | None]]:
         """The prompt's token embeddings (R, T, E) and mask (R, T), or nothing."""
         if inputs.prompt_ids is None:
@@ -271,13 +334,15 @@ def _build_anchor(config: ModelConfig, seq_len: int, pred_len: int) -> LinearAnc
     return LinearAnchor(seq_len, pred_len, reads_future=config.anchor == "ridge_retrieval")
 
 
-def _join(pieces: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
+def _join(
+    pieces: Sequence[tuple[Tensor, Tensor | None]], dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """Concatenate tokens (R, t, E) in reading order; a mask of None means no padding.
 
     Returns:
-        Tokens (R, T, E) of the last piece's type, and their mask (R, T).
+        Tokens (R, T, E) of ``dtype``, else of the last piece's type, and their mask (R, T).
     """
-    dtype = pieces[-1][0].dtype
+    dtype = dtype or pieces[-1][0].dtype
     tokens_RTE = torch.cat([tokens.to(dtype) for tokens, _ in pieces], dim=1)
     masks = [
         torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)

@@ -16,7 +16,7 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
     "deepspeed": {"dist_train/engine.py"},
     "wandb": {"dist_train/tracking.py"},
     "faiss": {"memory_index/faiss_shard.py"},
-    "transformers": {"model/backbone.py"},
+    "transformers": {"model/backbone.py", "model/key_value_prefix.py"},
     "peft": {"model/backbone.py"},
     "bitsandbytes": {"model/backbone.py"},
     "matplotlib": {"dist_train/plots.py"},

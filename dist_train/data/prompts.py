@@ -114,7 +114,8 @@ class PromptBuilder:
 
         Returns:
             Token ids (R, T) int64, padded on the left to the longest prompt of the batch, and a
-            mask (R, T), True where there is a token; None under ``model.prompt=none``.
+            mask (R, T), True where there is a token; None under ``model.prompt=none``. Under
+            ``model.token_order=prefix_cached`` they are the statistics alone.
 
         Raises:
             ValueError: ``contexts`` is not (B, L, N).
@@ -122,7 +123,9 @@ class PromptBuilder:
         if self.config.prompt == "none":
             return None
         suffixes = self.suffix_ids(contexts)
-        prefix = self.prefix_ids.numpy()
+        # With prefix_cached the model itself puts the common part in front, read once.
+        cached = self.config.token_order == "prefix_cached"
+        prefix = self.prefix_ids.numpy()[: 0 if cached else None]
         lengths_R = np.array([len(prefix) + len(suffix) for suffix in suffixes])
         longest = int(lengths_R.max())
         ids_RT = np.full((len(suffixes), longest), self._pad_id, dtype=np.int64)

@@ -109,6 +109,10 @@ def test_the_reference_shapes_of_etth1(tmp_path: Any):
         "reprogramming": model.reprogramming, "backbone": model.backbone, "head": model.head,
     }.items():  # fmt: skip
         watch(name, module)
+    tokens_read: list[Tensor] = []  # a causal model reads what stands before the patches first
+    model.backbone.language_model.register_forward_pre_hook(
+        lambda _module, _args, given: tokens_read.append(given["inputs_embeds"]), with_kwargs=True
+    )
     prompt_tokens = 8
     inputs = ForecastInputs(
         context=torch.randn(32, 512, 7),
@@ -131,7 +135,7 @@ def test_the_reference_shapes_of_etth1(tmp_path: Any):
         "gated patches": seen["gate"].features.shape,
         "retrieval tokens": seen["memory"][2].shape,
         "patch tokens": seen["reprogramming"].shape,
-        "LLM input": seen["backbone in"][0].shape,
+        "LLM input": torch.cat(tokens_read, dim=1).shape,
         "head": seen["head"].shape,
         "output": output.forecast.shape,
     }

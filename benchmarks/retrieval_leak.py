@@ -215,7 +215,7 @@ def _load(root: str | None, quick: bool) -> ForecastData:
     return load_forecast_data(DataConfig(seq_len=SEQ_LEN, pred_len=PRED_LEN, percent=percent))
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of this checkout; None outside of git."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="Every 8th window; under a minute.")
     began, rows = time.monotonic(), []
     # Asked first: a checkout may move while the numbers are still being made.
-    code = {"commit": _commit(), "code": code_fingerprint()}
+    code = {"commit": commit(), "code": code_fingerprint()}
     try:
         options = parser.parse_args(argv)
         data = _load(options.data.root, options.quick)

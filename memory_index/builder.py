@@ -87,10 +87,10 @@ def build_bank(
             _check_visible(folder.building.is_dir(), folder)
         trained = _train(folder, plan, encode, group)
         checksums = _write_chunks(folder, plan, encode, sample, trained, group, progress)
-        if trained:
-            checksums[TRAINED] = sha256_of(folder.building / TRAINED)
         with group.agree("Publishing the memory bank"):
-            if group.rank == 0:
+            if group.rank == 0:  # alone: the folder has another name once it has published
+                if trained:
+                    checksums[TRAINED] = sha256_of(folder.building / TRAINED)
                 folder.publish(
                     Manifest(
                         identity=plan.identity,

@@ -5,6 +5,7 @@ Shape legend (this file):
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from memory_index.faiss_hnsw import HnswShard
 from memory_index.faiss_ivf import IvfShard
 from memory_index.groups import RankGroup
 from memory_index.manifest import Manifest, ManifestError, StaleMemoryError
-from memory_index.recall import SampleQueries, choose_effort, measure_recall, merge_nearest
+from memory_index.recall import AT, SampleQueries, choose_effort, measure_recall, merge_nearest
 from memory_index.shard import Shard, Unrouted
 from memory_index.sharded_index import Encode, ShardedIndex
 from memory_index.store import TRAINED, BankFolder, chunk_name
@@ -146,12 +147,16 @@ def _tuned_effort(
 ) -> int:
     """The effort that the bound needs, measured once per bank and kept beside it."""
     kept = folder.read_recall()
+    if kept is not None and kept.get("refine") != index.refine:
+        kept = None
     # Ranks may see the file at different moments: all of them have to read it, or none does.
     if index.group.any(kept is None):
         mine = merge_nearest(nearest, len(sample.keys))
         curve = measure_recall(index, sample, mine)
         if index.group.ranks[index.group.rank] == 0:
-            folder.write_recall({"queries": len(sample.keys), "at": 5, "curve": curve})
+            found = {"queries": len(sample.keys), "at": AT, "refine": index.refine, "curve": curve}
+            with suppress(OSError):  # a bank that can only be read is measured by every run
+                folder.write_recall(found)
         return choose_effort(curve, min_recall)
     assert kept is not None
     return choose_effort(kept["curve"], min_recall)

@@ -57,7 +57,7 @@ class ShardedIndex:
         self.effort = effort
         self._entry_ids = entry_ids
         self._encode = encode
-        self._refine = refine if encode is not None else 1
+        self.refine = refine if encode is not None else 1
 
     def search(self, queries: Tensor, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the K nearest entries that this rank's queries may see; collective.
@@ -77,7 +77,7 @@ class ShardedIndex:
         Raises:
             SearchError: The search failed on some rank; one rank alone raises what it met.
         """
-        count, effort = k * self._refine, self.effort
+        count, effort = k * self.refine, self.effort
         distances, ids = self._search_once(queries, hidden, count, effort)
         visible = len(self._entry_ids) - self._count_hidden(hidden)
         wanted = visible.clamp(max=k)

@@ -103,6 +103,7 @@ class BankFolder:
             if path.name not in known:  # of a killed build
                 path.unlink()
         write_manifest(self.building, manifest)
+        _sync_folder(self.building)
         old = self.root / f".{self.version}.old"
         shutil.rmtree(old, ignore_errors=True)
         if self.path.exists():  # a damaged one, or one that bank.build=always replaces
@@ -153,7 +154,9 @@ class BankFolder:
             curve = {int(effort): float(value) for effort, value in content["curve"].items()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
-        return {**content, "curve": curve}
+        except (ArithmeticError, RecursionError):  # numbers too large, lists too deep
+            return None
+        return {**content, "curve": curve} if curve else None
 
     def write_recall(self, content: dict[str, Any]) -> None:
         """Keep what was measured, beside the bank."""
@@ -173,7 +176,8 @@ def versions(root: Path) -> list[str]:
     """Finished banks below a root, the newest first."""
     if not root.is_dir():
         return []
-    found = [path.parent for path in root.glob("*/manifest.json")]
+    # Names with a dot are builds that are not published yet, and banks about to be deleted.
+    found = [path.parent for path in root.glob("[!.]*/manifest.json")]
     found.sort(key=lambda path: (path / "manifest.json").stat().st_mtime_ns, reverse=True)
     return [path.name for path in found]
 

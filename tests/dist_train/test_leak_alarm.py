@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dist_train.data.windows import ForecastData
 from dist_train.leak_alarm import LeakError, check_for_leaks, message
@@ -11,6 +12,7 @@ from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
 from memory_index.exclusion import Exclusion
 from model.config import GramConfig
+from model.pattern_encoder import build_encoder
 from tests.helpers.forecast_data import long_data, wide_data
 from tests.helpers.ranks import run_ranks
 
@@ -20,8 +22,10 @@ NOTHING = Exclusion(seq_len=0, pred_len=0, past_only=False)
 
 def retriever_of(data: ForecastData, **options: object) -> Retriever:
     settings = {"retrieval_key": "anchored", "d_repr": 24, "temperature": 0.05} | options
-    retriever = Retriever(data, GramConfig(use_gram=True, **settings), BankConfig())  # type: ignore[arg-type]
-    retriever.refresh(retriever.snapshot())
+    gram = GramConfig(use_gram=True, **settings)  # type: ignore[arg-type]
+    retriever = Retriever(data, gram, BankConfig())
+    torch.manual_seed(0)
+    retriever.refresh(build_encoder(gram, L).state_dict())
     return retriever
 
 

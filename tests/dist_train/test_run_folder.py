@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dist_train import run_folder
-from memory_index.atomic_file import write_text
 from dist_train.config import ConfigError, RunConfig, TrainConfig, config_to_yaml
+from memory_index.atomic_file import write_text
 
 IDENTITY = "the same"
 RESULT = {

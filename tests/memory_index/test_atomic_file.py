@@ -1,4 +1,4 @@
-"""dist_train/atomic_file.py: a reader finds the old file or the new one, never a part."""
+"""memory_index/atomic_file.py: a reader finds the old file or the new one, never a part."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_index.atomic_file import write_text
+from memory_index.atomic_file import replacing, write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +44,21 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, check=False, timeout=60)
     assert done.returncode == -9
     assert path.read_text() == "old"
+
+
+def write_half(path: Path) -> None:
+    with replacing(path) as beside:
+        beside.write_text("half")
+        raise RuntimeError("full")
+
+
+def test_a_writer_that_raises_leaves_the_old_file_alone(tmp_path: Path):
+    path = tmp_path / "x.json"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="full"):
+        write_half(path)
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_the_file_is_on_disk_before_it_has_its_name(

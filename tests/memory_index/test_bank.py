@@ -1,4 +1,4 @@
-"""memory_index/bank.py: which entries there are, and their values by id."""
+"""memory_index/bank.py: which entries there are, what they must not see, their values by id."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
+from memory_index.exclusion import Exclusion, visible
 
 L, H = 6, 3
 
@@ -19,21 +20,33 @@ def make_series(*shapes: tuple[int, int]) -> list[np.ndarray]:
     return [generator.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
-def make_bank(series: list[np.ndarray], rows: list[tuple[int, int]], **settings: int) -> MemoryBank:
-    return MemoryBank(series, rows, L, H, BankConfig(**settings))
+def make_bank(
+    series: list[np.ndarray],
+    rows: list[tuple[int, int]],
+    clock_offsets: list[int] | None = None,
+    **settings: int,
+) -> MemoryBank:
+    return MemoryBank(series, rows, L, H, BankConfig(**settings), clock_offsets)
 
 
 def entries_by_loop(
-    series: list[np.ndarray], rows: list[tuple[int, int]], stride: int
+    series: list[np.ndarray],
+    rows: list[tuple[int, int]],
+    stride: int,
+    clock_offsets: list[int] | None = None,
 ) -> list[tuple[int, int, int]]:
     """(series, start, variate) of every entry, in the order of their ids."""
-    return [
+    entries = [
         (index, start, variate)
         for index, (first, end) in enumerate(rows)
         for start in range(first, end, stride)
         if start + L + H <= end
         for variate in range(series[index].shape[1])
     ]
+    if clock_offsets is None:
+        return entries
+    # One clock: time comes before the series.
+    return sorted(entries, key=lambda entry: (clock_offsets[entry[0]] + entry[1], entry[0]))
 
 
 @settings(deadline=None)
@@ -41,19 +54,22 @@ def entries_by_loop(
     lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 4)), min_size=1, max_size=3),
     first=st.integers(0, 5),
     stride=st.integers(1, 4),
+    offsets=st.none() | st.lists(st.integers(0, 12), min_size=3, max_size=3),
 )
 def test_entries_and_values_equal_the_obvious_loop(
-    lengths: list[tuple[int, int]], first: int, stride: int
+    lengths: list[tuple[int, int]], first: int, stride: int, offsets: list[int] | None
 ):
     series = make_series(*[(first + length + 4, n) for length, n in lengths])
     rows = [(first, first + length) for length, _ in lengths]  # four rows after it are not train
-    bank = make_bank(series, rows, bank_stride=stride)
+    clock_offsets = offsets and offsets[: len(series)]
+    bank = make_bank(series, rows, clock_offsets, bank_stride=stride)
 
-    expected = entries_by_loop(series, rows, stride)
+    expected = entries_by_loop(series, rows, stride, clock_offsets)
 
     got = [bank.series(bank.ids), bank.starts(bank.ids), bank.variates(bank.ids)]
     assert torch.stack(got, dim=1).tolist() == [list(entry) for entry in expected]
     assert len(bank) == bank.num_candidates == len(expected)
+    assert (bank.ids.diff() > 0).all()
     windows, futures = bank.windows(bank.ids), bank.futures(bank.ids)
     for row, (index, start, variate) in enumerate(expected):
         context = series[index][start : start + L, variate].astype(np.float64)
@@ -72,13 +88,51 @@ def test_anchored_futures_subtract_the_last_value_of_their_window():
     torch.testing.assert_close(got, torch.from_numpy(expected))
 
 
-def test_ids_are_time_major_and_do_not_depend_on_stride_or_sampling():
+@pytest.mark.parametrize("offsets", [None, [0, 4]])
+def test_ids_are_time_major_and_do_not_depend_on_stride_or_sampling(offsets: list[int] | None):
     series = make_series((20, 3), (20, 3))
-    full = make_bank(series, [(0, 20), (0, 20)])
-    thin = make_bank(series, [(0, 20), (0, 20)], bank_stride=5, max_memory_size=7)
-    assert full.ids[:4].tolist() == [0, 1, 2, 3]  # start 0 in variates 0-2, then start 1
+    full = make_bank(series, [(0, 20), (0, 20)], offsets)
+    thin = make_bank(series, [(0, 20), (0, 20)], offsets, bank_stride=5, max_memory_size=7)
+    assert full.ids[:4].tolist() == ([0, 1, 2, 3] if offsets is None else [0, 1, 2, 6])
     assert set(thin.ids.tolist()) <= set(full.ids.tolist())
     assert full.ids.diff().min() > 0
+    places = {name: place for place, name in zip(triples(full), full.ids.tolist(), strict=True)}
+    assert triples(thin) == [places[name] for name in thin.ids.tolist()]
+
+
+def triples(bank: MemoryBank) -> list[list[int]]:
+    """(series, start, variate) of every entry."""
+    parts = [bank.series(bank.ids), bank.starts(bank.ids), bank.variates(bank.ids)]
+    return torch.stack(parts, dim=1).tolist()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    offsets=st.none() | st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    start=st.integers(0, 40),
+    own=st.integers(0, 1),
+    past_only=st.booleans(),
+)
+def test_hidden_entries_are_those_that_share_time_with_the_query(
+    offsets: tuple[int, int] | None, start: int, own: int, past_only: bool
+):
+    bank = make_bank(make_series((40, 2), (30, 3)), [(0, 40), (0, 30)], offsets and list(offsets))
+    rule = Exclusion(seq_len=L, pred_len=H, past_only=past_only)
+    hidden = bank.hidden(torch.tensor([own]), torch.tensor([start]), rule)
+    now = start + (offsets[own] if offsets else 0)
+    expected = []
+    for series, row, _ in triples(bank):
+        time = row + (offsets[series] if offsets else 0)
+        covered, asked = set(range(time, time + L + H)), set(range(now, now + L + H))
+        answers = bool(covered & asked) or (past_only and max(covered) >= now + L)
+        expected.append(not (answers and (offsets is not None or series == own)))
+    assert visible(hidden, bank.ids)[0].tolist() == expected
+
+
+def test_places_on_the_clock_tell_which_windows_share_time():
+    bank = make_bank(make_series((40, 2), (30, 3)), [(0, 40), (0, 30)], [0, 7])
+    clock, rows = bank.on_clock(torch.tensor([0, 1]), torch.tensor([9, 2]))
+    assert (clock.tolist(), rows.tolist()) == ([0, 0], [9, 9])
 
 
 def test_slots_without_a_neighbour_read_as_zeros():
@@ -144,6 +198,17 @@ def test_a_split_shorter_than_one_window_makes_an_empty_bank():
 def test_refuses_training_rows_outside_the_series():
     with pytest.raises(ValueError, match=r"training rows \[0, 21\) .* series 0, which has 20 rows"):
         make_bank(make_series((20, 2)), [(0, 21)])
+
+
+def test_refuses_a_clock_offset_too_few():
+    with pytest.raises(ValueError, match="the bank got 2 series and 1 clock offsets"):
+        make_bank(make_series((20, 2), (20, 2)), [(0, 20), (0, 20)], [0])
+
+
+def test_refuses_an_id_that_lies_before_its_series_on_the_clock():
+    bank = make_bank(make_series((20, 1), (20, 1)), [(0, 20), (0, 20)], [0, 5])
+    with pytest.raises(ValueError, match="id 7 starts at row -2 of series 1, which has 20 rows"):
+        bank.windows(torch.tensor([7]))
 
 
 def test_refuses_a_missing_range():

@@ -1,19 +1,17 @@
-"""memory_index/exclusion.py: the mask against sets of time steps, one by one."""
+"""memory_index/exclusion.py: the hidden range against sets of time steps, one by one."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_index.exclusion import Exclusion
+from memory_index.exclusion import Exclusion, visible
 
 STARTS = st.integers(0, 60)
 
 
-def may_see(rule: Exclusion, same_series: bool, query_start: int, entry_start: int) -> bool:
+def may_see(rule: Exclusion, query_start: int, entry_start: int) -> bool:
     """SPEC's two sentences, said with sets of time steps."""
-    if not same_series:
-        return True
     span = rule.seq_len + rule.pred_len
     query = set(range(query_start, query_start + span))
     entry = set(range(entry_start, entry_start + span))
@@ -27,39 +25,40 @@ def may_see(rule: Exclusion, same_series: bool, query_start: int, entry_start: i
     seq_len=st.integers(1, 12),
     pred_len=st.integers(1, 12),
     past_only=st.booleans(),
-    queries=st.lists(st.tuples(st.integers(0, 1), STARTS), min_size=1, max_size=4),
-    entries=st.lists(st.tuples(st.integers(0, 1), STARTS), max_size=12),
+    queries=st.lists(STARTS, min_size=1, max_size=4),
+    entries=st.lists(STARTS, max_size=12),
 )
 def test_the_mask_equals_the_rule_said_with_sets(
-    seq_len: int,
-    pred_len: int,
-    past_only: bool,
-    queries: list[tuple[int, int]],
-    entries: list[tuple[int, int]],
+    seq_len: int, pred_len: int, past_only: bool, queries: list[int], entries: list[int]
 ):
     rule = Exclusion(seq_len=seq_len, pred_len=pred_len, past_only=past_only)
-    query_pairs = torch.tensor(queries).reshape(-1, 2)
-    entry_pairs = torch.tensor(entries, dtype=torch.int64).reshape(-1, 2)
-
-    visible = rule.visible(*query_pairs.T, *entry_pairs.T)
-
-    expected = [
-        [may_see(rule, series == other, start, entry) for other, entry in entries]
-        for series, start in queries
+    hidden = rule.hidden_range(torch.tensor(queries))
+    seen = visible(hidden, torch.tensor(entries, dtype=torch.int64))
+    assert seen.tolist() == [
+        [may_see(rule, start, entry) for entry in entries] for start in queries
     ]
-    assert visible.tolist() == expected
 
 
 @pytest.mark.parametrize("past_only", [False, True])
 def test_the_nearest_visible_entry_ends_where_the_query_begins(past_only: bool):
     rule = Exclusion(seq_len=8, pred_len=4, past_only=past_only)
-    zeros = torch.zeros(4, dtype=torch.int64)
     entry_starts = torch.tensor([100 - 12, 100 - 11, 100 + 11, 100 + 12])
-    visible = rule.visible(zeros[:1], torch.tensor([100]), zeros, entry_starts)
-    assert visible.tolist() == [[True, False, False, not past_only]]
+    seen = visible(rule.hidden_range(torch.tensor([100])), entry_starts)
+    assert seen.tolist() == [[True, False, False, not past_only]]
 
 
-def test_refuses_starts_without_series():
-    zeros = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"one series and one start, got shapes \(3,\) and \(2,\)"):
-        Exclusion(seq_len=8, pred_len=4, past_only=True).visible(zeros, zeros[:2], zeros, zeros)
+def test_a_past_only_query_sees_no_later_start_however_late():
+    rule = Exclusion(seq_len=8, pred_len=4, past_only=True)
+    latest = torch.tensor([torch.iinfo(torch.int64).max - 1])
+    assert visible(rule.hidden_range(torch.tensor([0])), latest).tolist() == [[False]]
+
+
+def test_ranges_keep_the_leading_shape_of_the_starts():
+    rule = Exclusion(seq_len=2, pred_len=1, past_only=False)
+    ranges = rule.hidden_range(torch.tensor([[10, 20], [30, 40]]))
+    assert ranges.tolist() == [[[8, 13], [18, 23]], [[28, 33], [38, 43]]]
+
+
+def test_an_empty_range_hides_nothing():
+    hidden = torch.tensor([[5, 5], [7, 3]])
+    assert visible(hidden, torch.arange(10)).all()

@@ -1,0 +1,167 @@
+"""dist_train/bank_command.py: build a bank by itself, look at it, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_train.cli import main
+from dist_train.config import config_to_yaml
+from memory_index.config import BankConfig
+from memory_index.store import BankFolder, versions
+from model.config import GramConfig
+from tests.helpers.runs import tiny_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration with anchored keys and an index with lists."""
+    run = tiny_run(
+        tmp_path,
+        gram=GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16),
+        bank=BankConfig(index="ivf_flat", path=str(tmp_path / "banks")),
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(config_to_yaml(run))
+    return path
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, Any]]:
+    lines = capsys.readouterr().out.strip().splitlines()
+    return "\n".join(lines[:-1]), json.loads(lines[-1])
+
+
+def test_builds_a_bank_that_info_describes(config: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["bank", "build", "--config", str(config)]) == 0
+    text, built = last_line(capsys)
+    assert "ivf_flat" in text
+    assert built["entries"] == 722
+    assert 0.98 <= built["recall_at_5"] <= 1
+    banks = config.parent / "banks"
+    assert main(["bank", "info", "--path", str(banks), "--verify"]) == 0
+    text, told = last_line(capsys)
+    (bank,) = told["banks"]
+    assert bank["entries"] == built["entries"]
+    assert bank["path"] == built["path"]
+    assert bank["metric"] == "squared Euclidean"
+    assert bank["recall_at_5"][str(built["effort"])] == pytest.approx(
+        built["recall_at_5"], abs=1e-4
+    )
+    for fact in ("fingerprint", "age_hours", "chunks", "gib"):
+        assert fact in text
+    # One bank by its own folder, and a second build that finds it.
+    assert main(["bank", "info", "--path", built["path"]]) == 0
+    assert last_line(capsys)[1]["banks"][0]["verified"] is False
+    assert main(["bank", "build", "--config", str(config)]) == 0
+    assert versions(banks) == [Path(built["path"]).name]
+
+
+def test_the_bank_of_a_trained_run_is_found_in_its_folder(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["bank", "info", "--run", str(finished_run)]) == 0
+    before = last_line(capsys)[1]["banks"]
+    assert main(["bank", "build", "--run", str(finished_run)]) == 0
+    built = last_line(capsys)[1]
+    assert built["path"] in [bank["path"] for bank in before]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["bank", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_refusals_name_key_and_remedy(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = ["build", "--config", str(config)]
+    dual = refused(capsys, *given, "--gram.retrieval_key", "dual")
+    assert "gram.retrieval_key=dual" in dual
+    assert "--run" in dual
+    assert "bank.path: name the folder" in refused(capsys, *given, "--bank.path", "null")
+    assert "say build or info" in refused(capsys, "bake")
+    assert "say build or info" in refused(capsys)
+    assert "give --path or --run" in refused(capsys, "info")
+    assert "holds no bank" in refused(capsys, "info", "--path", str(tmp_path / "nowhere"))
+    assert "no run here" in refused(capsys, "info", "--run", str(tmp_path / "nowhere"))
+
+
+def test_verify_names_the_file_that_was_altered(config: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["bank", "build", "--config", str(config)]) == 0
+    banks = config.parent / "banks"
+    chunk = next(banks.glob("*/chunk_00000*"))
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(bytes(content))
+    capsys.readouterr()
+    assert main(["bank", "info", "--path", str(banks)]) == 0  # reads the manifests alone
+    message = refused(capsys, "info", "--path", str(banks), "--verify")
+    assert "chunk_00000.safetensors: altered" in message
+
+
+KILLED_WHILE_IT_ENCODES = """
+import os, signal, sys
+from memory_index import builder, placement
+placement.SMALLEST_CHUNK = 64
+write = builder.BankFolder.write_part
+def killed(self, name, tensors):
+    done = write(self, name, tensors)
+    if name == "chunk_00003.safetensors" and sys.argv[1] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+builder.BankFolder.write_part = killed
+from dist_train.cli import main
+raise SystemExit(main(["bank", "build", "--config", sys.argv[2]]))
+"""
+
+
+def build_on_two_ranks(config: Path, how: str, port: int) -> list[int]:
+    """Start two real ranks; their exit codes, negative where a signal ended them."""
+    ranks = []
+    for rank in range(2):
+        environment = os.environ | {
+            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        command = [sys.executable, "-c", KILLED_WHILE_IT_ENCODES, how, str(config)]
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+    try:
+        return [process.wait(timeout=90) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+@pytest.mark.ranks
+def test_a_build_whose_rank_was_killed_goes_on_from_where_it_was(config: Path):
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    codes = build_on_two_ranks(config, "kill", port)
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] != 0  # the other rank ends too, with an error
+    banks = config.parent / "banks"
+    assert not versions(banks)
+    (building,) = banks.glob(".*.building")
+    kept = {path.name: path.stat().st_mtime_ns for path in building.glob("chunk_*")}
+    assert "chunk_00003.safetensors" in kept
+
+    assert build_on_two_ranks(config, "finish", port) == [0, 0]
+    (version,) = versions(banks)
+    folder = BankFolder(banks, version)
+    manifest = folder.open()
+    for name in manifest.files:
+        folder.load(manifest, name)
+    for name, written in kept.items():
+        assert (folder.path / name).stat().st_mtime_ns == written
+    assert not list(banks.glob(".*"))

@@ -1,0 +1,193 @@
+"""dist_train/memory_build.py: when a bank is built, loaded, refused or deleted."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dist_train import memory_build
+from dist_train.data.windows import ForecastData
+from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
+from memory_index.bank import MemoryBank
+from memory_index.config import BankConfig
+from memory_index.manifest import ManifestError
+from memory_index.store import versions
+from model.config import GramConfig
+from model.pattern_encoder import build_encoder
+from tests.helpers.forecast_data import wide_data
+
+L, H = 40, 8
+GRAM = GramConfig(use_gram=True, retrieval_key="dual", d_repr=8)
+
+
+def data(seed: int = 0) -> ForecastData:
+    values = np.random.default_rng(seed).normal(size=(400, 2)).cumsum(axis=0)
+    return wide_data(values, L, H)
+
+
+def state(seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return build_encoder(GRAM, L).state_dict()
+
+
+class Encodings:
+    """Counts the windows that are read to be encoded."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.windows = 0
+        read = MemoryBank.windows
+
+        def counted(bank: MemoryBank, ids: Tensor) -> Tensor:
+            self.windows += ids.numel()
+            return read(bank, ids)
+
+        patch.setattr(MemoryBank, "windows", counted)
+
+    def of(self, builder: MemoryBuilder, seed: int = 0) -> tuple[LiveMemory, int]:
+        """Open the memory of an encoder; how many windows that took."""
+        before = self.windows
+        live = builder.open(state(seed))
+        return live, self.windows - before
+
+
+@pytest.fixture
+def encodings(monkeypatch: pytest.MonkeyPatch) -> Encodings:
+    return Encodings(monkeypatch)
+
+
+def builder_of(root: Path | None, source: ForecastData | None = None, **bank: Any) -> MemoryBuilder:
+    return MemoryBuilder(source or data(), GRAM, BankConfig(**bank), root)
+
+
+@pytest.mark.parametrize("index", ["flat", "ivf_flat", "ivf_sq8"])
+def test_a_bank_that_fits_is_loaded_without_encoding_it_again(
+    tmp_path: Path, encodings: Encodings, index: str
+):
+    built, first = encodings.of(builder_of(tmp_path, index=index))
+    loaded, second = encodings.of(builder_of(tmp_path, index=index))
+    entries = len(builder_of(tmp_path).bank)
+    assert first >= entries
+    assert second < entries / 2 + 256 * 5 * 4  # the sample of queries, and candidates of codes
+    assert loaded.version == built.version
+    queries, hidden = built.encoder(torch.randn(6, L)).key, torch.zeros(6, 2, dtype=torch.int64)
+    for one, other in zip(built.index.search(queries, hidden, 3),
+                          loaded.index.search(queries, hidden, 3), strict=True):  # fmt: skip
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bank_stride": 2},
+        {"num_samples": 50},
+        {"index": "ivf_flat"},
+        {"source": data(1)},
+        {"gram": replace(GRAM, d_repr=16)},
+    ],
+    ids=str,
+)
+def test_another_content_is_another_version_beside_it(tmp_path: Path, change: dict[str, Any]):
+    first = builder_of(tmp_path).open(state(0)).version
+    gram = change.pop("gram", GRAM)
+    other = builder_of(tmp_path, **change)
+    other = MemoryBuilder(other.data, gram, other.config, tmp_path)
+    torch.manual_seed(0)
+    second = other.open(build_encoder(gram, L).state_dict()).version
+    assert first != second
+    assert set(versions(tmp_path)) == {first, second}
+
+
+def test_never_refuses_and_names_what_differs(tmp_path: Path):
+    with pytest.raises(ManifestError, match=r"bank.build=never: .* holds no bank; build it"):
+        builder_of(tmp_path, build="never").open(state(0))
+    builder_of(tmp_path).open(state(0))
+    with pytest.raises(ManifestError, match=r"nearest bank .* another bank_stride \(1, not 3\)"):
+        builder_of(tmp_path, build="never", bank_stride=3).open(state(0))
+    builder_of(tmp_path, build="never").open(state(0))
+
+
+def test_always_builds_anew(tmp_path: Path, encodings: Encodings):
+    builder = builder_of(tmp_path, build="always")
+    _, first = encodings.of(builder)
+    _, second = encodings.of(builder)
+    assert first == second
+
+
+def flip(root: Path) -> str:
+    chunk = sorted(root.glob("*/chunk_*"))[0]
+    content = bytearray(chunk.read_bytes())
+    content[-5] ^= 1
+    chunk.write_bytes(bytes(content))
+    return chunk.name
+
+
+def test_a_damaged_bank_is_built_anew_and_the_log_says_why(
+    tmp_path: Path, encodings: Encodings, capsys: pytest.CaptureFixture[str]
+):
+    _, first = encodings.of(builder_of(tmp_path))
+    name = flip(tmp_path)
+    with pytest.raises(ManifestError, match=rf"{name}: altered since it was built"):
+        builder_of(tmp_path, build="never").open(state(0))
+    _, again = encodings.of(builder_of(tmp_path))
+    assert again == first
+    assert f"{name}: altered since it was built" in capsys.readouterr().out
+    builder_of(tmp_path, build="never").open(state(0))
+
+
+def test_keys_of_another_encoder_are_refused_as_stale(tmp_path: Path):
+    old = builder_of(tmp_path).open(state(0))
+    new = builder_of(tmp_path / "new").open(state(1))
+    assert old.fingerprint != new.fingerprint
+    # What a copy into the wrong place would do: the folder of one encoder, the keys of another.
+    (tmp_path / old.version).rename(tmp_path / new.version)
+    with pytest.raises(ValueError, match=r"keys were made by the encoder .*build the bank anew"):
+        builder_of(tmp_path, build="never").open(state(1))
+
+
+def test_older_banks_of_a_run_are_deleted_but_none_that_is_shared(tmp_path: Path):
+    own = builder_of(tmp_path / "run")
+    made = [own.open(state(seed)).version for seed in range(3)]
+    own.prune({made[0], made[2]})
+    assert set(versions(tmp_path / "run")) == {made[0], made[2]}
+    shared = builder_of(None, path=str(tmp_path / "shared"))
+    made = [shared.open(state(seed)).version for seed in range(2)]
+    shared.prune({made[1]})
+    assert set(versions(tmp_path / "shared")) == set(made)
+
+
+def test_without_a_folder_the_bank_goes_away_with_its_builder():
+    builder = builder_of(None)
+    builder.open(state(0))
+    root = builder.root
+    assert root.is_dir()
+    del builder
+    assert not root.exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match=r"bank.device=gpu: there is no CUDA device here"):
+        builder_of(None, device="gpu")
+
+
+def test_the_folder_of_a_run_is_used_where_it_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert bank_root(tmp_path) == tmp_path / "bank"
+    monkeypatch.setattr(memory_build.os, "access", lambda path, mode: False)
+    assert bank_root(tmp_path) is None
+
+
+def test_the_manifest_says_what_the_bank_is(tmp_path: Path):
+    live = builder_of(tmp_path).open(state(0))
+    manifest = json.loads((tmp_path / live.version / "manifest.json").read_text())
+    assert manifest["fingerprint"] == live.fingerprint
+    assert manifest["identity"]["retrieval_key"] == "dual"
+    assert manifest["num_entries"] == len(builder_of(tmp_path).bank)
+    assert manifest["width"] == 16

@@ -1,0 +1,55 @@
+"""dist_train/worker.py: everything in the order in which it was given, errors included."""
+
+import threading
+import time
+
+import pytest
+
+from dist_train.worker import OrderedWorker
+
+
+def test_work_is_done_in_order_in_one_other_thread():
+    worker, done = OrderedWorker("test"), []
+
+    def work(number: int) -> int:
+        time.sleep(0.01 if number == 0 else 0)  # the first is the slowest
+        done.append((number, threading.current_thread().name))
+        return number * number
+
+    futures = [worker.submit(work, number) for number in range(20)]
+    assert [future.result(timeout=5) for future in futures] == [n * n for n in range(20)]
+    assert done == [(number, "test") for number in range(20)]
+    worker.close()
+
+
+def test_an_error_reaches_whoever_waits_and_the_next_goes_on():
+    worker = OrderedWorker("test")
+
+    def fail() -> None:
+        raise ValueError("broken")
+
+    first, second = worker.submit(fail), worker.submit(lambda: 7)
+    with pytest.raises(ValueError, match="broken"):
+        first.result(timeout=5)
+    assert second.result(timeout=5) == 7
+    worker.close()
+
+
+def test_the_caller_does_not_wait():
+    worker, gate = OrderedWorker("test"), threading.Event()
+    began = time.monotonic()
+    future = worker.submit(gate.wait, 5)
+    assert time.monotonic() - began < 1
+    assert not future.done()
+    gate.set()
+    assert future.result(timeout=5)
+    worker.close()
+
+
+def test_the_thread_ends_when_it_is_closed_and_never_holds_the_process():
+    worker = OrderedWorker("to-be-closed")
+    threads = [thread for thread in threading.enumerate() if thread.name == "to-be-closed"]
+    assert [thread.daemon for thread in threads] == [True]
+    worker.close()
+    threads[0].join(timeout=5)
+    assert not threads[0].is_alive()

@@ -32,6 +32,8 @@ def run_on_ranks(
     Raises:
         RuntimeError: A rank failed; its traceback is on stderr.
     """
+    # Idle threads of one contestant must not spin on the core that another one runs on.
+    os.environ |= {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memory_index.exact_shard import check_finite
 from memory_index.faiss_ivf import encode_keys
 from memory_index.faiss_training import train_codes, trained_index
 from memory_index.groups import RankGroup
@@ -131,6 +132,7 @@ def _train(
         ids = plan.entry_ids[torch.from_numpy(np.unique(places.astype(np.int64)))]
         with group.agree("Encoding the sample that the index is trained on"):
             mine = encode(ids.tensor_split(group.size)[group.rank])
+            check_finite("keys", mine)
         vectors = group.gather_rows(mine)
         with group.agree("Training the index"):
             if vectors is not None:
@@ -159,6 +161,7 @@ def _write_chunks(
             name, ids = chunk_name(chunk), plan.entry_ids[plan.placement.entries(chunk)]
             if folder.read_part(name) is None:
                 keys = encode(ids)
+                check_finite("keys", keys)
                 tensors = {"keys": keys} if index is None else {"codes": encode_keys(index, keys)}
                 if not plan.choice.is_exact:
                     tensors |= nearest_in_chunk(keys, ids, sample)

@@ -55,9 +55,9 @@ class ShardedIndex:
         self.shard = shard
         self.group = group
         self.effort = effort
+        self.refine = refine if encode is not None else 1
         self._entry_ids = entry_ids
         self._encode = encode
-        self.refine = refine if encode is not None else 1
 
     def search(self, queries: Tensor, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the K nearest entries that this rank's queries may see; collective.

@@ -82,7 +82,7 @@ class BankFolder:
             save_file(
                 {key: value.contiguous() for key, value in tensors.items()},
                 beside,
-                metadata={"version": self.version, "part": name},
+                metadata={"part": _part(self.version, name)},
             )
             return sha256_of(beside)
 
@@ -131,16 +131,16 @@ class BankFolder:
         if expected is None or not path.is_file():
             raise ManifestError(f"{path}: missing; copy the whole folder, or build the bank anew.")
         if sha256_of(path) != expected:
-            owner = _metadata(path)
-            if owner.get("version", self.version) != self.version:
+            version, part = _owner(path) or (self.version, name)
+            if version != self.version:
                 raise ManifestError(
-                    f"{path}: belongs to another bank ({owner['version']}, not {self.version}); "
-                    "copy the right file, or build the bank anew."
+                    f"{path}: belongs to another bank ({version}, not {self.version}); copy the "
+                    "right file, or build the bank anew."
                 )
-            if owner.get("part", name) != name:
+            if part != name:
                 raise ManifestError(
-                    f"{path}: is {owner['part']} under another name; copy the right file, or build "
-                    "the bank anew."
+                    f"{path}: is {part} under another name; copy the right file, or build the "
+                    "bank anew."
                 )
             raise ManifestError(
                 f"{path}: altered since it was built (checksum differs); build the bank anew."
@@ -154,7 +154,7 @@ class BankFolder:
             curve = {int(effort): float(value) for effort, value in content["curve"].items()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
-        except (ArithmeticError, RecursionError):  # numbers too large, lists too deep
+        except (OverflowError, RecursionError):  # a number too large, lists too deep
             return None
         return {**content, "curve": curve} if curve else None
 
@@ -191,19 +191,26 @@ def sha256_of(path: Path) -> str:
 def _read(path: Path, version: str, name: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            if file.metadata() != {"version": version, "part": name}:
+            if file.metadata() != {"part": _part(version, name)}:
                 raise ManifestError(f"{path}: belongs to another bank; build the bank anew.")
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ManifestError(f"{path}: cannot be read ({error}); build the bank anew.") from error
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _part(version: str, name: str) -> str:
+    """What a file says it is. One entry: safetensors writes several in an order left to chance."""
+    return f"{version}/{name}"
+
+
+def _owner(path: Path) -> tuple[str, str] | None:
+    """Version and name that a file says are its own; None where it says nothing."""
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            version, slash, name = (file.metadata() or {}).get("part", "").partition("/")
     except (SafetensorError, OSError):
-        return {}
+        return None
+    return (version, name) if slash else None
 
 
 def _sync_folder(folder: Path) -> None:

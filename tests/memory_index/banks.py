@@ -1,12 +1,13 @@
-"""Small banks on disk, built from plain keys."""
+"""A small bank whose keys are a table, so that every build of it has the same bits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from memory_index import placement
 from memory_index.builder import BankPlan, build_bank
 from memory_index.groups import RankGroup
 from memory_index.loading import load_index
@@ -16,66 +17,79 @@ from memory_index.sharded_index import ShardedIndex
 from memory_index.store import BankFolder
 from tests.memory_index.shards import choice_of
 
-WIDTH, ENTRIES, CHANNELS, SPAN = 8, 3000, 2, 20
+WIDTH, CHUNK, ENTRIES = 8, 64, 600
+TABLE = torch.randn(2000, WIDTH, generator=torch.Generator().manual_seed(5))
+IDS = torch.arange(ENTRIES) * 3 + 1
+QUERIES = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(6))
+HIDDEN = torch.tensor([[0, 0], [0, 900], [300, 310], [191 * 3, 256 * 3], [1500, 9999]]).repeat(8, 1)
 
 
-@dataclass(eq=False)
-class Source:
-    """Keys of a bank, and a count of how many of them were asked for."""
+def small_chunks(patch: pytest.MonkeyPatch | None = None) -> None:
+    """Cut banks into ten chunks; for good, in a process that ends soon."""
+    (patch or pytest.MonkeyPatch()).setattr(placement, "SMALLEST_CHUNK", CHUNK)
 
-    seed: int = 0
-    entries: int = ENTRIES
-    encoded: int = 0
 
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        self.ids = torch.arange(self.entries) * 2 + 1
-        steps = torch.randn(self.entries, WIDTH, generator=generator).cumsum(0) / 5
-        self.keys = steps + 0.2 * torch.randn(self.entries, WIDTH, generator=generator)
+@dataclass
+class Encoder:
+    """Looks keys up, and remembers what it was asked for."""
 
-    def encode(self, ids: Tensor) -> Tensor:
-        self.encoded += len(ids)
-        return self.keys[torch.searchsorted(self.ids, ids)]
+    asked: list[int] = field(default_factory=list)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        return torch.stack([(ids - SPAN).clamp_min(0), ids + SPAN], dim=1)
+    def __call__(self, ids: Tensor) -> Tensor:
+        self.asked += ids.tolist()
+        return TABLE[ids]
 
-    @property
-    def sample(self) -> SampleQueries:
-        ids = sample_ids(self.ids)
-        rows = torch.searchsorted(self.ids, ids)
-        return SampleQueries(keys=self.keys[rows], hidden=self.hidden(ids))
 
-    def plan(self, kind: str, **changes: Any) -> BankPlan:
-        settings: dict[str, Any] = {
-            "choice": choice_of(kind, nlist=20),
-            "entry_ids": self.ids,
-            "width": WIDTH,
-            "identity": {"kind": kind, "seed": self.seed, "entries": self.entries},
-            "fingerprint": f"encoder {self.seed}",
-        }
-        return BankPlan(**settings | changes)
+def plan_of(kind: str, ids: Tensor = IDS, fingerprint: str = "the first encoder") -> BankPlan:
+    choice = choice_of(kind)
+    identity = {
+        "entries": len(ids),
+        "encoder": fingerprint,
+        "index": choice.kind,
+        "nlist": choice.nlist,
+    }
+    return BankPlan(
+        choice=choice, entry_ids=ids, width=WIDTH, identity=identity, fingerprint=fingerprint
+    )
 
-    def folder(self, root: Path, kind: str) -> BankFolder:
-        return BankFolder(root, version_of(self.plan(kind).identity))
 
-    def build(self, root: Path, kind: str, group: RankGroup | None = None) -> BankFolder:
-        folder = self.folder(root, kind)
-        build_bank(folder, self.plan(kind), self.encode, self.sample, group or RankGroup())
-        return folder
+def folder_of(root: Path, plan: BankPlan) -> BankFolder:
+    return BankFolder(root, version_of(plan.identity))
 
-    def load(
-        self, root: Path, kind: str, group: RankGroup | None = None, **changes: Any
-    ) -> ShardedIndex:
-        plan = changes.pop("plan", self.plan(kind))
-        settings: dict[str, Any] = {
-            "device": torch.device("cpu"), "effort": None, "min_recall": 0.98, "refine": 4,
-        }  # fmt: skip
-        return load_index(
-            self.folder(root, kind), plan, self.encode, self.sample, group or RankGroup(),
-            **settings | changes,
-        )  # fmt: skip
 
-    def questions(self) -> tuple[Tensor, Tensor]:
-        ids = self.ids[::37]
-        return self.keys[::37], self.hidden(ids)
+def sample_of(plan: BankPlan) -> SampleQueries:
+    ids = sample_ids(plan.entry_ids)[::8]
+    return SampleQueries(keys=TABLE[ids], hidden=torch.stack([ids - 30, ids + 31], dim=1))
+
+
+def build(
+    root: Path, plan: BankPlan, group: RankGroup | None = None, encode: Encoder | None = None
+) -> BankFolder:
+    """Build a bank; collective over the group."""
+    folder = folder_of(root, plan)
+    build_bank(folder, plan, encode or Encoder(), sample_of(plan), group or RankGroup())
+    return folder
+
+
+def load(
+    folder: BankFolder,
+    plan: BankPlan,
+    group: RankGroup | None = None,
+    encode: Encoder | None = None,
+    *,
+    effort: int | None = None,
+    min_recall: float = 0.98,
+    refine: int = 4,
+) -> ShardedIndex:
+    """Load a bank; collective over the group."""
+    return load_index(
+        folder,
+        plan,
+        encode or Encoder(),
+        sample_of(plan),
+        group or RankGroup(),
+        device=torch.device("cpu"),
+        effort=effort,
+        min_recall=min_recall,
+        refine=refine,
+    )

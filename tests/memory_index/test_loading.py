@@ -12,7 +12,7 @@ from memory_index.groups import RankGroup
 from memory_index.manifest import ManifestError, StaleMemoryError
 from memory_index.recall import sample_ids
 from tests.helpers.ranks import run_ranks
-from tests.memory_index.banks import WIDTH, Source
+from tests.memory_index.small_banks import WIDTH, Source
 from tests.memory_index.brute_force import nearest_by_loop, recall, same
 from tests.memory_index.shards import KINDS
 

@@ -12,7 +12,7 @@ from memory_index.recall import (
     nearest_in_chunk,
     sample_ids,
 )
-from tests.memory_index.banks import Source
+from tests.memory_index.small_banks import Source
 from tests.memory_index.brute_force import nearest_by_loop, recall, same
 from tests.memory_index.real_windows import RealWindows
 from tests.memory_index.shards import make_index, make_shard, parts_of, train

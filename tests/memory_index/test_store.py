@@ -1,122 +1,275 @@
-"""memory_index/store.py: files that are whole or refused, whatever lies in the folder."""
+"""memory_index/store.py: parts are whole or not there, and what is not the bank's is refused."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors import safe_open
 
-from memory_index.manifest import ManifestError
+from memory_index import store
+from memory_index.manifest import Manifest, ManifestError
 from memory_index.store import BankFolder, chunk_name, sha256_of, versions
-from tests.memory_index.banks import Source
 
-SHARED_FOLDER = [HealthCheck.function_scoped_fixture]
+PARTS = {chunk_name(0): torch.arange(6.0).reshape(3, 2), chunk_name(1): torch.ones(2, 2)}
 
 
-def test_a_part_comes_back_as_it_was_written(tmp_path: Path):
-    folder = BankFolder(tmp_path, "abc")
-    tensors = {"codes": torch.arange(12, dtype=torch.uint8).view(3, 4), "ids": torch.arange(3)}
+def publish(folder: BankFolder, parts: dict[str, torch.Tensor] = PARTS) -> Manifest:
     with folder.locked_for_building():
-        checksum = folder.write_part("chunk_00000.safetensors", tensors)
-    assert checksum == sha256_of(folder.building / "chunk_00000.safetensors")
-    found = folder.read_part("chunk_00000.safetensors")
-    assert found is not None
-    for name, values in tensors.items():
-        assert torch.equal(found[name], values)
-    assert folder.read_part("chunk_00001.safetensors") is None
+        files = {name: folder.write_part(name, {"keys": keys}) for name, keys in parts.items()}
+        manifest = Manifest(
+            identity={"x": folder.version}, fingerprint="f", num_entries=5, width=2, kind="flat",
+            nlist=0, metric="squared Euclidean", created="now", build_s=0.0, ranks=1, files=files,
+        )  # fmt: skip
+        folder.publish(manifest)
+    return manifest
 
 
-def test_a_torn_part_or_one_of_something_else_is_thrown_away(tmp_path: Path):
-    folder, other = BankFolder(tmp_path, "abc"), BankFolder(tmp_path, "def")
-    for one in (folder, other):
-        with one.locked_for_building():
-            one.write_part("a.safetensors", {"x": torch.ones(3)})
-    torn = folder.building / "a.safetensors"
-    torn.write_bytes(torn.read_bytes()[:-3])
-    assert folder.read_part("a.safetensors") is None
-    assert not torn.exists()
-    (other.building / "a.safetensors").replace(torn)
-    assert folder.read_part("a.safetensors") is None
+@pytest.fixture
+def bank(tmp_path: Path) -> tuple[BankFolder, Manifest]:
+    folder = BankFolder(tmp_path / "banks", "aaaa")
+    return folder, publish(folder)
 
 
-def test_a_failed_write_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("memory_index.store.save_file", full)
-    folder = BankFolder(tmp_path, "abc")
-    with folder.locked_for_building(), pytest.raises(OSError, match="No space left"):
-        folder.write_part("a.safetensors", {"x": torch.ones(3)})
-    assert [path.name for path in folder.building.iterdir()] == [".lock"]
-
-
-def test_publishing_replaces_a_damaged_bank_and_leaves_nothing_else(tmp_path: Path):
-    source = Source()
-    folder = source.build(tmp_path, "flat")
-    (folder.path / chunk_name(0)).write_bytes(b"damaged")
-    stray = folder.building
-    stray.mkdir()
-    (stray / "leftover.safetensors").write_bytes(b"")
-    source.build(tmp_path, "flat")
-    source.load(tmp_path, "flat")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.version]
-    assert not (folder.path / "leftover.safetensors").exists()
-    folder.delete()
-    assert not list(tmp_path.iterdir())
+def test_what_is_written_is_read(bank: tuple[BankFolder, Manifest]):
+    folder, manifest = bank
+    assert folder.exists
+    assert folder.open() == manifest
+    for name, keys in PARTS.items():
+        assert torch.equal(folder.load(manifest, name)["keys"], keys)
+        assert manifest.files[name] == sha256_of(folder.path / name)
+    assert {path.name for path in folder.root.iterdir()} == {"aaaa"}
+    assert {path.name for path in folder.path.iterdir()} == {*PARTS, "manifest.json"}
+    sizes = [path.stat().st_size for path in folder.path.iterdir()]
+    assert folder.size_gib() == sum(sizes) / 2**30
 
 
-def test_versions_are_listed_newest_first_and_unfinished_ones_are_not(tmp_path: Path):
-    assert versions(tmp_path / "nowhere") == []
-    made = [Source(seed=seed).build(tmp_path, "flat") for seed in range(3)]
-    for age, folder in enumerate(made):
-        os.utime(folder.path / "manifest.json", (1000 - age, 1000 - age))
-    with Source(seed=9).folder(tmp_path, "flat").locked_for_building():
-        assert versions(tmp_path) == [folder.version for folder in made]
+def test_a_bank_that_replaces_another_leaves_nothing_of_it(bank: tuple[BankFolder, Manifest]):
+    folder, _ = bank
+    folder.write_recall({"curve": {1: 0.5}})
+    manifest = publish(folder, {chunk_name(0): torch.zeros(5, 2)})
+    assert folder.open() == manifest
+    assert {path.name for path in folder.path.iterdir()} == {chunk_name(0), "manifest.json"}
+    assert folder.read_recall() is None
+    assert {path.name for path in folder.root.iterdir()} == {"aaaa"}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> BankFolder:
-    return Source().build(tmp_path_factory.mktemp("store"), "ivf_sq8")
+def test_names_of_files_are_on_disk_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, synced = BankFolder(tmp_path, "aaaa"), []
+    monkeypatch.setattr(store, "_sync_folder", lambda path: synced.append((path, folder.exists)))
+    publish(folder)
+    assert synced == [(folder.building, False), (folder.root, True)]
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+def test_a_torn_part_of_a_build_is_thrown_away(tmp_path: Path):
+    folder, name = BankFolder(tmp_path, "aaaa"), chunk_name(0)
+    folder.building.mkdir()
+    assert folder.read_part(name) is None
+    folder.write_part(name, {"keys": PARTS[name]})
+    whole = (folder.building / name).read_bytes()
+    part = folder.read_part(name)
+    assert part is not None
+    assert torch.equal(part["keys"], PARTS[name])
+    for length in range(0, len(whole), 7):
+        (folder.building / name).write_bytes(whole[:length])
+        assert folder.read_part(name) is None
+        assert not (folder.building / name).exists()
+
+
+def test_a_part_of_another_bank_or_chunk_does_not_count_as_built(tmp_path: Path):
+    mine, other = BankFolder(tmp_path, "aaaa"), BankFolder(tmp_path, "bbbb")
+    for folder in (mine, other):
+        folder.building.mkdir()
+    other.write_part(chunk_name(0), {"keys": torch.ones(1, 2)})
+    shutil.copy(other.building / chunk_name(0), mine.building / chunk_name(0))
+    assert mine.read_part(chunk_name(0)) is None
+    mine.write_part(chunk_name(0), {"keys": torch.ones(1, 2)})
+    shutil.copy(mine.building / chunk_name(0), mine.building / chunk_name(1))
+    assert mine.read_part(chunk_name(1)) is None
+    assert mine.read_part(chunk_name(0)) is not None
+
+
+def refused(folder: BankFolder, manifest: Manifest, name: str, because: str) -> None:
+    with pytest.raises(ManifestError, match=f"{folder.path / name}: {because}"):
+        folder.load(manifest, name)
+
+
+def test_every_flipped_byte_of_a_chunk_is_refused(bank: tuple[BankFolder, Manifest]):
+    folder, manifest = bank
+    name = chunk_name(1)
+    whole = (folder.path / name).read_bytes()
+    for position in range(len(whole)):
+        broken = bytearray(whole)
+        broken[position] ^= 4
+        (folder.path / name).write_bytes(broken)
+        with pytest.raises(ManifestError, match=f"{folder.path / name}: "):
+            folder.load(manifest, name)
+    (folder.path / name).write_bytes(whole)
+    folder.load(manifest, name)
+
+
+def test_what_is_wrong_with_a_chunk_is_said_with_its_name(bank: tuple[BankFolder, Manifest]):
+    folder, manifest = bank
+    name, other = chunk_name(0), chunk_name(1)
+    whole = (folder.path / name).read_bytes()
+    (folder.path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(folder, manifest, name, "altered since it was built")
+    shutil.copy(folder.path / other, folder.path / name)
+    refused(folder, manifest, name, "is chunk_00001.safetensors under another name")
+    foreign = BankFolder(folder.root, "bbbb")
+    publish(foreign)
+    shutil.copy(foreign.path / name, folder.path / name)
+    refused(folder, manifest, name, r"belongs to another bank \(bbbb, not aaaa\)")
+    (folder.path / name).unlink()
+    refused(folder, manifest, name, "missing; copy the whole folder")
+    refused(folder, manifest, "chunk_00007.safetensors", "missing")
+
+
+def test_a_bank_under_the_name_of_another_is_refused(bank: tuple[BankFolder, Manifest]):
+    folder, manifest = bank
+    renamed = BankFolder(folder.root, "bbbb")
+    folder.path.rename(renamed.path)
+    refused(renamed, manifest, chunk_name(0), "belongs to another bank")
+
+
+HEADERS = st.fixed_dictionaries(
+    {
+        "__metadata__": st.just({"part": f"aaaa/{chunk_name(0)}"}),
+        "keys": st.fixed_dictionaries(
+            {
+                "dtype": st.sampled_from(["F32", "U8", "BF16", "F8_E4M3", "F4", "C64", "X", 3]),
+                "shape": st.lists(st.integers(-1, 4), max_size=3) | st.none(),
+                "data_offsets": st.lists(st.integers(-1, 40), min_size=1, max_size=3),
+            }
+        ),
+    }
 )
-@given(name=st.sampled_from(["chunk_00001.safetensors", "trained.safetensors"]), data=st.data())
-def test_any_flipped_byte_is_detected(whole: BankFolder, name: str, data: st.DataObject):
-    path, manifest = whole.path / name, whole.open()
-    content = path.read_bytes()
-    place = data.draw(st.integers(0, len(content) - 1))
-    flipped = bytearray(content)
-    flipped[place] ^= 1 << data.draw(st.integers(0, 7))
-    try:
-        path.write_bytes(bytes(flipped))
-        with pytest.raises(ManifestError, match=name):
-            whole.load(manifest, name)
-    finally:
-        path.write_bytes(content)
-    whole.load(manifest, name)
 
 
-@settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+@settings(deadline=None, max_examples=200)
+@given(
+    content=st.binary(max_size=80),
+    header=st.binary(max_size=40) | HEADERS.map(lambda header: json.dumps(header).encode()),
+    signed=st.booleans(),
 )
-@given(content=st.binary(max_size=400))
-def test_any_bytes_in_place_of_a_file_are_refused(tmp_path: Path, content: bytes):
-    folder = BankFolder(tmp_path, "abc")
-    folder.building.mkdir(exist_ok=True)
-    (folder.building / "a.safetensors").write_bytes(content)
-    assert folder.read_part("a.safetensors") is None
+def test_whatever_lies_under_the_name_of_a_chunk_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, header: bytes, signed: bool
+):
+    folder, name = BankFolder(tmp_path_factory.getbasetemp() / "fuzzed", "aaaa"), chunk_name(0)
+    manifest = folder.open() if folder.exists else publish(folder)
+    path = folder.path / name
+    # As safetensors begins: the length of a header, then that many bytes of JSON.
+    for data in (content, len(header).to_bytes(8, "little") + header + content):
+        path.write_bytes(data)
+        if signed:
+            manifest.files[name] = sha256_of(path)
+        try:
+            tensors = folder.load(manifest, name)
+        except ManifestError as error:
+            assert str(path) in str(error)
+        else:
+            assert signed
+            assert tensors["keys"].nbytes <= len(content)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    content=st.binary(max_size=40)
+    | st.recursive(
+        st.none() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["curve", "1", "x"]), inner, max_size=3),
+    ).map(lambda value: json.dumps({"curve": value}).encode())
+)
+def test_a_measurement_of_no_use_is_none(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+):
+    folder = BankFolder(tmp_path_factory.getbasetemp(), "measured")
     folder.path.mkdir(exist_ok=True)
     (folder.path / "recall.json").write_bytes(content)
+    found = folder.read_recall()
+    if found is not None:
+        assert found["curve"]
+        assert {type(effort) for effort in found["curve"]} == {int}
+        assert {type(value) for value in found["curve"].values()} == {float}
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"curve": {}}', '{"curve": {"1": 1' + "0" * 400 + "}}", "[" * 100_000]
+)
+def test_a_measurement_that_cannot_be_read_is_none(tmp_path: Path, text: str):
+    folder = BankFolder(tmp_path, "aaaa")
+    folder.path.mkdir()
+    (folder.path / "recall.json").write_text(text)
     assert folder.read_recall() is None
 
 
-def test_a_file_without_our_mark_is_not_a_part(tmp_path: Path):
-    folder = BankFolder(tmp_path, "abc")
+def test_a_measurement_comes_back_with_numbers_as_efforts(tmp_path: Path):
+    folder = BankFolder(tmp_path, "aaaa")
+    folder.path.mkdir()
+    assert folder.read_recall() is None
+    folder.write_recall({"at": 5, "curve": {1: 0.5, 16: 1.0}})
+    assert folder.read_recall() == {"at": 5, "curve": {1: 0.5, 16: 1.0}}
+
+
+def test_a_second_job_is_refused_until_the_first_has_ended(tmp_path: Path):
+    one, other = (BankFolder(tmp_path, "aaaa") for _ in range(2))
+    message = f"{one.building}: another job builds this bank right now"
+    with one.locked_for_building():
+        with pytest.raises(ManifestError, match=message), other.locked_for_building():
+            pass
+        with BankFolder(tmp_path, "bbbb").locked_for_building():  # another bank may be built
+            pass
+    with other.locked_for_building():
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    folder = BankFolder(tmp_path / "file" / "banks", "aaaa")
+    message = rf"{folder.building}: cannot be written \(Not a directory\); name another folder with"
+    with pytest.raises(ManifestError, match=message), folder.locked_for_building():
+        pass
+
+
+def test_finished_banks_are_listed_newest_first(tmp_path: Path):
+    assert versions(tmp_path / "nowhere") == []
+    for number, version in enumerate(["bbbb", "aaaa", "cccc"]):
+        publish(BankFolder(tmp_path, version))
+        path = tmp_path / version / "manifest.json"
+        os.utime(path, (number, number))
+    assert versions(tmp_path) == ["cccc", "aaaa", "bbbb"]
+    # Killed between its last two steps: neither name is a version.
+    shutil.copytree(tmp_path / "aaaa", tmp_path / ".aaaa.building")
+    shutil.copytree(tmp_path / "aaaa", tmp_path / ".aaaa.old")
+    (tmp_path / "dddd").mkdir()
+    assert versions(tmp_path) == ["cccc", "aaaa", "bbbb"]
+
+
+def test_a_deleted_bank_leaves_nothing_and_others_stay(bank: tuple[BankFolder, Manifest]):
+    folder, _ = bank
+    publish(BankFolder(folder.root, "bbbb"))
+    shutil.copytree(folder.path, folder.root / ".aaaa.old")
     folder.building.mkdir()
-    save_file({"x": torch.ones(2)}, folder.building / "a.safetensors")
-    assert folder.read_part("a.safetensors") is None
+    folder.delete()
+    assert {path.name for path in folder.root.iterdir()} == {"bbbb"}
+    folder.delete()
+
+
+def test_parts_carry_the_names_of_their_bank_and_file(bank: tuple[BankFolder, Manifest]):
+    folder, _ = bank
+    with safe_open(folder.path / chunk_name(1), framework="pt") as file:
+        assert file.metadata() == {"part": "aaaa/chunk_00001.safetensors"}
+
+
+def test_the_same_tensors_make_the_same_file(tmp_path: Path):
+    folder = BankFolder(tmp_path, "aaaa")
+    folder.building.mkdir()
+    tensors = {name: torch.arange(float(size)) for size, name in enumerate("abcdef")}
+    assert len({folder.write_part(chunk_name(0), tensors) for _ in range(30)}) == 1

@@ -1,0 +1,227 @@
+"""A build that is killed with SIGKILL at any moment: the old bank loads, or the build goes on."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from memory_index import atomic_file, builder, manifest, store
+from memory_index.groups import RankGroup
+from memory_index.manifest import ManifestError
+from memory_index.store import TRAINED, BankFolder, chunk_name, sha256_of
+from tests.helpers.ranks import RankFailedError, run_ranks
+from tests.memory_index.banks import CHUNK, IDS, Encoder, build, folder_of, load, plan_of, small_chunks
+
+DOOMED = chunk_name(4)
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_before(function: Callable[..., object], when: Callable[..., bool]) -> Callable[..., object]:
+    """Wrap a function: the process is killed instead of a call for which ``when`` is true."""
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        if when(*args, **kwargs):
+            die()
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def dies_after(function: Callable[..., object], when: Callable[..., bool]) -> Callable[..., object]:
+    """Wrap a function: the process is killed after a call for which ``when`` is true."""
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        result = function(*args, **kwargs)
+        if when(*args, **kwargs):
+            die()
+        return result
+
+    return wrapped
+
+
+def write_half(tensors: object, path: Path, metadata: object) -> None:
+    original_save_file(tensors, path, metadata)
+    if DOOMED in path.name:
+        os.truncate(path, path.stat().st_size // 2)
+        die()
+
+
+original_save_file = store.save_file
+
+
+def set_the_trap(point: str, folder: BankFolder) -> None:
+    """Have this process killed at one point of the build."""
+    replace = Path.replace
+    published = folder.path
+    if point == "before a chunk is written":
+        store.save_file = dies_before(store.save_file, lambda _, path, **__: DOOMED in path.name)
+    elif point == "while a chunk is written":
+        store.save_file = write_half
+    elif point == "before a chunk is on the disk":
+        number = iter(range(100))
+        atomic_file.os = type("os", (), {  # the fifth file that is made safe
+            "fsync": lambda _: die() if next(number) == 4 else None, "getpid": os.getpid,
+        })  # fmt: skip
+    elif point == "before a chunk has its name":
+        Path.replace = dies_before(replace, lambda _, target: target.name == DOOMED)
+    elif point == "after a chunk is written":
+        BankFolder.write_part = dies_after(BankFolder.write_part, lambda _, name, __: name == DOOMED)
+    elif point == "before the index is trained":
+        builder.train_codes = die
+    elif point == "after the index is trained":
+        BankFolder.write_part = dies_after(
+            BankFolder.write_part, lambda _, name, __: name == TRAINED
+        )
+    elif point == "before the manifest is written":
+        store.write_manifest = die
+    elif point == "while the manifest is written":
+        manifest.write_text = lambda path, text: (path.with_name(f".{path.name}.1").touch(), die())
+    elif point == "after the manifest is written":
+        store.write_manifest = dies_after(store.write_manifest, lambda *_: True)
+    elif point == "between the renames":
+        Path.replace = dies_before(replace, lambda _, target: target == published)
+    elif point == "after the renames":
+        Path.replace = dies_after(replace, lambda _, target: target == published)
+    else:
+        raise AssertionError(point)
+
+
+POINTS = [
+    "before a chunk is written",
+    "while a chunk is written",
+    "before a chunk is on the disk",
+    "before a chunk has its name",
+    "after a chunk is written",
+    "before the index is trained",
+    "after the index is trained",
+    "before the manifest is written",
+    "while the manifest is written",
+    "after the manifest is written",
+    "between the renames",
+    "after the renames",
+]
+
+
+def build_and_die(rank: int, world_size: int, root: Path, kind: str, point: str, who: int) -> None:
+    small_chunks()
+    plan = plan_of(kind)
+    if rank == who:
+        set_the_trap(point, folder_of(root, plan))
+    group = RankGroup(dist.group.WORLD if world_size > 1 else None, range(world_size), rank)
+    build(root, plan, group)
+
+
+@pytest.fixture(autouse=True)
+def ten_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_chunks(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        small_chunks(patch)
+        for kind in ("flat", "ivf_sq8"):
+            build(root, plan_of(kind))
+    return root
+
+
+def content_of(folder: BankFolder) -> dict[str, str]:
+    """Checksum of each file of a published bank, the manifest aside; they are as it says."""
+    found = {path.name: sha256_of(path) for path in folder.path.iterdir()}
+    del found["manifest.json"]
+    assert found == folder.open().files
+    return found
+
+
+def loads(folder: BankFolder) -> bool:
+    try:
+        known = folder.open()
+        return all(folder.load(known, name) for name in known.files)
+    except ManifestError:
+        return False
+
+
+def check_resumed(root: Path, kind: str, uninterrupted: Path) -> None:
+    """Finish what was killed; fail unless only what was missing is done again."""
+    plan = plan_of(kind)
+    folder, encode = folder_of(root, plan), Encoder()
+    left = {path.name for path in folder.building.iterdir()} if folder.building.exists() else set()
+    missing = [number for number in range(10) if chunk_name(number) not in left]
+    build(root, plan, encode=encode)
+    expected = [] if kind == "flat" or TRAINED in left else IDS.tolist()  # all are trained on
+    assert encode.asked == expected + [
+        name for number in missing for name in IDS.split(CHUNK)[number].tolist()
+    ]
+    assert content_of(folder) == content_of(folder_of(uninterrupted, plan))
+    assert {path.name for path in root.iterdir()} == {folder.version}
+    assert len(load(folder, plan).shard) == len(IDS)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("kind", ["flat", "ivf_sq8"])
+def test_a_killed_build_goes_on_and_ends_as_if_nothing_had_been(
+    tmp_path: Path, uninterrupted: Path, kind: str, point: str
+):
+    if kind == "flat" and "trained" in point:
+        pytest.skip("nothing is trained")
+    with pytest.raises(RankFailedError, match=r"ranks \[0\] died without a traceback"):
+        run_ranks(build_and_die, 1, tmp_path, kind, point, 0)
+    folder = folder_of(tmp_path, plan_of(kind))
+    if point == "after the renames":
+        assert content_of(folder) == content_of(folder_of(uninterrupted, plan_of(kind)))
+    else:
+        assert not folder.exists
+        done = [(folder.building / chunk_name(number)).exists() for number in range(10)]
+        chunks = {"the": 10, "bet": 10, "aft": 5, "bef": 4, "whi": 4}
+        if "chunk" in point:
+            assert sum(done) == chunks[point[:3]]
+    check_resumed(tmp_path, kind, uninterrupted)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("point", POINTS)
+def test_a_bank_that_is_built_anew_is_never_lost(tmp_path: Path, uninterrupted: Path, point: str):
+    old = build(tmp_path, plan_of("ivf_sq8"))
+    with pytest.raises(RankFailedError, match=r"ranks \[0\] died without a traceback"):
+        run_ranks(build_and_die, 1, tmp_path, "ivf_sq8", point, 0)
+    assert loads(old) == (point != "between the renames")  # and then the build can go on
+    check_resumed(tmp_path, "ivf_sq8", uninterrupted)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_build_that_lost_a_rank_goes_on_with_another_number_of_ranks(
+    tmp_path: Path, uninterrupted: Path, who: int
+):
+    # Chunk 4 belongs to the first of two ranks, and it is the second that trains nothing.
+    point = "after a chunk is written" if who == 0 else "before a chunk is on the disk"
+    with pytest.raises(RankFailedError):
+        run_ranks(build_and_die, 2, tmp_path, "ivf_sq8", point, who)
+    folder = folder_of(tmp_path, plan_of("ivf_sq8"))
+    assert not folder.exists
+    assert 0 < len(list(folder.building.glob("chunk_*"))) < 10
+    run_ranks(build_with_all, 3, tmp_path)
+    assert content_of(folder) == content_of(folder_of(uninterrupted, plan_of("ivf_sq8")))
+
+
+def build_with_all(rank: int, world_size: int, root: Path) -> None:
+    small_chunks()
+    group = RankGroup(dist.group.WORLD, range(world_size), rank)
+    plan = plan_of("ivf_sq8")
+    there = {path.name for path in folder_of(root, plan).building.iterdir()}
+    group.barrier()
+    encode = Encoder()
+    build(root, plan, group, encode)
+    again = torch.tensor([chunk for chunk in range(10) if chunk_name(chunk) not in there])
+    mine = [chunk for chunk in again.tolist() if chunk % world_size == rank]
+    assert TRAINED in there
+    assert encode.asked == [name for chunk in mine for name in IDS.split(CHUNK)[chunk].tolist()]

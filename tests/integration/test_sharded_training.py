@@ -25,7 +25,7 @@ from memory_index.sharded_index import SearchError, ShardedIndex
 from memory_index.store import versions
 from model.config import GramConfig
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import losses, tiny_run, train_each
+from tests.helpers.runs import losses, tiny_run
 
 pytestmark = pytest.mark.ranks
 
@@ -76,33 +76,33 @@ def on_demand(patch: pytest.MonkeyPatch) -> None:
             retriever, batch, split = self._given
             return retriever.fetch(retriever.search_batch(batch, split))
 
-    patch.setattr(Retriever, "retrieve_ahead", Later)
+    patch.setattr(Retriever, "retrieve_ahead", lambda *given: Later(*given))
 
 
-def train_all(rank: int, world_size: int, folder: Path) -> None:
-    """Train every run of this file that this number of ranks has; write what was searched."""
-    changes: dict[str, Any] = {"plain": None, "again": None}
-    if world_size == 2:
-        changes |= {"slow": slow_on_the_second_rank, "on-demand": on_demand}
-    for name, change in changes.items():
-        config = run_of(folder, f"{name}-{world_size}")
+CHANGES = {"slow": slow_on_the_second_rank, "on-demand": on_demand}
+
+
+def train_all(rank: int, world_size: int, configs: list[RunConfig]) -> None:
+    """Train one run after the other, some of them changed; write what was searched."""
+    for config in configs:
         with pytest.MonkeyPatch.context() as patch:
+            change = CHANGES.get(config.name.rsplit("-", 1)[0])
             if change is not None:
                 change(patch)
             watch = Watch(patch)
             train_and_score(config, preflight.check(config))
         (config.run_folder / f"searched-{rank}.json").write_text(json.dumps(watch.searched))
-    lists = BankConfig(shard_group="world", index="ivf_flat")
-    train_each(rank, world_size, [run_of(folder, f"lists-{world_size}", bank=lists)])
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of this file; one start of DeepSpeed for each number of ranks."""
     folder = tmp_path_factory.mktemp("sharded")
-    run_of(folder, "first")  # writes the series once, before the ranks do
-    for world_size in (1, 2):
-        run_ranks(train_all, world_size, folder, timeout_s=250)
+    lists = BankConfig(shard_group="world", index="ivf_flat")
+    for world_size, names in ((1, ("plain", "again")), (2, ("plain", "again", *CHANGES))):
+        configs = [run_of(folder, f"{name}-{world_size}") for name in names]
+        configs.append(run_of(folder, f"lists-{world_size}", bank=lists))
+        run_ranks(train_all, world_size, configs, timeout_s=250)
     return folder / "runs"
 
 
@@ -167,8 +167,7 @@ def test_the_bank_of_the_best_step_stays_and_a_loaded_run_searches_it(
     assert float(mse) == pytest.approx(result["test_mse"], abs=1e-5)
 
 
-def fail_in_search(rank: int, world_size: int, folder: Path) -> None:
-    config = run_of(folder, "failing")
+def fail_in_search(rank: int, world_size: int, config: RunConfig) -> None:
     calls: list[float] = []
     search = ShardedIndex.search
 
@@ -186,12 +185,12 @@ def fail_in_search(rank: int, world_size: int, folder: Path) -> None:
 
 
 def test_a_rank_that_fails_in_its_search_ends_all_with_the_same_error(tmp_path: Path):
-    run_of(tmp_path, "first")
-    run_ranks(fail_in_search, 2, tmp_path, timeout_s=100)
+    run_ranks(fail_in_search, 2, run_of(tmp_path, "failing"), timeout_s=100)
 
 
-def search_in_nodes(rank: int, world_size: int, folder: Path, nodes: list[str]) -> None:
-    config = run_of(folder, "searched")
+def search_in_nodes(
+    rank: int, world_size: int, config: RunConfig, folder: Path, nodes: list[str]
+) -> None:
     data = load_forecast_data(config.data)
     group = "node" if len(nodes) == world_size else "world"
     with pytest.MonkeyPatch.context() as patch:
@@ -215,10 +214,10 @@ def search_in_nodes(rank: int, world_size: int, folder: Path, nodes: list[str]) 
 
 
 def test_every_way_of_sharing_finds_what_one_rank_finds(tmp_path: Path):
-    run_of(tmp_path, "first")
-    run_ranks(search_in_nodes, 1, tmp_path, [])
-    run_ranks(search_in_nodes, 3, tmp_path, [])
-    run_ranks(search_in_nodes, 4, tmp_path, ["0", "0", "1", "1"])
+    config = run_of(tmp_path, "searched")
+    run_ranks(search_in_nodes, 1, config, tmp_path, [])
+    run_ranks(search_in_nodes, 3, config, tmp_path, [])
+    run_ranks(search_in_nodes, 4, config, tmp_path, ["0", "0", "1", "1"])
     for index in ("exact", "flat", "ivf_flat"):
         for number in range(4):
             wanted = torch.load(tmp_path / f"{index}-{number}-1-world.pt")

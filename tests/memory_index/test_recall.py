@@ -1,83 +1,141 @@
-"""memory_index/recall.py: what is measured equals a count by hand, and the bound is kept."""
+"""memory_index/recall.py: what is measured is what is found, and the bound is reached."""
 
 import pytest
 import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 
+from memory_index import recall as recall_module
+from memory_index.exact_shard import ExactShard
 from memory_index.groups import RankGroup
 from memory_index.recall import (
     AT,
+    NUM_QUERIES,
+    SampleQueries,
     choose_effort,
     measure_recall,
     merge_nearest,
     nearest_in_chunk,
     sample_ids,
 )
-from tests.memory_index.small_banks import Source
+from memory_index.sharded_index import ShardedIndex
+from tests.helpers.ranks import run_ranks
 from tests.memory_index.brute_force import nearest_by_loop, recall, same
-from tests.memory_index.real_windows import RealWindows
 from tests.memory_index.shards import make_index, make_shard, parts_of, train
 
-
-def test_the_sample_is_even_and_holds_both_ends():
-    ids = torch.arange(10_000) * 3
-    chosen = sample_ids(ids)
-    assert len(chosen) == 256
-    assert (chosen[0], chosen[-1]) == (0, 29_997)
-    assert int(chosen.diff().max()) - int(chosen.diff().min()) <= 3
-    assert torch.equal(sample_ids(ids[:9]), ids[:9])
-    assert len(sample_ids(ids[:0])) == 0
-
-
-def test_the_nearest_of_all_chunks_are_the_true_ones():
-    source = Source()
-    sample = source.sample
-    parts = [
-        nearest_in_chunk(source.keys[part], source.ids[part], sample)
-        for part in (slice(0, 700), slice(700, 710), slice(710, None))
-    ]
-    truth = nearest_by_loop(source.keys, source.ids, sample.keys, sample.hidden, AT)
-    same(merge_nearest(parts, len(sample.keys)), truth)
-
-
-def test_recall_is_the_share_found_at_each_effort():
-    source = Source()
-    sample = source.sample
-    trained = train("ivf_flat", source.keys, 20)
-    shard = make_shard("ivf_flat", parts_of(source.keys, source.ids), 8, trained)
-    index = make_index("ivf_flat", shard, RankGroup(), source.keys, source.ids, effort=0)
-    truth = nearest_by_loop(source.keys, source.ids, sample.keys, sample.hidden, AT)
-    curve = measure_recall(index, sample, truth)
-    assert list(curve) == sorted(curve)
-    for effort, value in curve.items():
-        index.effort = effort
-        found = index.search(sample.keys, sample.hidden, AT)[1]
-        assert value == pytest.approx(recall(found, truth[1]))
-    assert max(curve.values()) >= 0.999
-    assert min(curve.values()) < 0.9
-
-
-def test_the_smallest_effort_beyond_the_bound_is_chosen_with_a_margin():
-    curve = {1: 0.5, 2: 0.97, 4: 0.982, 8: 0.986, 16: 0.999}
-    assert choose_effort(curve, 0.98) == 8  # 0.982 is too near the bound
-    assert choose_effort(curve, 0.3) == 2
-    assert choose_effort(curve, 1.0) == 16
-    assert choose_effort({1: 0.2, 2: 0.4, 4: 0.4}, 0.98) == 2  # trying harder gains nothing
-
-
-@pytest.mark.parametrize("key", ["anchored_windows", "dual_windows"])
-@pytest.mark.parametrize(
-    ("kind", "bound"), [("ivf_flat", 0.98), ("ivf_sq8", 0.98), ("ivf_pq", 0.95), ("hnsw", 0.95)]
+WIDTH, ENTRIES = 8, 3000
+KEYS = torch.randn(ENTRIES, WIDTH, generator=torch.Generator().manual_seed(0))
+IDS = torch.arange(ENTRIES)
+# Odd in number, so that ranks have different shares; the last one sees three entries, one none.
+SAMPLE_IDS = torch.arange(0, ENTRIES, 71)
+SAMPLE = SampleQueries(
+    keys=KEYS[SAMPLE_IDS],
+    hidden=torch.cat(
+        [
+            torch.stack([SAMPLE_IDS - 20, SAMPLE_IDS + 21], dim=1)[:-2],
+            torch.tensor([[0, ENTRIES - 3], [0, ENTRIES]]),
+        ]
+    ),
 )
-def test_the_bound_holds_on_other_windows_than_those_it_was_tuned_on(
-    key: str, kind: str, bound: float, request: pytest.FixtureRequest
+TRUTH = ExactShard(KEYS, IDS).search(SAMPLE.keys, SAMPLE.hidden, AT)
+
+
+def index_of(kind: str, nlist: int, rank: int = 0, ranks: int = 1) -> ShardedIndex:
+    group = RankGroup(dist.group.WORLD if ranks > 1 else None, range(ranks), rank)
+    trained = train(kind, KEYS, nlist)
+    shard = make_shard(kind, parts_of(KEYS, IDS, rank, ranks), WIDTH, trained)
+    return make_index(kind, shard, group, KEYS, IDS, effort=0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "size"), [(0, 0), (1, 1), (100, 100), (NUM_QUERIES, NUM_QUERIES), (9999, NUM_QUERIES)]
+)
+def test_the_sample_is_even_and_repeats_nothing(entries: int, size: int):
+    ids = torch.arange(entries) * 3
+    sample = sample_ids(ids)
+    assert len(sample) == size
+    assert set(sample.tolist()) <= set(ids.tolist())
+    if size > 1:
+        assert (sample[0], sample[-1]) == (ids[0], ids[-1])
+        steps = sample.diff()
+        assert steps.max() - steps.min() <= 3
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 7])
+def test_the_nearest_of_all_chunks_are_the_nearest_of_the_bank(chunks: int):
+    parts = [
+        nearest_in_chunk(KEYS[part], IDS[part], SAMPLE) for part in torch.arange(ENTRIES).chunk(chunks)
+    ]
+    merged = merge_nearest(parts, len(SAMPLE.keys))
+    same(merged, nearest_by_loop(KEYS, IDS, SAMPLE.keys, SAMPLE.hidden, AT))
+
+
+def test_no_chunk_has_no_neighbours():
+    distances, ids = merge_nearest([], 3)
+    assert ids.tolist() == [[-1] * AT] * 3
+    assert distances.isinf().all()
+
+
+@pytest.mark.parametrize(("kind", "nlist"), [("ivf_flat", 50), ("ivf_pq", 50), ("hnsw", 0)])
+def test_the_curve_says_what_a_search_finds(kind: str, nlist: int):
+    index = index_of(kind, nlist)
+    curve = measure_recall(index, SAMPLE, TRUTH)
+    assert list(curve) == sorted(curve)
+    assert list(curve)[:4] == [1, 2, 4, 8]
+    assert max(curve) <= index.shard.max_effort
+    for effort, share in curve.items():
+        index.effort = effort
+        found = index.search(SAMPLE.keys, SAMPLE.hidden, AT)[1]
+        assert share == pytest.approx(recall(found, TRUTH[1]), abs=1e-6)
+    assert curve[1] < max(curve.values())
+    assert max(curve.values()) > 0.95
+
+
+def test_measuring_ends_where_nothing_more_can_be_found(monkeypatch: pytest.MonkeyPatch):
+    index = index_of("ivf_flat", 50)
+    whole = measure_recall(index, SAMPLE, TRUTH)
+    assert whole[max(whole)] >= recall_module.ENOUGH
+    assert all(share < recall_module.ENOUGH for effort, share in whole.items() if effort < max(whole))
+    monkeypatch.setattr(recall_module, "ENOUGH", 2.0)  # never
+    assert max(measure_recall(index, SAMPLE, TRUTH)) == 50  # all lists
+    monkeypatch.setattr(recall_module, "LARGEST_EFFORT", 6)
+    assert list(measure_recall(index, SAMPLE, TRUTH)) == [1, 2, 4, 8]
+
+
+def test_a_bank_whose_sample_sees_nothing_has_a_curve():
+    index = index_of("ivf_flat", 50)
+    nothing = torch.full((len(SAMPLE.keys), AT), torch.inf), torch.full((len(SAMPLE.keys), AT), -1)
+    assert set(measure_recall(index, SAMPLE, nothing).values()) == {0.0}
+
+
+def measure_together(rank: int, world_size: int) -> None:
+    alone = measure_recall(index_of("ivf_flat", 50), SAMPLE, TRUTH)
+    index = index_of("ivf_flat", 50, rank, world_size)
+    chunks = parts_of(KEYS, IDS, rank, world_size)
+    mine = merge_nearest([nearest_in_chunk(*chunk, SAMPLE) for chunk in chunks], len(SAMPLE.keys))
+    curve = measure_recall(index, SAMPLE, mine)
+    assert curve == pytest.approx(alone, abs=1e-6)
+    assert index.group.gather_objects(curve) == [curve] * world_size
+
+
+@pytest.mark.ranks
+def test_ranks_measure_together_what_one_would():
+    run_ranks(measure_together, 3)  # three chunks of entries
+
+
+@given(
+    curve=st.dictionaries(st.integers(1, 1024), st.floats(0, 1), min_size=1),
+    bound=st.floats(0.01, 1),
+)
+def test_the_smallest_effort_that_reaches_the_bound_with_a_margin_is_chosen(
+    curve: dict[int, float], bound: float
 ):
-    windows: RealWindows = request.getfixturevalue(key)
-    parts = parts_of(windows.keys, windows.ids)
-    shard = make_shard(kind, parts, windows.keys.shape[1], train(kind, windows.keys, 400))
-    index = make_index(kind, shard, RankGroup(), windows.keys, windows.ids, effort=0)
-    nearest = [nearest_in_chunk(keys, ids, windows.sample) for keys, ids in parts]
-    merged = merge_nearest(nearest, len(windows.sample.keys))
-    curve = measure_recall(index, windows.sample, merged)
-    index.effort = choose_effort(curve, bound)
-    found = index.search(windows.queries, windows.hidden, AT)[1]
-    assert recall(found, windows.truth) >= bound
+    aim = bound + recall_module.MARGIN * (1 - bound)
+    chosen = choose_effort(curve, bound)
+    reaching = [effort for effort, share in curve.items() if share >= aim]
+    if reaching:
+        assert chosen == min(reaching)
+    else:  # none does: the best, and the cheapest of equals
+        best = max(curve.values())
+        assert chosen == min(effort for effort, share in curve.items() if share == best)

@@ -43,7 +43,9 @@ def run(parts: Sequence[str], root: str | None, quick: bool) -> dict[str, Any]:
     """Measure some parts; figures of the others are None."""
     figures: dict[str, Any] = dict.fromkeys(HEADLINES)
     if "search" in parts:
-        figures |= run_on_ranks(retrieval_search.measure, 2, root, quick)[0]
+        figures |= run_on_ranks(
+            retrieval_search.measure, 2, root, quick, retrieval_search.cache_folder()
+        )[0]
     if "step" in parts:
         figures |= run_on_ranks(retrieval_step.measure, 2, quick)[0]
     if "large" in parts:

@@ -110,12 +110,18 @@ def recall(found: Tensor, truth: Tensor) -> float:
     return float((found[:, :, None] == truth[:, None]).any(dim=2).float().mean())
 
 
-def measure(rank: int, world_size: int, root: str | None, quick: bool) -> dict[str, Any]:
+def cache_folder() -> Path:
+    """Where keys and banks are kept for the next time."""
+    root = os.environ.get("TIMELLM_CACHE") or "~/.cache/timellm-enhanced"
+    return Path(root).expanduser() / "benchmarks"
+
+
+def measure(
+    rank: int, world_size: int, root: str | None, quick: bool, cache: Path
+) -> dict[str, Any]:
     """Measure on this rank; the contestants without ranks run on rank 0 with all cores."""
     group = RankGroup(dist.new_group(backend="gloo"), range(world_size), rank)
     bank, name = read_bank(root, quick)
-    cache = Path(os.environ.get("TIMELLM_CACHE") or "~/.cache/timellm-enhanced").expanduser()
-    cache = cache / "benchmarks"
     keys = encode_all(bank, cache, group)
     position = torch.full((int(bank.ids[-1]) + 1,), -1, dtype=torch.int64)
     position[bank.ids] = torch.arange(len(bank))

@@ -15,15 +15,16 @@ MAY_IMPORT = {  # package -> the packages of this repository it may use
 ONE_OWNER = {  # heavy dependency -> the only files that may name it
     "deepspeed": {"dist_train/engine.py"},
     "wandb": {"dist_train/tracking.py"},
-    "faiss": {"memory_index/faiss_shard.py"},
+    "faiss": {
+        "memory_index/faiss_flat.py", "memory_index/faiss_ivf.py", "memory_index/faiss_hnsw.py",
+        "memory_index/faiss_training.py", "memory_index/faiss_gpu.py",
+    },
     "transformers": {"model/backbone.py", "model/key_value_prefix.py"},
     "peft": {"model/backbone.py"},
     "bitsandbytes": {"model/backbone.py"},
     "matplotlib": {"dist_train/plots.py"},
     "jsonargparse": {"dist_train/config.py", "dist_train/cli.py"},
-    "torch.distributed": {
-        "dist_train/distributed.py", "memory_index/merge.py", "memory_index/sharded_index.py",
-    },
+    "torch.distributed": {"dist_train/distributed.py", "memory_index/groups.py"},
 }  # fmt: skip
 LAYERS = [  # inside dist_train: a module may import its own layer and the ones below, never up
     {"cli"},

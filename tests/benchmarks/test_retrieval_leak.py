@@ -12,6 +12,7 @@ from benchmarks.retrieval_leak import Row, alarm, exclusions, main, measure, sum
 from benchmarks.ridge_head import HeadScore
 from dist_train.data.config import DataConfig
 from dist_train.data.windows import load_forecast_data
+from memory_index.exclusion import visible
 from tests.helpers.series import write_series
 
 MASKS = ("masked", "query_only", "unmasked")
@@ -54,11 +55,11 @@ def test_the_quick_run_shows_the_leak(capsys: pytest.CaptureFixture[str]):
 
 
 def test_each_mask_hides_starts_closer_than_its_span():
-    starts, series = torch.arange(100), torch.zeros(100, dtype=torch.int64)
+    starts = torch.arange(100)
     query = torch.tensor([50])
     for (mask, exclusion), span in zip(exclusions(5, 3).items(), (8, 1, 0), strict=True):
-        visible = exclusion.visible(series[:1], query, series, starts)[0]
-        assert visible.tolist() == [abs(start - 50) >= span for start in range(100)], mask
+        seen = visible(exclusion.hidden_range(query), starts)[0]
+        assert seen.tolist() == [abs(start - 50) >= span for start in range(100)], mask
 
 
 def test_the_alarm_compares_train_with_validation():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dist_train import distributed
+from memory_index.groups import OtherRankError
 from tests.helpers.ranks import RankFailedError, run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -35,7 +36,7 @@ def refuse_on_rank_one(rank: int) -> None:
 
 
 def one_rank_refuses(rank: int, world_size: int) -> None:
-    with pytest.raises((ValueError, distributed.OtherRankError)) as caught:
+    with pytest.raises((ValueError, OtherRankError)) as caught:
         refuse_on_rank_one(rank)
     if rank == 1:
         assert isinstance(caught.value, ValueError)
@@ -67,3 +68,24 @@ def one_rank_hangs(rank: int, world_size: int) -> None:
 def test_a_hanging_rank_fails_the_test():
     with pytest.raises((TimeoutError, RankFailedError)):
         run_ranks(one_rank_hangs, 2, timeout_s=5.0)
+
+
+def share(rank: int, world_size: int) -> None:
+    assert distributed.rank_group("search", "rank").ranks == (rank,)
+    world = distributed.rank_group("search", "world")
+    assert world.ranks == tuple(range(world_size))
+    assert world.rank == rank
+    assert distributed.rank_group("search", "world") is world
+    assert distributed.rank_group("build", "world") is not world
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROUP_RANK", str(rank % 2))  # as torchrun numbers its nodes
+        names = distributed.node_names()
+        assert len(set(names)) == 2
+        assert names[0] == names[2] != names[1]
+        node = distributed.rank_group("search", "node")
+    assert node.ranks == ((0, 2) if rank % 2 == 0 else (1,))
+    assert node.all_gather(torch.tensor(rank)).tolist() == list(node.ranks)
+
+
+def test_groups_of_ranks_of_nodes_and_of_all():
+    run_ranks(share, 3)

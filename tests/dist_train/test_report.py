@@ -172,7 +172,10 @@ def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: P
     verdict = RetrievalVerdict(without=ridge, with_retrieval=better)
     text = report.parameters(model, ridge, verdict, sampled)
     assert f"{ridge.validation_mse:.4f} without and 0.0312 with retrieved futures" in text
-    assert text.endswith("memory: on, 100 entries of 722, even")
+    assert text.endswith(
+        "memory: on, 100 entries of 722, even; flat, a copy on every rank: 100 entries are "
+        "searched whole"
+    )
 
 
 @pytest.mark.parametrize("name", ["Time-LLM", "ridge"])

@@ -112,6 +112,7 @@ def measure(rank: int, world_size: int, quick: bool) -> dict[str, Any]:
         began = time.perf_counter()
         retriever.retrieve(batch, "train")
         alone.append(time.perf_counter() - began)
+    retriever.close()
     return {
         "step_over_no_retrieval": _ratio(times["live"], times["kept"]),
         "step_over_model_without_memory": _ratio(times["live"], times["none"]),

@@ -98,6 +98,7 @@ class MemoryBuilder:
         self._sharing = distributed.rank_group("search", self.choice.group)
         # The same ranks; measuring the next index must not mix with searches in the live one.
         self._measuring = distributed.rank_group("measure", self.choice.group)
+        self._forget: weakref.finalize[..., Any] | None = None
         self.root = Path(config.path) if config.path else root or self._make_temporary_root()
 
     def open(self, state: Mapping[str, Tensor]) -> LiveMemory:
@@ -148,6 +149,11 @@ class MemoryBuilder:
             for version in versions(self.root):
                 if version not in keep:
                     BankFolder(self.root, version).delete()
+
+    def close(self) -> None:
+        """Delete a folder that was made to go away. Not collective."""
+        if self._forget is not None:
+            self._forget()
 
     def _load_or_build(
         self, folder: BankFolder, plan: BankPlan, encode: Encode, sample: SampleQueries
@@ -242,7 +248,7 @@ class MemoryBuilder:
         name = ""
         if distributed.is_main_rank():
             name = tempfile.mkdtemp(prefix="timellm-bank-")
-            weakref.finalize(self, shutil.rmtree, name, ignore_errors=True)
+            self._forget = weakref.finalize(self, shutil.rmtree, name, ignore_errors=True)
         return Path(str(self._all.gather_objects(name)[0]))
 
 

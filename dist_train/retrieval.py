@@ -145,6 +145,7 @@ class Retriever:
         """End the threads once they have done what they were given. Not collective."""
         self._searching.close()
         self._building.close()
+        self.builder.close()
 
     def search(
         self, context: Tensor, series: np.ndarray, starts: np.ndarray, *, past_only: bool

@@ -56,10 +56,9 @@ def judge_retrieval(
         data: The series.
         gram: Number of neighbours and temperature.
         bank: Which windows can be retrieved.
-        root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`; a run with a
-            learned key has no use for this one later, so it goes away.
+        root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`. This one is
+            deleted again where the run has a learned key, and so no use for it later.
     """
-    root = root if gram.retrieval_key == "anchored" else None
     retriever = Retriever(data, replace(gram, retrieval_key="anchored"), bank, root)
     retriever.refresh({})
     sums = {
@@ -69,6 +68,8 @@ def judge_retrieval(
     }
     for split, limit in (("train", TRAIN_ROWS), ("val", VAL_ROWS)):
         _accumulate(retriever, split, limit, sums[split, False], sums[split, True])
+    if gram.retrieval_key != "anchored":
+        retriever.builder.prune(set())
     retriever.close()
     for accumulators in sums.values():
         for accumulator in accumulators:

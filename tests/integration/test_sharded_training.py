@@ -209,6 +209,7 @@ def search_in_nodes(
                 found = retriever.search_batch(Collator(windows, None)(chosen), "train")
                 name = f"{index}-{number}-{world_size}-{group}.pt"
                 torch.save((found.ids, found.weights), folder / name)
+            retriever.close()
             if world_size > 1:
                 assert retriever.live.index.group.size == (2 if group == "node" else world_size)
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_index.atomic_file import replacing, write_text
@@ -30,6 +30,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path):
     assert [one.name for one in tmp_path.iterdir()] == ["x.json"]
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, text: str):
     path = tmp_path_factory.getbasetemp() / "any.txt"

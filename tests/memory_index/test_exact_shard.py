@@ -82,6 +82,20 @@ def test_near_ties_far_from_the_origin_keep_their_order():
     assert ids.tolist() == [[1, 2, 0, 3]]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_neighbours_nearer_to_each_other_than_the_product_can_tell_keep_their_order(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    # A million from the origin float64 is off by the distances of keys that differ in a last bit.
+    monkeypatch.setattr(exact_shard, "MARGIN", 0)
+    generator = torch.Generator().manual_seed(seed)
+    centre = 1e6 + 1e5 * torch.randn(1, 24, generator=generator)
+    steps = torch.randint(2, (400, 24), generator=generator) * (torch.rand(400, 24) < 0.2)
+    shard = ExactShard(centre + steps / 16, torch.arange(400))
+    hidden = torch.tensor([[3, 40]])
+    same(shard.search(centre, hidden, 5), nearest_by_loop(shard.keys, shard.ids, centre, hidden, 5))
+
+
 @pytest.mark.parametrize("shards", [2, 3, 7])
 def test_the_answer_does_not_depend_on_how_entries_are_shared_out(shards: int):
     whole = make_shard(500, 4, seed=3, levels=2)

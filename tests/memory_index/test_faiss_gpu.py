@@ -83,8 +83,11 @@ def test_ranges_inside_across_around_and_outside_blocks(kind: str):
     edges = [edge + step for edge in (first, last) for step in (-1, 0, 1)]
     ranges = [(low, high) for low in [-5, *edges] for high in [*edges, 9999]]
     ranges += [(first + 30, first + 60), (0, 9999), (9999, 10**6), (5, 5)]
-    queries = torch.randn(len(ranges), WIDTH, generator=torch.Generator().manual_seed(3))
-    same(*both(kind, queries, torch.tensor(ranges)))
+    # The entries at both ends of the block are the nearest, wherever they are visible.
+    for entry in (6 * CHUNK, 8 * CHUNK - 1):
+        assert int(IDS[entry]) in (first, last)
+        queries = KEYS[entry] + torch.randn(len(ranges), WIDTH) / 100
+        same(*both(kind, queries, torch.tensor(ranges)))
 
 
 def counting(calls: list[tuple[str, int]]) -> Callable[[IvfShard, int], BlockSearch]:

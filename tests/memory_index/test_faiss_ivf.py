@@ -93,11 +93,13 @@ def test_the_answer_does_not_depend_on_who_else_asks(kind: str):
 @given(first=st.integers(-5, 1810), length=st.integers(-5, 2000), effort=st.integers(1, NLIST))
 def test_no_hidden_id_is_ever_returned(kind: str, first: int, length: int, effort: int):
     shard, hidden = whole(kind), torch.tensor([[first, first + length]])
-    found = shard.search(KEYS[:1], hidden, 900, effort, shard.route(KEYS[:1], effort))[1]
-    assert not [name for name in found[0].tolist() if first <= name < first + length]
+    ids = shard.search(KEYS[:1], hidden, 900, effort, shard.route(KEYS[:1], effort))[1]
+    found = ids[ids >= 0].tolist()
+    visible = [name for name in IDS.tolist() if not first <= name < first + length]
+    assert set(found) <= set(visible)
+    assert len(found) == len(set(found))
     if effort == NLIST:
-        visible = [name for name in IDS.tolist() if not first <= name < first + length]
-        assert sorted(found[found >= 0].tolist()) == visible
+        assert len(found) == len(visible)
 
 
 @pytest.mark.parametrize("kind", IVF_KINDS)
@@ -153,6 +155,7 @@ def test_refuses_keys_and_queries_that_are_not_finite():
         shard.search(broken, HIDDEN[:1], 5, 1, shard.route(QUERIES[:1], 1))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=12))
 def test_queries_are_grouped_by_equal_ranges(ranges: list[tuple[int, int]]):
     hidden = torch.tensor(ranges, dtype=torch.int64).reshape(-1, 2)

@@ -3,7 +3,7 @@
 import faiss
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_index.config import BankConfig
@@ -157,6 +157,7 @@ def test_bytes_per_entry_are_those_of_the_index_itself(kind: str, width: int):
     assert index_gib(kind, 2**30, width) == bytes_per_entry(kind, width) + 8
 
 
+@settings(deadline=None)
 @given(width=st.integers(1, 1000))
 def test_a_product_quantiser_splits_the_width_evenly(width: int):
     assert width % pq_bytes(width) == 0

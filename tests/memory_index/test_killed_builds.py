@@ -14,13 +14,25 @@ from memory_index.groups import RankGroup
 from memory_index.manifest import ManifestError
 from memory_index.store import TRAINED, BankFolder, chunk_name, sha256_of
 from tests.helpers.ranks import RankFailedError, run_ranks
-from tests.memory_index.banks import CHUNK, IDS, Encoder, build, folder_of, load, plan_of, small_chunks
+from tests.memory_index.banks import (
+    CHUNK,
+    IDS,
+    Encoder,
+    build,
+    folder_of,
+    load,
+    plan_of,
+    small_chunks,
+)
+
 
 def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dies_before(function: Callable[..., object], when: Callable[..., bool]) -> Callable[..., object]:
+def dies_before(
+    function: Callable[..., object], when: Callable[..., bool]
+) -> Callable[..., object]:
     """Wrap a function: the process is killed instead of a call for which ``when`` is true."""
 
     def wrapped(*args: object, **kwargs: object) -> object:
@@ -60,12 +72,14 @@ def set_the_trap(point: str, folder: BankFolder, doomed: str) -> None:
         store.save_file = write_half
     elif point == "before a chunk is on the disk":
         os.fsync = dies_before(
-            os.fsync, lambda number: doomed in os.readlink(f"/proc/self/fd/{number}")
+            os.fsync, lambda number: doomed in Path(f"/proc/self/fd/{number}").readlink().name
         )
     elif point == "before a chunk has its name":
         Path.replace = dies_before(replace, lambda _, target: target.name == doomed)
     elif point == "after a chunk is written":
-        BankFolder.write_part = dies_after(BankFolder.write_part, lambda _, name, __: name == doomed)
+        BankFolder.write_part = dies_after(
+            BankFolder.write_part, lambda _, name, __: name == doomed
+        )
     elif point == "before the index is trained":
         builder.train_codes = die
     elif point == "after the index is trained":

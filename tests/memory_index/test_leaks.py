@@ -60,7 +60,9 @@ class Memory:
         offsets = self.offsets or [10**6 * (number + 1) for number in range(9)]
         return torch.tensor(offsets)[series] + starts
 
-    def check(self, index: ShardedIndex, series: Tensor, starts: Tensor, past_only: bool) -> None:
+    def check(
+        self, kind: str, index: ShardedIndex, series: Tensor, starts: Tensor, past_only: bool
+    ) -> None:
         """Ask for each entry from each place; refuse a leak, and an entry that is not shown."""
         bank = self.bank
         span = bank.seq_len + bank.pred_len
@@ -79,7 +81,9 @@ class Memory:
         rows = torch.searchsorted(bank.ids, found)
         assert not (leaks[place[:, None], rows.clamp(max=len(bank) - 1)] & (found >= 0)).any()
         shown = (found == bank.ids[target][:, None]).any(dim=1)
-        assert torch.equal(shown, ~leaks[place, target])
+        missed = int((~shown & ~leaks[place, target]).sum())
+        # A graph may have no way to an entry, and a few product codes may seem nearer.
+        assert missed <= (1 + len(target) // 50 if kind in ("hnsw", "ivf_pq") else 0)
 
 
 def two_series() -> Memory:
@@ -104,7 +108,7 @@ def test_no_copy_is_shown_from_any_place_on_the_clock(
         monkeypatch.setattr(faiss_flat, name, 24)
     monkeypatch.setattr(exact_shard, "ENTRY_TILE", 20)
     memory = two_series()
-    memory.check(memory.index(kind, on_gpu, RankGroup()), *every_place(memory), past_only)
+    memory.check(kind, memory.index(kind, on_gpu, RankGroup()), *every_place(memory), past_only)
 
 
 def ask_on_ranks(rank: int, world_size: int) -> None:
@@ -120,7 +124,7 @@ def ask_on_ranks(rank: int, world_size: int) -> None:
     for kind, on_gpu in KINDS_AND_DEVICES:
         for past_only in (False, True):
             try:
-                memory.check(memory.index(kind, on_gpu, group), series, starts, past_only)
+                memory.check(kind, memory.index(kind, on_gpu, group), series, starts, past_only)
             except AssertionError as error:
                 raise AssertionError(f"{kind}, on_gpu={on_gpu}, past_only={past_only}") from error
 
@@ -153,7 +157,7 @@ def test_no_copy_is_shown_whatever_the_series_and_shifts(
     past_only: bool,
 ):
     memory = Memory.make(lengths, offsets, seq_len, pred_len)
-    memory.check(memory.index(kind, on_gpu, RankGroup()), *torch.tensor(places).T, past_only)
+    memory.check(kind, memory.index(kind, on_gpu, RankGroup()), *torch.tensor(places).T, past_only)
 
 
 @pytest.mark.parametrize(("kind", "on_gpu"), KINDS_AND_DEVICES)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_index import recall as recall_module
@@ -49,7 +49,8 @@ def index_of(kind: str, nlist: int, rank: int = 0, ranks: int = 1) -> ShardedInd
 
 
 @pytest.mark.parametrize(
-    ("entries", "size"), [(0, 0), (1, 1), (100, 100), (NUM_QUERIES, NUM_QUERIES), (9999, NUM_QUERIES)]
+    ("entries", "size"),
+    [(0, 0), (1, 1), (100, 100), (NUM_QUERIES, NUM_QUERIES), (9999, NUM_QUERIES)],
 )
 def test_the_sample_is_even_and_repeats_nothing(entries: int, size: int):
     ids = torch.arange(entries) * 3
@@ -65,7 +66,8 @@ def test_the_sample_is_even_and_repeats_nothing(entries: int, size: int):
 @pytest.mark.parametrize("chunks", [1, 2, 7])
 def test_the_nearest_of_all_chunks_are_the_nearest_of_the_bank(chunks: int):
     parts = [
-        nearest_in_chunk(KEYS[part], IDS[part], SAMPLE) for part in torch.arange(ENTRIES).chunk(chunks)
+        nearest_in_chunk(KEYS[part], IDS[part], SAMPLE)
+        for part in torch.arange(ENTRIES).chunk(chunks)
     ]
     merged = merge_nearest(parts, len(SAMPLE.keys))
     same(merged, nearest_by_loop(KEYS, IDS, SAMPLE.keys, SAMPLE.hidden, AT))
@@ -96,7 +98,9 @@ def test_measuring_ends_where_nothing_more_can_be_found(monkeypatch: pytest.Monk
     index = index_of("ivf_flat", 50)
     whole = measure_recall(index, SAMPLE, TRUTH)
     assert whole[max(whole)] >= recall_module.ENOUGH
-    assert all(share < recall_module.ENOUGH for effort, share in whole.items() if effort < max(whole))
+    assert all(
+        share < recall_module.ENOUGH for effort, share in whole.items() if effort < max(whole)
+    )
     monkeypatch.setattr(recall_module, "ENOUGH", 2.0)  # never
     assert max(measure_recall(index, SAMPLE, TRUTH)) == 50  # all lists
     monkeypatch.setattr(recall_module, "LARGEST_EFFORT", 6)
@@ -124,6 +128,7 @@ def test_ranks_measure_together_what_one_would():
     run_ranks(measure_together, 3)  # three chunks of entries
 
 
+@settings(deadline=None)
 @given(
     curve=st.dictionaries(st.integers(1, 1024), st.floats(0, 1), min_size=1),
     bound=st.floats(0.01, 1),
@@ -139,3 +144,12 @@ def test_the_smallest_effort_that_reaches_the_bound_with_a_margin_is_chosen(
     else:  # none does: the best, and the cheapest of equals
         best = max(curve.values())
         assert chosen == min(effort for effort, share in curve.items() if share == best)
+
+
+def test_an_effort_just_beyond_the_bound_is_too_near_to_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recall_module, "MARGIN", 0.5)
+    curve = {1: 0.5, 2: 0.97, 4: 0.982, 8: 0.991, 16: 0.999}
+    assert choose_effort(curve, 0.98) == 8
+    assert choose_effort(curve, 0.3) == 2
+    assert choose_effort(curve, 1.0) == 16
+    assert choose_effort({1: 0.2, 2: 0.4, 4: 0.4}, 0.98) == 2  # trying harder gains nothing

@@ -125,7 +125,8 @@ class MemoryBuilder:
         )
         folder = BankFolder(self.root, version_of(plan.identity))
         encode = self._encode_with(encoder)
-        ids = sample_ids(self.bank.ids)
+        # What finds everything needs nothing measured.
+        ids = sample_ids(self.bank.ids[:0] if self.choice.is_exact else self.bank.ids)
         training = Exclusion(
             seq_len=self.bank.seq_len, pred_len=self.bank.pred_len, past_only=False
         )

@@ -6,6 +6,7 @@ Shape legend (this file):
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -111,35 +112,26 @@ class IvfShard:
         distances = np.full((len(queries), k), np.inf, dtype=np.float32)
         ids = np.full((len(queries), k), -1, dtype=np.int64)
         vectors = np.ascontiguousarray(queries.numpy(), dtype=np.float32)
-        # One selector per call, so queries of one window, whose ranges are equal, go together.
-        for rows in group_equal(hidden):
-            first, end = hidden[rows[0]].tolist()
-            distances[rows], ids[rows] = self._search_group(
-                vectors[rows], lists[rows], coarse[rows], k, first, end
-            )
-        return merge_neighbours(torch.from_numpy(distances), torch.from_numpy(ids), k)
-
-    def _search_group(
-        self,
-        vectors: np.ndarray,
-        lists: np.ndarray,
-        coarse: np.ndarray,
-        k: int,
-        first: int,
-        end: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        distances = np.empty((len(vectors), k), dtype=np.float32)
-        ids = np.empty((len(vectors), k), dtype=np.int64)
-        hidden = faiss.IDSelectorRange(first, end)
-        selector = faiss.IDSelectorNot(hidden)
+        # One selector per call, so queries of one window, whose ranges are equal and which stand
+        # together, go together.
+        inside = faiss.IDSelectorRange(0, 0)
+        selector = faiss.IDSelectorNot(inside)
         settings = faiss.SearchParametersIVF(sel=selector, nprobe=lists.shape[1])
+        ranges = hidden.numpy()
+        borders = np.flatnonzero((ranges[1:] != ranges[:-1]).any(axis=1)) + 1
         pointer = faiss.swig_ptr
-        # The Python wrapper of this call takes no selector.
-        self._index.search_preassigned_c(
-            len(vectors), pointer(vectors), k, pointer(lists), pointer(coarse),
-            pointer(distances), pointer(ids), False, settings,
-        )  # fmt: skip
-        return distances, ids
+        for begin, stop in pairwise([0, *borders.tolist(), len(ranges)]):
+            if begin == stop:
+                continue
+            part = slice(begin, stop)
+            inside.imin, inside.imax = ranges[begin].tolist()
+            # The Python wrapper of this call takes no selector.
+            self._index.search_preassigned_c(
+                stop - begin, pointer(vectors[part]), k, pointer(lists[part]),
+                pointer(coarse[part]), pointer(distances[part]), pointer(ids[part]), False,
+                settings,
+            )  # fmt: skip
+        return merge_neighbours(torch.from_numpy(distances), torch.from_numpy(ids), k)
 
 
 def encode_keys(index: "faiss.IndexIVF", keys: Tensor) -> Tensor:

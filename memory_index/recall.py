@@ -18,7 +18,7 @@ from memory_index.merge import merge_neighbours
 from memory_index.sharded_index import ShardedIndex
 
 AT = 5
-NUM_QUERIES = 256
+NUM_QUERIES = 1024
 LARGEST_EFFORT = 1024
 ENOUGH = 0.999
 # Recall differs between data sets of one bank, and from that of the sample: aim half-way beyond.

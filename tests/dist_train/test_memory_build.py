@@ -72,7 +72,8 @@ def test_a_bank_that_fits_is_loaded_without_encoding_it_again(
     loaded, second = encodings.of(builder_of(tmp_path, index=index))
     entries = len(builder_of(tmp_path).bank)
     assert first >= entries
-    assert second < entries / 2 + 256 * 5 * 4  # the sample of queries, and candidates of codes
+    # So small a bank is its own sample of queries, which the kinds with lists are measured with.
+    assert second == (0 if index == "flat" else entries)
     assert loaded.version == built.version
     queries, hidden = built.encoder(torch.randn(6, L)).key, torch.zeros(6, 2, dtype=torch.int64)
     for one, other in zip(built.index.search(queries, hidden, 3),

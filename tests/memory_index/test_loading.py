@@ -22,6 +22,7 @@ from tests.memory_index.banks import (
     folder_of,
     load,
     plan_of,
+    sample_of,
     small_chunks,
 )
 from tests.memory_index.brute_force import nearest_by_loop, recall, same
@@ -150,7 +151,8 @@ def test_what_was_measured_is_measured_once_and_again_where_refine_differs(tmp_p
     assert encode.asked
     first = folder.read_recall()
     assert first is not None
-    assert (first["at"], first["refine"], first["queries"]) == (5, 1, 32)
+    assert (first["at"], first["refine"]) == (5, 1)
+    assert first["queries"] == len(sample_of(plan).keys)
     encode = Encoder()
     assert load(folder, plan, encode=encode, refine=1).effort == coarse.effort
     assert not encode.asked

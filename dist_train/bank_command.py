@@ -107,7 +107,7 @@ def _describe(folder: BankFolder, *, verify: bool) -> dict[str, Any]:
         "age_hours": round(age.total_seconds() / 3600, 2),
         "build_s": manifest.build_s,
         "built_by_ranks": manifest.ranks,
-        "recall_at_5": "exact" if recall is None and manifest.nlist == 0 else recall
+        "recall_at_5": "exact" if manifest.kind in ("exact", "flat") else recall
         and {str(effort): round(value, 4) for effort, value in recall["curve"].items()},
         "verified": verify,
     }  # fmt: skip
@@ -141,8 +141,11 @@ def _of_run(run: Path) -> tuple[MemoryBuilder, Mapping[str, Tensor]]:
     config = load_run_config(run / "best" / "config.yaml")
     if config.gram.use_gram is not True:
         raise ConfigError(f"--run {run}: this run has no memory (gram.use_gram).")
+    root = bank_root(run)
+    if root is None and config.bank.path is None:
+        raise ConfigError(f"--run {run}: nothing can be written there; build in a copy of the run.")
     data: ForecastData = load_training_data(config, checkpoint.series)
-    builder = MemoryBuilder(data, config.gram, config.bank, bank_root(run))
+    builder = MemoryBuilder(data, config.gram, config.bank, root)
     return builder, checkpoint.memory
 
 

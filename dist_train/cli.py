@@ -138,6 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments[1:])
     except (ValueError, OSError) as error:
         return fail(error)
+    except RuntimeError as error:
+        from dist_train.train import is_refusal
+
+        if is_refusal(error):
+            return fail(error)
+        raise
 
 
 def _parser(prog: str, command: Callable[..., object]) -> Any:

@@ -4,6 +4,7 @@ Shape legend (this file):
     m  entries     L  seq_len     Z2  width of a key
 """
 
+import copy
 import hashlib
 import os
 import shutil
@@ -84,7 +85,9 @@ class MemoryBuilder:
             None if offsets is None else offsets.tolist(),
         )
         self.device = _search_device(config)
-        self.width = build_encoder(gram, train.seq_len).key_width
+        # One to copy: a new one draws random numbers, from the generator of the training's dropout.
+        self._encoder = build_encoder(gram, train.seq_len).requires_grad_(False).eval()
+        self.width = self._encoder.key_width
         nodes = distributed.node_names()
         self.choice = choose_index(
             config,
@@ -112,7 +115,7 @@ class MemoryBuilder:
                 cannot be used.
             ValueError: A key is not finite.
         """
-        encoder = build_encoder(self.gram, self.bank.seq_len).requires_grad_(False).eval()
+        encoder = copy.deepcopy(self._encoder)
         encoder.load_state_dict(dict(state))
         encoder.to(self.device)
         name = fingerprint(encoder)

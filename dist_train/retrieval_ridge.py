@@ -68,12 +68,13 @@ def judge_retrieval(
     }
     for split, limit in (("train", TRAIN_ROWS), ("val", VAL_ROWS)):
         _accumulate(retriever, split, limit, sums[split, False], sums[split, True])
-    if gram.retrieval_key != "anchored":
-        retriever.builder.prune(set())
-    retriever.close()
     for accumulators in sums.values():
         for accumulator in accumulators:
             distributed.sum_in_place(accumulator.tensors)
+    # Not before all have come this far: another rank may still have been reading the bank.
+    if gram.retrieval_key != "anchored":
+        retriever.builder.prune(set())
+    retriever.close()
     return RetrievalVerdict(
         without=fit_anchor(sums["train", False], sums["val", False], LAMBDAS_TRIED),
         with_retrieval=fit_anchor(sums["train", True], sums["val", True], LAMBDAS_TRIED),

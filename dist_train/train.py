@@ -39,6 +39,15 @@ def run_training(config: RunConfig) -> dict[str, Any]:
         distributed.shut_down()
 
 
+def is_refusal(error: RuntimeError) -> bool:
+    """Whether one line says it all. Torch's own errors are faults, and need their traceback."""
+    from dist_train.leak_alarm import LeakError
+    from memory_index.groups import OtherRankError
+    from memory_index.sharded_index import SearchError
+
+    return isinstance(error, (OtherRankError, LeakError, SearchError))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line and train; returns the exit code."""
     os.environ.setdefault("TIMELLM_STARTED_AT", str(time.time()))
@@ -50,12 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         return fail(error)
     except RuntimeError as error:
-        # Ours are refusals; torch's are faults, and need their traceback.
-        from dist_train.leak_alarm import LeakError
-        from memory_index.groups import OtherRankError
-        from memory_index.sharded_index import SearchError
-
-        if isinstance(error, (OtherRankError, LeakError, SearchError)):
+        if is_refusal(error):
             return fail(error)
         raise
     if int(os.environ.get("RANK", "0")) == 0:

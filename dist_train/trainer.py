@@ -161,6 +161,7 @@ class Trainer:
         self.engine.load_trained_parameters(self.best_state)
         if self.retriever is not None and self.retriever.needs_refresh:
             self.retriever.refresh(self.best_snapshot)
+            self.retriever.prune({self._best_bank})
 
     def _steps(self) -> Iterator[list[WindowBatch]]:
         """The micro-batches of one optimizer step after the other, epoch after epoch."""

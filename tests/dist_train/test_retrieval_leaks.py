@@ -143,8 +143,8 @@ def entries_that_overlap(retriever: Retriever, split: str) -> int:
 def test_no_window_at_all_finds_an_entry_of_its_own_time(
     index: IndexKind, monkeypatch: pytest.MonkeyPatch
 ):
-    # A cycle of 24 rows: the best matches lie one cycle away, where their futures overlap.
-    cycle = np.sin(2 * np.pi * np.arange(320)[:, None] / 24 + np.arange(2))
+    # The best matches lie one cycle away, where one row of their futures overlaps.
+    cycle = np.sin(2 * np.pi * np.arange(320)[:, None] / (SPAN - 1) + np.arange(2))
     data = wide_data(cycle + 0.01 * noise(320, 2), L, H)
     gram = GramConfig(use_gram=True, retrieval_key="anchored", d_repr=8)
     with closing(Retriever(data, gram, BankConfig(index=index))) as retriever:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dist_train import distributed
 from dist_train.config import ConfigError, RunConfig, load_run_config
 from dist_train.data.windows import ForecastData, load_forecast_data
-from dist_train.memory_build import MemoryBuilder, bank_root
+from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
 from memory_index.manifest import ManifestError
 from memory_index.store import BankFolder, versions
 
@@ -44,7 +44,7 @@ def build(config: RunConfig, run: Path | None) -> dict[str, Any] | None:
             "entries": len(builder.bank),
             "kind": live.choice.kind,
             "effort": live.index.effort,
-            "recall_at_5": _recall(folder, live.index.effort),
+            "recall_at_5": _recall(folder, live),
             "gib": round(folder.size_gib(), 3),
             "ranks": distributed.world_size(),
             "seconds": round(time.monotonic() - began, 1),
@@ -113,12 +113,12 @@ def _describe(folder: BankFolder, *, verify: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _recall(folder: BankFolder, effort: int) -> float | None:
-    """Measured recall at this effort; 1 where the search misses nothing, None where unknown."""
-    recall = folder.read_recall()
-    if effort == 0:
+def _recall(folder: BankFolder, live: LiveMemory) -> float | None:
+    """Measured recall at its effort; 1 where the search misses nothing, None where unknown."""
+    if live.choice.is_exact:
         return 1.0
-    return None if recall is None else recall["curve"].get(effort)
+    recall = folder.read_recall()
+    return None if recall is None else recall["curve"].get(live.index.effort)
 
 
 def _of_config(config: RunConfig) -> tuple[MemoryBuilder, Mapping[str, Tensor]]:

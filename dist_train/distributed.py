@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from dist_train.worker import abandon_all
 from memory_index.groups import RankGroup, agreed
 
 
@@ -50,7 +51,8 @@ def set_timeouts(timeout_s: float) -> None:
 
 
 def shut_down() -> None:
-    """Leave the process group, so that the exit of the process cannot abort."""
+    """End the threads and leave the process group, so that the exit of the process cannot abort."""
+    abandon_all()
     _groups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -257,10 +257,10 @@ class MemoryBuilder:
 
 
 def bank_root(run_folder: Path) -> Path | None:
-    """Folder of a run's banks; None where nothing can be written there."""
+    """Folder of a run's banks; None where it holds none and nothing can be written there."""
     folder = run_folder / "bank"
     nearest = folder if folder.exists() else run_folder
-    return folder if os.access(nearest, os.W_OK) else None
+    return folder if os.access(nearest, os.W_OK) or versions(folder) else None
 
 
 def _search_device(config: BankConfig) -> torch.device:

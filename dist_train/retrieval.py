@@ -6,7 +6,7 @@ one computes, and the ranks still stay in step.
 
 Shape legend (this file):
     B  windows     R  rows, B * N, row = b * N + n     L  seq_len     M  entries of the bank
-    N  variates    K  top_k                            H  pred_len
+    N  variates    K  top_k                            H  pred_len    Z  width of a key
 """
 
 import time
@@ -173,9 +173,11 @@ class Retriever:
             torch.from_numpy(np.repeat(part, num_variates)) for part in (series, starts)
         )
         hidden_R2 = self.bank.hidden(series_R, starts_R, self.exclusion(past_only=past_only))
-        distances_RK, ids_RK = live.index.search(
-            live.encoder(rows_RL).key.float().cpu(), hidden_R2, self.gram.top_k
-        )
+        # A rank without a window searches too, but the encoder refuses a batch of nothing.
+        keys_RZ = torch.empty(0, self.builder.width)
+        if len(rows_RL):
+            keys_RZ = live.encoder(rows_RL).key.float().cpu()
+        distances_RK, ids_RK = live.index.search(keys_RZ, hidden_R2, self.gram.top_k)
         weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
         self.search_s += time.monotonic() - began
         return Neighbours(ids=ids_RK, weights=weights_RK)

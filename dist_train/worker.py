@@ -5,6 +5,7 @@ Collective work stays in step over the ranks this way: all of them give it in th
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
@@ -13,6 +14,9 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# How long the end of a process waits for what a thread has begun: a search, not a whole bank.
+PATIENCE_S = 5.0
 
 
 class OrderedWorker:
@@ -23,7 +27,10 @@ class OrderedWorker:
         self._work = queue.SimpleQueue()
         # The current CUDA device is a thread's own.
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+        _running.add(self)
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Do something after all that was given before; returns at once."""
@@ -35,13 +42,31 @@ class OrderedWorker:
         """End the thread once it has done what it was given."""
         self._work.put(None)
 
+    def abandon(self) -> None:
+        """End the thread: forget what it has not begun, wait a while for what it has."""
+        self._abandoned = True
+        self.close()
+        self._thread.join(PATIENCE_S)
+
     def _run(self) -> None:
         if self._device is not None:
             torch.cuda.set_device(self._device)
         while (item := self._work.get()) is not None:
             future, call = item
+            if self._abandoned:
+                future.cancel()
+                continue
             try:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
             del item, future, call  # or the last result would be kept until the next one
+
+
+def abandon_all() -> None:
+    """End every thread: one that computes while the interpreter ends would abort the process."""
+    for worker in list(_running):
+        worker.abandon()
+
+
+_running: "weakref.WeakSet[OrderedWorker]" = weakref.WeakSet()

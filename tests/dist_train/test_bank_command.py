@@ -1,23 +1,21 @@
 """dist_train/bank_command.py: build a bank by itself, look at it, and what is refused."""
 
 import json
-import os
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dist_train import bank_command
 from dist_train.cli import main
 from dist_train.config import config_to_yaml
 from memory_index.config import BankConfig
 from memory_index.store import BankFolder, versions
 from model.config import GramConfig
-from tests.helpers.runs import tiny_run
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.jobs import run_job
+from tests.helpers.runs import claim_other_settings, tiny_run
 
 
 @pytest.fixture
@@ -73,6 +71,49 @@ def test_the_bank_of_a_trained_run_is_found_in_its_folder(
     assert built["path"] in [bank["path"] for bank in before]
 
 
+def test_the_bank_of_a_run_that_lost_it_is_built_again(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (version,) = versions(run / "bank")
+    shutil.rmtree(run / "bank")
+    assert "holds no bank" in refused(capsys, "info", "--run", str(run))
+    assert main(["bank", "build", "--run", str(run)]) == 0
+    assert last_line(capsys)[1]["path"] == str(run / "bank" / version)
+    assert main(["bank", "info", "--run", str(run), "--verify"]) == 0
+    (bank,) = last_line(capsys)[1]["banks"]
+    assert (bank["retrieval_key"], bank["recall_at_5"]) == ("dual", "exact")
+    assert bank["verified"] is True
+
+
+@pytest.mark.parametrize(
+    ("index", "told"), [("exact", "exact"), ("flat", "exact"), ("hnsw", None), ("ivf_flat", None)]
+)
+def test_only_an_exact_index_is_called_exact(
+    config: Path, capsys: pytest.CaptureFixture[str], index: str, told: str | None
+):
+    # An effort that was given is not measured.
+    given = ["--config", str(config), "--bank.index", index, "--bank.nprobe", "3"]
+    assert main(["bank", "build", *given]) == 0
+    assert last_line(capsys)[1]["recall_at_5"] == (told and 1.0)
+    assert main(["bank", "info", "--path", str(config.parent / "banks")]) == 0
+    assert last_line(capsys)[1]["banks"][0]["recall_at_5"] == told
+
+
+def test_info_tells_every_bank_of_a_folder_the_newest_first(
+    config: Path, capsys: pytest.CaptureFixture[str]
+):
+    for stride in ("1", "2", "3"):
+        given = ["--config", str(config), "--bank.index", "flat", "--bank.bank_stride", stride]
+        assert main(["bank", "build", *given]) == 0
+    capsys.readouterr()
+    assert main(["bank", "info", "--path", str(config.parent / "banks")]) == 0
+    text, told = last_line(capsys)
+    # 361 windows of two variates lie in the training rows.
+    assert [bank["entries"] for bank in told["banks"]] == [242, 362, 722]
+    assert text.count("fingerprint") == 3
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(["bank", *arguments]) == 2
     return capsys.readouterr().err
@@ -91,6 +132,23 @@ def test_refusals_name_key_and_remedy(
     assert "give --path or --run" in refused(capsys, "info")
     assert "holds no bank" in refused(capsys, "info", "--path", str(tmp_path / "nowhere"))
     assert "no run here" in refused(capsys, "info", "--run", str(tmp_path / "nowhere"))
+    assert "give --path or --run" in refused(capsys, "info", "--path", "x", "--run", "y")
+    assert "nowhere" in refused(capsys, "build", "--run", str(tmp_path / "nowhere"))
+    assert "bank.build=never" in refused(capsys, *given, "--bank.build", "never")
+
+
+def test_a_run_without_a_memory_or_a_place_for_it_is_refused(
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setattr(bank_command, "bank_root", lambda run: None)
+    message = refused(capsys, "build", "--run", str(run))
+    assert f"--run {run}: nothing can be written there; build in a copy of the run" in message
+    claim_other_settings(run, "use_gram: true", "use_gram: false")
+    assert "this run has no memory (gram.use_gram)" in refused(capsys, "build", "--run", str(run))
 
 
 def test_verify_names_the_file_that_was_altered(config: Path, capsys: pytest.CaptureFixture[str]):
@@ -122,41 +180,19 @@ raise SystemExit(main(["bank", "build", "--config", sys.argv[2]]))
 """
 
 
-def build_on_two_ranks(config: Path, how: str, port: int) -> list[int]:
-    """Start two real ranks; their exit codes, negative where a signal ended them."""
-    ranks = []
-    for rank in range(2):
-        environment = os.environ | {
-            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        command = [sys.executable, "-c", KILLED_WHILE_IT_ENCODES, how, str(config)]
-        ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment))
-    try:
-        return [process.wait(timeout=90) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-
-
 @pytest.mark.ranks
 def test_a_build_whose_rank_was_killed_goes_on_from_where_it_was(config: Path):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    codes = build_on_two_ranks(config, "kill", port)
-    assert codes[1] == -signal.SIGKILL
-    assert codes[0] != 0  # the other rank ends too, with an error
+    survivor, killed = run_job(KILLED_WHILE_IT_ENCODES, "kill", str(config))
+    assert killed.code == -signal.SIGKILL
+    assert survivor.code > 0  # the other rank ends too, with an error
     banks = config.parent / "banks"
     assert not versions(banks)
     (building,) = banks.glob(".*.building")
     kept = {path.name: path.stat().st_mtime_ns for path in building.glob("chunk_*")}
     assert "chunk_00003.safetensors" in kept
 
-    assert build_on_two_ranks(config, "finish", port) == [0, 0]
+    ranks = run_job(KILLED_WHILE_IT_ENCODES, "finish", str(config))
+    assert [rank.code for rank in ranks] == [0, 0]
     (version,) = versions(banks)
     folder = BankFolder(banks, version)
     manifest = folder.open()

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from dist_train import cli
+from dist_train.leak_alarm import LeakError
+from memory_index.groups import OtherRankError
+from memory_index.sharded_index import SearchError
 
 
 def timellm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,12 +46,16 @@ def test_print_config_shows_the_resolved_configuration():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "trian: unknown command, one of train, evaluate, predict"),
+        (["trian"], "trian: unknown command, one of train, evaluate, predict, bank"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
         (["evaluate"], "run"),
         (["evaluate", "--run", "nowhere"], "--run nowhere: no such folder"),
         (["evaluate", "--run", "nowhere", "--split", "tset"], "split"),
         (["predict", "--run", "nowhere", "--out", "x"], "--run nowhere: no such folder"),
+        (["bank"], "timellm bank nothing: say build or info"),
+        (["bank", "bild"], "timellm bank bild: say build or info; each explains its --help"),
+        (["bank", "build", "--bank.index", "ivf"], "bank.index"),
+        (["bank", "info", "--pth", "x"], "--pth"),
     ],
 )
 def test_a_mistake_is_refused(
@@ -58,6 +65,35 @@ def test_a_mistake_is_refused(
     error = capsys.readouterr().err
     assert "error: " in error
     assert message in error
+
+
+def test_bank_explains_itself_without_torch():
+    for action, option in (("build", "--bank.path"), ("info", "--verify")):
+        done = timellm("bank", action, "--help")
+        assert done.returncode == 0
+        assert option in done.stdout
+    assert "timellm bank build --config FILE --bank.path DIR" in timellm().stdout
+
+
+@pytest.mark.parametrize("error", [OtherRankError("rank 1: x"), SearchError("y"), LeakError("z")])
+def test_what_another_rank_met_is_one_line_too(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(argv: object) -> int:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", fail)
+    assert cli.main(["evaluate"]) == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_fault_of_torch_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def fail(argv: object) -> int:
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="connection closed by peer"):
+        cli.main(["evaluate"])
 
 
 def test_predict_writes_a_forecast(

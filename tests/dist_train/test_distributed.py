@@ -1,7 +1,10 @@
 """dist_train/distributed.py: agreement and reductions, on one rank and on three."""
 
+import threading
+
 import pytest
 import torch
+import torch.distributed
 
 from dist_train import distributed
 from memory_index.groups import OtherRankError
@@ -77,15 +80,52 @@ def share(rank: int, world_size: int) -> None:
     assert world.rank == rank
     assert distributed.rank_group("search", "world") is world
     assert distributed.rank_group("build", "world") is not world
+
+
+def share_in_nodes(rank: int, world_size: int, key: str, nodes: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GROUP_RANK", str(rank % 2))  # as torchrun numbers its nodes
+        patch.setenv(key, str(nodes[rank]))
         names = distributed.node_names()
-        assert len(set(names)) == 2
-        assert names[0] == names[2] != names[1]
         node = distributed.rank_group("search", "node")
-    assert node.ranks == ((0, 2) if rank % 2 == 0 else (1,))
-    assert node.all_gather(torch.tensor(rank)).tolist() == list(node.ranks)
+        again = distributed.rank_group("measure", "node")
+    assert [names[0] == name for name in names] == [nodes[0] == number for number in nodes]
+    mine = [other for other in range(world_size) if nodes[other] == nodes[rank]]
+    assert node.ranks == again.ranks == tuple(mine)
+    assert node.ranks[node.rank] == rank
+    # Traffic of one name does not wait for that of another, nor one node for the other.
+    if rank == mine[0]:
+        assert node.all_gather(torch.tensor(rank)).tolist() == mine
+        assert again.gather_objects(-rank) == [-other for other in mine]
+    else:
+        thread = threading.Thread(target=again.gather_objects, args=(-rank,))
+        thread.start()
+        assert node.all_gather(torch.tensor(rank)).tolist() == mine
+        thread.join()
+    distributed.barrier()
 
 
-def test_groups_of_ranks_of_nodes_and_of_all():
+def test_groups_of_one_rank_and_of_all():
     run_ranks(share, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "nodes"),
+    [("GROUP_RANK", [0, 0, 1, 1]), ("SLURM_NODEID", [1, 0, 1, 0]), ("GROUP_RANK", [0, 1, 0])],
+)
+def test_ranks_of_a_node_share(key: str, nodes: list[int]):
+    run_ranks(share_in_nodes, len(nodes), key, nodes)
+
+
+def share_alone(rank: int, world_size: int) -> None:
+    distributed.shut_down()
+    for members in ("rank", "node", "world"):
+        group = distributed.rank_group("search", members)  # type: ignore[arg-type]
+        assert group.ranks == (0,)
+        assert group.all_gather(torch.tensor(7)).tolist() == [7]
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0,
+                                         world_size=1)  # fmt: skip
+    assert distributed.rank_group("search", "world").ranks == (0,)
+
+
+def test_one_rank_is_a_group_with_and_without_a_launcher():
+    run_ranks(share_alone, 1)

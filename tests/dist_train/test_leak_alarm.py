@@ -118,3 +118,18 @@ def test_every_rank_stops_and_says_the_same_as_one(tmp_path: Path):
         run_ranks(check_on_ranks, world_size, tmp_path)
     one = (tmp_path / "1-0").read_text()
     assert (tmp_path / "2-0").read_text() == (tmp_path / "2-1").read_text() == one
+
+
+def check_with_few_windows(rank: int, world_size: int, out: Path) -> None:
+    data = wide_data(noise(80), L, H)
+    assert len(data.windows["val"]) == 1  # the second rank has none of it
+    report = check_for_leaks(retriever_of(data, retrieval_key="dual", d_repr=8))
+    (out / f"{world_size}-{rank}").write_text(f"{report.train_ratio:.6f} {report.val_ratio:.6f}")
+
+
+@pytest.mark.ranks
+def test_a_rank_without_a_window_takes_part(tmp_path: Path):
+    for world_size in (1, 2):
+        run_ranks(check_with_few_windows, world_size, tmp_path)
+    one = (tmp_path / "1-0").read_text()
+    assert (tmp_path / "2-0").read_text() == (tmp_path / "2-1").read_text() == one

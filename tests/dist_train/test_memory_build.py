@@ -1,6 +1,7 @@
 """dist_train/memory_build.py: when a bank is built, loaded, refused or deleted."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_train import memory_build
+from dist_train import distributed, memory_build
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
+from memory_index import placement
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
-from memory_index.manifest import ManifestError
+from memory_index.groups import OtherRankError
+from memory_index.manifest import ManifestError, StaleMemoryError
 from memory_index.store import versions
 from model.config import GramConfig
 from model.pattern_encoder import build_encoder
 from tests.helpers.forecast_data import wide_data
+from tests.helpers.ranks import run_ranks
 
 L, H = 40, 8
 GRAM = GramConfig(use_gram=True, retrieval_key="dual", d_repr=8)
@@ -90,7 +94,7 @@ def test_a_bank_that_fits_is_loaded_without_encoding_it_again(
         {"source": data(1)},
         {"gram": replace(GRAM, d_repr=16)},
     ],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )
 def test_another_content_is_another_version_beside_it(tmp_path: Path, change: dict[str, Any]):
     first = builder_of(tmp_path).open(state(0)).version
@@ -119,12 +123,13 @@ def test_always_builds_anew(tmp_path: Path, encodings: Encodings):
     assert first == second
 
 
-def flip(root: Path) -> str:
-    chunk = sorted(root.glob("*/chunk_*"))[0]
-    content = bytearray(chunk.read_bytes())
+def flip(root: Path, chunk: int = 0) -> str:
+    """Alter one bit of a chunk; returns its name."""
+    path = sorted(root.glob("*/chunk_*"))[chunk]
+    content = bytearray(path.read_bytes())
     content[-5] ^= 1
-    chunk.write_bytes(bytes(content))
-    return chunk.name
+    path.write_bytes(bytes(content))
+    return path.name
 
 
 def test_a_damaged_bank_is_built_anew_and_the_log_says_why(
@@ -140,14 +145,16 @@ def test_a_damaged_bank_is_built_anew_and_the_log_says_why(
     builder_of(tmp_path, build="never").open(state(0))
 
 
-def test_keys_of_another_encoder_are_refused_as_stale(tmp_path: Path):
+def test_keys_of_another_encoder_are_refused_as_stale_or_made_anew(tmp_path: Path):
     old = builder_of(tmp_path).open(state(0))
     new = builder_of(tmp_path / "new").open(state(1))
     assert old.fingerprint != new.fingerprint
     # What a copy into the wrong place would do: the folder of one encoder, the keys of another.
     (tmp_path / old.version).rename(tmp_path / new.version)
-    with pytest.raises(ValueError, match=r"keys were made by the encoder .*build the bank anew"):
+    with pytest.raises(StaleMemoryError, match=r"made by the encoder .*build the bank anew"):
         builder_of(tmp_path, build="never").open(state(1))
+    assert builder_of(tmp_path).open(state(1)).fingerprint == new.fingerprint
+    builder_of(tmp_path, build="never").open(state(1))
 
 
 def test_older_banks_of_a_run_are_deleted_but_none_that_is_shared(tmp_path: Path):
@@ -183,6 +190,8 @@ def test_the_folder_of_a_run_is_used_where_it_can_be_written(
     assert bank_root(tmp_path) == tmp_path / "bank"
     monkeypatch.setattr(memory_build.os, "access", lambda path, mode: False)
     assert bank_root(tmp_path) is None
+    builder_of(tmp_path / "bank").open(state(0))
+    assert bank_root(tmp_path) == tmp_path / "bank"  # what can be read is searched
 
 
 def test_the_manifest_says_what_the_bank_is(tmp_path: Path):
@@ -192,3 +201,59 @@ def test_the_manifest_says_what_the_bank_is(tmp_path: Path):
     assert manifest["identity"]["retrieval_key"] == "dual"
     assert manifest["num_entries"] == len(builder_of(tmp_path).bank)
     assert manifest["width"] == 16
+
+
+@pytest.mark.parametrize("index", ["flat", "ivf_flat"])
+def test_nothing_random_is_drawn_beside_the_training(tmp_path: Path, index: str):
+    encoder, builder = state(0), builder_of(tmp_path, index=index)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    builder.open(encoder)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert after[:2] == before[:2]
+    assert torch.equal(after[2], before[2])
+
+
+def flip_and_open(rank: int, world_size: int, root: Path) -> None:
+    placement.SMALLEST_CHUNK = 64
+    for shard_group in ("world", "rank"):
+        folder = root / shard_group
+        bank = {"shard_group": shard_group, "index": "ivf_flat"}
+        made = builder_of(folder, **bank).open(state(0))
+        distributed.barrier()
+        if rank == 0:
+            flip(folder, chunk=1)  # where the index is shared, only the second rank reads it
+        distributed.barrier()
+        alone = shard_group == "world" and rank == 0
+        with pytest.raises(
+            OtherRankError if alone else ManifestError, match="chunk_00001.safetensors: altered"
+        ):
+            builder_of(folder, build="never", **bank).open(state(0))
+        again = builder_of(folder, **bank).open(state(0))
+        assert again.version == made.version
+        builder_of(folder, build="never", **bank).open(state(0))
+
+
+@pytest.mark.ranks
+def test_damage_that_one_rank_meets_makes_all_refuse_or_build(tmp_path: Path):
+    run_ranks(flip_and_open, 2, tmp_path)
+
+
+def refuse_on_the_second_rank(rank: int, world_size: int, root: Path) -> None:
+    load = memory_build.load_index
+    builder_of(root).open(state(0))
+
+    def torn(*given: Any, **options: Any) -> Any:
+        if rank == 1:
+            raise ManifestError("torn")
+        return load(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_build, "load_index", torn)
+        expected = (OtherRankError, ManifestError)[rank]
+        with pytest.raises(expected, match="torn"):
+            builder_of(root, build="never").open(state(0))
+
+
+@pytest.mark.ranks
+def test_a_rank_that_alone_cannot_read_its_copy_does_not_leave_the_others_waiting(tmp_path: Path):
+    run_ranks(refuse_on_the_second_rank, 2, tmp_path)

@@ -1,25 +1,26 @@
-"""dist_train/retrieval.py: what is found equals a slow loop, and never holds the answer."""
+"""dist_train/retrieval.py: what is found equals a slow loop, before, while and after keys change.
 
+That it never holds the answer is tested in test_retrieval_leaks.py.
+"""
+
+import threading
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dist_train.data.clock import clock_offsets
 from dist_train.data.collate import Collator
 from dist_train.data.config import DataError
 from dist_train.data.windows import ForecastData, WindowSet
+from dist_train.memory_build import LiveMemory, MemoryBuilder
 from dist_train.retrieval import Neighbours, Retriever
 from memory_index.config import BankConfig
-from memory_index.exclusion import Exclusion
 from model.config import GramConfig
 from model.pattern_encoder import build_encoder, fingerprint
 from tests.helpers.forecast_data import long_data, wide_data
-from tests.helpers.ranks import run_ranks
 
 L, H, SPAN = 40, 8, 48
 KEYS = ("dual", "anchored")
@@ -66,7 +67,7 @@ def search_by_loop(
     series, start = data.windows[split].locate(window_id)
     begin = first_hour(data, series) + start
     query = data.windows[split].context(window_id)[:, variate]
-    found = []
+    entries, windows = [], [query]
     channels = sum(values.shape[1] for values in data.windows["train"].values)
     channel = 0
     for number, values in enumerate(data.windows["train"].values):
@@ -80,14 +81,13 @@ def search_by_loop(
             if entry & own or (split != "train" and max(entry) >= begin + L):
                 continue
             for column in range(values.shape[1]):
-                window = values[entry_start : entry_start + L, column]
-                pair = torch.from_numpy(np.stack([query, window]))
-                keys = retriever.encoder(pair).key.double()
-                distance = float((keys[0] - keys[1]).square().sum())
+                windows.append(values[entry_start : entry_start + L, column])
                 # Ids are time-major: the hour on the clock of all series, then the channel.
-                found.append((distance, entry_begin * channels + channel + column))
+                entries.append(entry_begin * channels + channel + column)
         channel += values.shape[1]
-    return sorted(found)[: retriever.gram.top_k]
+    keys = retriever.encoder(torch.from_numpy(np.stack(windows))).key.double()
+    distances = (keys[1:] - keys[0]).square().sum(dim=1).tolist()
+    return sorted(zip(distances, entries, strict=True))[: retriever.gram.top_k]
 
 
 DATA_SETS = {
@@ -124,79 +124,6 @@ def test_what_is_found_equals_a_slow_loop(name: str, key: str, split: str):
             np.testing.assert_allclose(got[: len(ids)], weights, atol=1e-4)
             assert not got[len(ids) :].any()
             row += 1
-
-
-def query_and_plant(
-    split: str, choice: float, shift: int, columns: tuple[int, int], key: str
-) -> tuple[int, bool]:
-    """Copy a query and its future ``shift`` rows away into another variate, and search.
-
-    Returns:
-        How often the copy was retrieved, and whether it is an entry at all.
-    """
-    values = noise(300, 3, seed=5)
-    data = wide_data(values, L, H)
-    windows = data.windows[split]
-    window_id = int(choice * (len(windows) - 1))
-    _, start = windows.locate(window_id)
-    source, column = columns
-    place = start + shift
-    _, end = data.windows["train"].ranges[0]
-    if not 0 <= place <= end - SPAN:
-        return 0, False
-    array = data.windows["train"].values[0]
-    array[place : place + SPAN, column] = array[start : start + SPAN, source].copy()
-    retriever = make(data, key)
-    batch = Collator(windows, None)([window_id])
-    ids = retriever.search_batch(batch, split).ids[source]
-    return int((ids == place * 3 + column).sum()), True
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    split=st.sampled_from(SPLITS),
-    choice=st.floats(0, 1),
-    shift=st.one_of(st.sampled_from([1 - SPAN, -L, 0, SPAN - 1]), st.integers(1 - SPAN, SPAN - 1)),
-    columns=st.permutations(range(3)).map(lambda order: (order[0], order[1])),
-    key=st.sampled_from(KEYS),
-)
-def test_a_copy_of_the_query_and_its_future_that_overlaps_it_is_never_retrieved(
-    split: str, choice: float, shift: int, columns: tuple[int, int], key: str
-):
-    # Validation and test queries begin beside the training rows: their copies lie before them.
-    shift = shift if split == "train" else -abs(shift)
-    hits, _ = query_and_plant(split, choice, shift, columns, key)
-    assert hits == 0
-
-
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize(
-    ("split", "choice"), [("train", 0.5), ("val", 0.0), ("test", 0.0)], ids=SPLITS
-)
-def test_the_copy_is_hidden_up_to_the_last_shared_step_and_found_beyond(
-    split: str, choice: float, key: str
-):
-    seen = {
-        shift: query_and_plant(split, choice, shift, (0, 1), key)
-        for shift in (-SPAN, 1 - SPAN, SPAN - 1, SPAN)
-    }
-    assert seen[-SPAN] == (1, True)
-    assert seen[1 - SPAN] == (0, True)
-    if split == "train":
-        assert seen[SPAN - 1] == (0, True)
-        assert seen[SPAN] == (1, True)
-
-
-def test_a_copy_in_another_series_at_the_same_hours_is_never_retrieved():
-    values = [noise(300, 1, seed=number)[:, 0] for number in range(2)]
-    for shift, hits in ((-SPAN, 1), (1 - SPAN, 0), (0, 0), (SPAN - 1, 0), (SPAN, 1)):
-        data = long_data([(0, values[0].copy()), (30, values[1].copy())], L, H)
-        first, second = data.windows["train"].values
-        place = 80 + shift - 30  # in rows of the second series, which begins 30 hours later
-        second[place : place + SPAN] = first[80 : 80 + SPAN]
-        batch = Collator(data.windows["train"], None)([80])
-        ids = make(data).search_batch(batch, "train").ids
-        assert int((ids == (30 + place) * 2 + 1).sum()) == hits, shift
 
 
 def test_series_that_overlap_without_a_common_clock_are_refused():
@@ -302,38 +229,89 @@ def test_a_refresh_brings_new_keys_and_another_fingerprint_only_for_another_enco
     assert torch.equal(fresh.search_batch(batch, "val").ids, after.ids)
 
 
+def moved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Another state of the encoder, far enough away to find other neighbours."""
+    torch.manual_seed(1)
+    return {name: value + 0.3 * torch.randn_like(value) for name, value in state.items()}
+
+
+def test_searches_go_on_in_the_old_keys_until_the_new_ones_are_taken_over(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    data, gate = DATA_SETS["wide"], threading.Event()
+    retriever, fresh = make(data, "dual"), make(data, "dual")
+    batch = Collator(data.windows["val"], None)(some(data.windows["val"]))
+    before, old = retriever.search_batch(batch, "val"), retriever.fingerprint
+    state = moved(retriever.snapshot())
+    fresh.refresh(state)
+    after = fresh.search_batch(batch, "val")
+    build = MemoryBuilder.open
+
+    def held(builder: MemoryBuilder, given: dict[str, torch.Tensor]) -> LiveMemory:
+        assert gate.wait(timeout=60)
+        return build(builder, given)
+
+    monkeypatch.setattr(MemoryBuilder, "open", held)
+    for swap in (False, True):
+        gate.clear()
+        given = {name: value.clone() for name, value in state.items()}
+        retriever.start_refresh(given)
+        for value in given.values():
+            value += 1.0  # training goes on meanwhile: the keys are of the state that was given
+        assert torch.equal(retriever.search_batch(batch, "val").ids, before.ids)
+        gate.set()
+        assert retriever.fingerprint == old
+        retriever.finish_refresh(swap=swap)
+        assert (retriever.fingerprint == fresh.fingerprint) is swap
+        found = retriever.search_batch(batch, "val")
+        assert torch.equal(found.ids, (after if swap else before).ids)
+    retriever.finish_refresh()  # nothing was begun
+    assert retriever.fingerprint == fresh.fingerprint
+
+
+def test_a_build_that_fails_in_the_background_is_told_when_its_keys_are_due(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    retriever = make(DATA_SETS["wide"], "dual")
+    monkeypatch.setattr(MemoryBuilder, "open", lambda builder, state: 1 / 0)
+    retriever.start_refresh(retriever.snapshot())
+    batch = Collator(DATA_SETS["wide"].windows["val"], None)([0])
+    assert (retriever.search_batch(batch, "val").ids >= 0).all()
+    with pytest.raises(ZeroDivisionError):
+        retriever.finish_refresh()
+
+
+def test_searching_ahead_finds_and_reads_the_same_in_the_order_of_asking(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    data, asked = DATA_SETS["long"], []
+    retriever = make(data, "dual")
+    batches = [
+        (split, Collator(data.windows[split], None)(some(data.windows[split], count)))
+        for count, split in ((9, "train"), (1, "val"), (5, "test"))
+    ]
+    expected = [retriever.fetch(retriever.search_batch(batch, split)) for split, batch in batches]
+    search = Retriever._search
+
+    def watched(self: Retriever, context: torch.Tensor, *args: Any, **options: Any) -> Neighbours:
+        asked.append(len(context))
+        return search(self, context, *args, **options)
+
+    monkeypatch.setattr(Retriever, "_search", watched)
+    futures = [retriever.retrieve_ahead(batch, split) for split, batch in batches]
+    # One that is waited for comes after those that were asked for before.
+    now = retriever.retrieve(batches[1][1], "val")
+    assert all(future.done() for future in futures)
+    assert asked == [len(batch.window_ids) for _, batch in batches] + [asked[1]]
+    for found, wanted in zip([future.result() for future in futures], expected, strict=True):
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.equal(one, other)
+    assert torch.equal(now.ids, expected[1].ids)
+    retriever.close()
+
+
 def test_only_learned_keys_grow_stale():
     assert make(DATA_SETS["wide"], "dual").needs_refresh
     anchored = make(DATA_SETS["wide"], "anchored")
     assert not anchored.needs_refresh
     assert anchored.snapshot() == {}
-
-
-def search_on_ranks(rank: int, world_size: int, out: Path) -> None:
-    data = wide_data(noise(300), L, H)
-    retriever = make(data, "dual")
-    found: dict[str, object] = {"fingerprint": retriever.fingerprint}
-    for split in SPLITS:
-        batch = Collator(data.windows[split], None)(some(data.windows[split]))
-        neighbours: Neighbours = retriever.search_batch(batch, split)
-        found |= {f"{split}-ids": neighbours.ids, f"{split}-weights": neighbours.weights}
-    torch.save(found, out / f"{world_size}-{rank}.pt")
-
-
-@pytest.mark.ranks
-def test_every_rank_has_the_same_keys_and_finds_what_one_rank_finds(tmp_path: Path):
-    for world_size in (1, 2):
-        run_ranks(search_on_ranks, world_size, tmp_path)
-    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
-    assert first["fingerprint"] == second["fingerprint"] == one["fingerprint"]
-    for split in SPLITS:
-        ids = f"{split}-ids"
-        assert torch.equal(one[ids], first[ids])
-        assert torch.equal(one[ids], second[ids])
-
-
-def test_a_loosened_exclusion_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
-    """The leak tests above are only worth something if this copy is found."""
-    loose = Exclusion(seq_len=L - 1, pred_len=H, past_only=False)
-    monkeypatch.setattr(Retriever, "exclusion", lambda self, *, past_only: loose)
-    assert query_and_plant("train", 0.5, 1 - SPAN, (0, 1), "anchored") == (1, True)

@@ -1,6 +1,9 @@
 """dist_train/retrieval_ridge.py: the decision is right where retrieval helps and where it harms."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +14,11 @@ from dist_train import retrieval_ridge
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
 from dist_train.data.windows import ForecastData
+from dist_train.memory_build import MemoryBuilder
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast, judge_retrieval
 from memory_index.config import BankConfig
+from memory_index.store import versions
 from model.config import GramConfig, ModelConfig
 from model.linear_anchor import LinearAnchor
 from tests.helpers.forecast_data import wide_data
@@ -124,6 +129,34 @@ def test_every_rank_judges_as_one_would(tmp_path: Path):
     for wanted, got, other in zip(one, first, second, strict=True):
         assert torch.equal(got, other)
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
+
+
+def judge_while_one_rank_reads_slowly(rank: int, world_size: int, root: Path) -> None:
+    load = MemoryBuilder._load
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.7 if rank == 1 else 0)
+        return load(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryBuilder, "_load", slow)
+        patch.setattr(retrieval_ridge, "TRAIN_ROWS", 100)
+        patch.setattr(retrieval_ridge, "VAL_ROWS", 40)
+        judge_retrieval(data_of("noise"), GRAM, BankConfig(), root)
+
+
+@pytest.mark.ranks
+def test_the_bank_of_the_verdict_goes_when_every_rank_is_done_with_it(tmp_path: Path):
+    run_ranks(judge_while_one_rank_reads_slowly, 2, tmp_path)
+    assert not versions(tmp_path)  # the run has a learned key, and no use for this one
+
+
+def test_the_bank_of_the_verdict_stays_where_the_run_searches_it(tmp_path: Path):
+    anchored = replace(GRAM, retrieval_key="anchored")
+    judge_retrieval(data_of("noise"), anchored, BankConfig(), tmp_path)
+    assert len(versions(tmp_path)) == 1
+    judge_retrieval(data_of("noise"), GRAM, BankConfig(path=str(tmp_path)))
+    assert len(versions(tmp_path)) == 1  # what bank.path names is never deleted
 
 
 @pytest.mark.parametrize("use_gram", [False, "auto"])

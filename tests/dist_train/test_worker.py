@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from dist_train.worker import OrderedWorker
+from dist_train import worker as worker_module
+from dist_train.worker import OrderedWorker, abandon_all
 
 
 def test_work_is_done_in_order_in_one_other_thread():
@@ -53,3 +54,34 @@ def test_the_thread_ends_when_it_is_closed_and_never_holds_the_process():
     worker.close()
     threads[0].join(timeout=5)
     assert not threads[0].is_alive()
+
+
+def test_an_abandoned_thread_ends_with_what_it_does_and_forgets_the_rest():
+    worker, began, done = OrderedWorker("left"), threading.Event(), []
+
+    def work(number: int) -> None:
+        began.set()
+        time.sleep(0.1)
+        done.append(number)
+
+    futures = [worker.submit(work, number) for number in range(3)]
+    assert began.wait(timeout=5)
+    abandon_all()
+    assert done == [0]
+    assert futures[0].result(timeout=5) is None
+    assert futures[1].cancelled()
+    assert futures[2].cancelled()
+    assert not [thread for thread in threading.enumerate() if thread.name == "left"]
+
+
+def test_a_thread_that_does_not_end_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker_module, "PATIENCE_S", 0.1)
+    worker, begun, gate = OrderedWorker("stuck"), threading.Event(), threading.Event()
+    future = worker.submit(lambda: begun.set() or gate.wait(60))
+    assert begun.wait(timeout=5)
+    started = time.monotonic()
+    worker.abandon()
+    assert time.monotonic() - started < 5
+    assert not future.done()
+    gate.set()
+    assert future.result(timeout=5)

@@ -59,9 +59,22 @@ def losses(folder: Path) -> list[float]:
 
 def claim_other_data(run: Path) -> None:
     """Alter a run as if it had been trained on other data, its checksums in order."""
-    series, manifest_file = run / "best/series.json", run / "best/manifest.json"
-    facts = json.loads(series.read_text()) | {"checksum": "0" * 64}
-    series.write_text(json.dumps(facts))
+    facts = json.loads((run / "best/series.json").read_text()) | {"checksum": "0" * 64}
+    replace_file(run, "series.json", json.dumps(facts))
+
+
+def claim_other_settings(run: Path, old: str, new: str) -> None:
+    """Alter a run as if it had been trained with other settings, its checksums in order."""
+    text = (run / "best/config.yaml").read_text()
+    assert old in text
+    replace_file(run, "config.yaml", text.replace(old, new))
+
+
+def replace_file(run: Path, name: str, content: str) -> None:
+    """Write a file of the best checkpoint anew, and its checksum."""
+    file, manifest_file = run / "best" / name, run / "best/manifest.json"
+    file.write_text(content)
     manifest = json.loads(manifest_file.read_text())
-    manifest["sha256"]["series.json"] = hashlib.sha256(series.read_bytes()).hexdigest()
+    assert name in manifest["sha256"]
+    manifest["sha256"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
     manifest_file.write_text(json.dumps(manifest))

@@ -47,6 +47,11 @@ GRAM_REFUSALS = [
     ({"lambda_retrieval": -1.0}, r"gram\.lambda_retrieval must be finite and not negative"),
     ({"gate_init": math.nan}, r"gram\.gate_init must be a finite number, got nan"),
     ({"refresh_every": 0}, r"gram\.refresh_every must be at least 1, got 0"),
+    ({"refresh_lag": -1}, r"gram\.refresh_lag must not be negative, got -1: 0 waits while"),
+    (
+        {"refresh_every": 4, "refresh_lag": 4},
+        r"gram\.refresh_lag=4 must be less than gram\.refresh_every=4: one refresh is over",
+    ),
 ]
 
 
@@ -96,7 +101,7 @@ def test_defaults_of_the_enhancements_are_those_of_the_specification():
     assert (tapr.trend_fusion, tapr.fusion_form, tapr.gate_init) == ("always", "additive", 0)
     assert (gram.top_k, gram.d_repr, gram.temperature) == (5, 128, 0.1)
     assert (gram.lambda_retrieval, gram.gate_init, gram.refresh_every) == (0.3, 0, None)
-    assert (gram.retrieval_key, gram.leak_alarm) == ("dual", "stop")
+    assert (gram.retrieval_key, gram.leak_alarm, gram.refresh_lag) == ("dual", "stop", None)
 
 
 def test_the_spec_preset_can_be_said():
@@ -110,6 +115,12 @@ def test_the_spec_preset_can_be_said():
     )
     assert not tapr.builds_change
     assert GramConfig(use_gram=True, gate_init=1.0).use_gram is True
+
+
+@pytest.mark.parametrize(("every", "lag"), [(4, 0), (4, 3), (1, 0), (None, 100), (4, None)])
+def test_a_refresh_may_last_until_just_before_the_next(every: int | None, lag: int | None):
+    gram = GramConfig(refresh_every=every, refresh_lag=lag)
+    assert (gram.refresh_every, gram.refresh_lag) == (every, lag)
 
 
 @pytest.mark.parametrize(("settings", "message"), TAPR_REFUSALS)

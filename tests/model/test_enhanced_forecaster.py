@@ -153,7 +153,7 @@ def test_the_reference_shapes_of_etth1(tmp_path: Any):
         "output": (32, 96, 7),
     }
     # The language model reads trend, retrieval, prompt and patches in this order.
-    tokens = seen["backbone in"][0]
+    tokens = torch.cat(tokens_read, dim=1)
     assert torch.equal(tokens[:, :1], seen["trend"][2])
     assert torch.equal(tokens[:, 1:3], seen["memory"][2])
     assert torch.equal(tokens[:, -63:], seen["reprogramming"])

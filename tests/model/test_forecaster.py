@@ -66,6 +66,11 @@ def test_the_reference_shapes_of_etth1():
     config = ModelConfig(num_prototypes=50)
     model = Forecaster(config, 512, 96, load_tiny("gpt2", llm_layers=1, width=768))
     shapes: dict[str, tuple[int, ...]] = {}
+    tokens_read: list[int] = []  # a causal model reads what stands before the patches first
+    model.backbone.language_model.register_forward_pre_hook(
+        lambda _module, _args, given: tokens_read.append(given["inputs_embeds"].shape[1]),
+        with_kwargs=True,
+    )
     for name in ("patching", "prototypes", "reprogramming", "backbone", "head", "anchor"):
         module = getattr(model, name)
         module.register_forward_hook(
@@ -82,10 +87,11 @@ def test_the_reference_shapes_of_etth1():
         "patching": (224, 63, 64),
         "prototypes": (50, 768),
         "reprogramming": (224, 63, 768),
-        "backbone": (224, 8 + 63, 768),
+        "backbone": (224, 63, 768),
         "head": (224, 96),
         "anchor": (224, 96),
     }
+    assert tokens_read == [8, 63]
     assert output.forecast.shape == (32, 96, 7)
 
 

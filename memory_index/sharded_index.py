@@ -1,8 +1,9 @@
 """Search an index whose parts lie on several ranks, as if it were one.
 
 Every rank asks for its own queries. They are gathered, each rank searches its shard for all of
-them, and the answers go back and are merged, two exchanges in all. A rank that fails says so in
-the exchange that is due, so that all raise the same error.
+them, and the answers go back and are merged: two exchanges in all, where one shard has enough for
+every query. A rank that fails says so in the exchange that is due, so that all raise the same
+error.
 
 Shape legend (this file):
     Q  queries of this rank     Z2  width of a key     R  ranks of the group
@@ -58,6 +59,7 @@ class ShardedIndex:
         self.refine = refine if encode is not None else 1
         self._entry_ids = entry_ids
         self._encode = encode
+        self._room = 0  # bytes of queries that the first exchange has room for, as on all ranks
 
     def search(self, queries: Tensor, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the K nearest entries that this rank's queries may see; collective.
@@ -78,19 +80,20 @@ class ShardedIndex:
             SearchError: The search failed on some rank; one rank alone raises what it met.
         """
         count, effort = k * self.refine, self.effort
-        distances, ids = self._search_once(queries, hidden, count, effort)
+        distances, ids, enough = self._search_once(queries, hidden, count, effort)
         visible = len(self._entry_ids) - self._count_hidden(hidden)
         wanted = visible.clamp(max=k)
-        while effort < self.shard.max_effort:
+        while not enough and effort < self.shard.max_effort:
             short = (ids >= 0).sum(dim=1) < wanted
             if not self.group.any(bool(short.any())):
                 break
             effort = min(max(1, effort) * MORE_EFFORT, self.shard.max_effort)
-            found = self._search_once(queries[short], hidden[short], count, effort)
-            distances[short], ids[short] = found
-        if self._encode is not None:
-            distances = self._measure_again(queries, ids)
-        return merge_neighbours(distances, ids, k)
+            distances[short], ids[short], enough = self._search_once(
+                queries[short], hidden[short], count, effort
+            )
+        if self._encode is None:
+            return distances, ids
+        return merge_neighbours(self._measure_again(queries, ids), ids, k)
 
     def _count_hidden(self, hidden: Tensor) -> Tensor:
         first, end = torch.searchsorted(self._entry_ids, hidden.T.contiguous())
@@ -120,10 +123,12 @@ class ShardedIndex:
 
     def _search_once(
         self, queries: Tensor, hidden: Tensor, k: int, effort: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Search once. Returns (distances, ids), and whether all ranks know that none lacks any."""
         if self.group.size == 1:
             route = self.shard.route(queries, effort)
-            return self.shard.search(queries, hidden, k, effort, route)
+            found = self.shard.search(queries, hidden, k, effort, route)
+            return *merge_neighbours(*found, k), False
         counts, packed = self._gather_queries(queries, hidden, k, effort)
         answer, failure = None, None
         try:
@@ -136,25 +141,35 @@ class ShardedIndex:
     def _gather_queries(
         self, queries: Tensor, hidden: Tensor, k: int, effort: int
     ) -> tuple[list[int], Tensor]:
-        """Collect everyone's queries. Returns counts by rank, and the packed queries in order."""
+        """Collect everyone's queries. Returns counts by rank, and the packed queries in order.
+
+        One exchange, unless they are more than ever before: then the first one, which every rank
+        enters with the room of the last time, brings the sizes alone.
+        """
         failure, packed = None, torch.empty(0, 0, dtype=torch.uint8)
         try:
             packed = _pack(queries, hidden, self.shard.route(queries, effort))
         except Exception as error:
             failure = error
         header = torch.tensor([*packed.shape, k, failure is not None])
-        headers = self.group.all_gather(header)
+        flat = packed.flatten()
+        gathered = self.group.all_gather(_with_room(header, flat, self._room))
+        headers = _typed(gathered[:, : header.nbytes])
         if headers[:, 3].any():
             self._raise(failure)
         if not (headers[:, 1:3] == headers[0, 1:3]).all():
             raise SearchError(
                 f"the ranks ask for different things: (key bytes, K) is {headers[:, 1:3].tolist()}"
             )
-        counts = headers[:, 0].tolist()
-        padded = packed.new_zeros(max(counts), packed.shape[1])
-        padded[: len(packed)] = packed
-        gathered = self.group.all_gather(padded)
-        return counts, torch.cat([part[:n] for part, n in zip(gathered, counts, strict=True)])
+        counts, width = headers[:, 0].tolist(), packed.shape[1]
+        if max(counts) * width > self._room:
+            self._room = max(counts) * width
+            gathered = self.group.all_gather(_with_room(header, flat, self._room))
+        rows = [
+            part[header.nbytes : header.nbytes + count * width].view(count, width)
+            for part, count in zip(gathered, counts, strict=True)
+        ]
+        return counts, torch.cat(rows)
 
     def _send_back(
         self,
@@ -162,13 +177,15 @@ class ShardedIndex:
         failure: Exception | None,
         counts: list[int],
         k: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Send each rank its answers and merge those that came; (distances, ids), (Q, K)."""
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Send each rank its answers and merge those that came, as :meth:`_search_once`."""
         size = max(counts)
-        # One more row than answers: its first byte says whether this rank has failed.
+        # One more row than answers: its first byte says whether this rank has failed, its second
+        # whether this shard alone had K for every query of all ranks.
         outgoing = torch.zeros(self.group.size, size + 1, k * 12, dtype=torch.uint8)
         outgoing[:, -1, 0] = failure is not None
         if answer is not None:
+            outgoing[:, -1, 1] = bool((answer[1] >= 0).all())
             rows = torch.cat([_bytes(answer[0]), _bytes(answer[1])], dim=1)
             for place, part in enumerate(torch.split(rows, counts)):
                 outgoing[place, : len(part)] = part
@@ -177,9 +194,10 @@ class ShardedIndex:
             self._raise(failure)
         mine = incoming[:, : counts[self.group.rank]]
         distances, ids = _typed(mine[..., : 4 * k], torch.float32), _typed(mine[..., 4 * k :])
-        return merge_neighbours(
+        merged = merge_neighbours(
             distances.transpose(0, 1).flatten(1), ids.transpose(0, 1).flatten(1), k
         )
+        return *merged, bool(incoming[:, -1, 1].any())
 
     def _raise(self, failure: Exception | None) -> None:
         """Raise one message on all ranks: that of the first rank that failed."""
@@ -196,6 +214,15 @@ def _bytes(rows: Tensor) -> Tensor:
     if rows.numel() == 0:
         return rows.new_empty((len(rows), rows.shape[1] * rows.itemsize), dtype=torch.uint8)
     return rows.contiguous().view(torch.uint8)
+
+
+def _with_room(header: Tensor, content: Tensor, room: int) -> Tensor:
+    """Bytes of a header and of what follows it, where that fits. (header's bytes + room,) uint8."""
+    buffer = torch.zeros(header.nbytes + room, dtype=torch.uint8)
+    buffer[: header.nbytes] = header.view(torch.uint8)
+    if len(content) <= room:
+        buffer[header.nbytes : header.nbytes + len(content)] = content
+    return buffer
 
 
 def _pack(queries: Tensor, hidden: Tensor, route: Route) -> Tensor:

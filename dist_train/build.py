@@ -1,12 +1,14 @@
 """From a configuration to the objects it describes: forecaster and prompt builder."""
 
+from typing import Any
+
 import torch
 
 from dist_train.config import RunConfig
 from dist_train.data.prompts import PromptBuilder
 from dist_train.reproducibility import seed_everything
-from model.backbone import load_backbone, load_tokenizer
 from model.backbone_files import BackboneFiles
+from model.backbone_loading import load_backbone, load_tokenizer
 from model.forecaster import Forecaster
 
 
@@ -15,6 +17,8 @@ def build_forecaster(
     files: BackboneFiles,
     dtype: torch.dtype,
     prompt_builder: PromptBuilder | None = None,
+    *,
+    zero3: dict[str, Any] | None = None,
 ) -> Forecaster:
     """Make the model on the CPU, freshly initialised from ``train.seed``.
 
@@ -23,8 +27,9 @@ def build_forecaster(
         files: Where the backbone's weights are.
         dtype: Compute type; the trained parameters are float32 and cast by whoever runs it.
         prompt_builder: Knows what all prompts of the run begin with; None: no prompt.
+        zero3: DeepSpeed JSON where the backbone is shared out over the ranks as it is loaded.
     """
-    backbone = load_backbone(config.backbone, files, dtype)
+    backbone = load_backbone(config.backbone, files, dtype, seed=config.train.seed, zero3=zero3)
     seed_everything(config.train.seed)
     return Forecaster(
         config.model,

@@ -161,6 +161,11 @@ class RunConfig:
                 "it becomes the name of a folder."
             )
         num_patches(self.data.seq_len, self.model.patch_len, self.model.stride)
+        if self.backbone.activation_checkpointing and self.model.token_order == "prefix_cached":
+            raise ValueError(
+                "backbone.activation_checkpointing=true computes a block twice, which a cache of "
+                "keys and values cannot: use model.token_order=spec, or leave it out."
+            )
         if self.model.anchor == "ridge_retrieval":
             if self.gram.use_gram is not True:
                 raise ValueError(

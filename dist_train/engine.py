@@ -52,6 +52,44 @@ def deepspeed_json(config: RunConfig, world_size: int, dtype: torch.dtype) -> di
     return _merge(derived, load_user_json(Path(config.deepspeed.config_file)))
 
 
+def prepare() -> None:
+    """Import DeepSpeed, quietly and without what it would compile; again does nothing."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed itself calls collectives that torch 2.13 declares deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=".*(all_gather_into|reduce_scatter)_tensor.*")
+    import deepspeed  # noqa: F401  (sets its logger up)
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not torch.cuda.is_available():
+        # The shared-memory collective would be compiled on first use (half a minute, needs a
+        # compiler, and a stale lock hangs for ever); gloo does the same job.
+        from deepspeed.ops import __compatible_ops__ as compatible_ops
+
+        compatible_ops["deepspeed_shm_comm"] = False
+
+
+def shares_backbone_at_load(config: RunConfig, settings: dict[str, Any]) -> bool:
+    """Whether each rank ever holds its share of the backbone alone, as ZeRO-3 can.
+
+    4-bit weights are made on every rank and shared out by :func:`initialize`. A backbone that is
+    fresh, or read from a .gguf file, is whole for a moment too.
+
+    Args:
+        config: The run.
+        settings: What :func:`deepspeed_json` derived.
+    """
+    backbone = config.backbone
+    return (
+        settings["zero_optimization"].get("stage") == 3
+        and backbone.kind == "pretrained"
+        and not backbone.load_in_4bit
+        and not backbone.name.endswith(".gguf")
+    )
+
+
 def initialize(
     module: Forecaster, config: RunConfig, settings: dict[str, Any], total_steps: int
 ) -> "Engine":
@@ -63,21 +101,8 @@ def initialize(
         settings: What :func:`deepspeed_json` derived.
         total_steps: Optimizer steps of the whole run, for the learning-rate schedule.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed itself calls collectives that torch 2.13 declares deprecated.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    warnings.filterwarnings("ignore", message=".*(all_gather_into|reduce_scatter)_tensor.*")
+    prepare()
     import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if not torch.cuda.is_available():
-        # The shared-memory collective would be compiled on first use (half a minute, needs a
-        # compiler, and a stale lock hangs for ever); gloo does the same job.
-        from deepspeed.ops import __compatible_ops__ as compatible_ops
-
-        compatible_ops["deepspeed_shm_comm"] = False
 
     def schedule(optimizer: torch.optim.Optimizer) -> LRScheduler:
         return build_schedule(optimizer, config.train, total_steps)

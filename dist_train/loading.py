@@ -71,7 +71,7 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
     config = load_run_config(folder / "best" / "config.yaml")
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
-    files = locate_backbone(config.backbone.name, weights=config.backbone.weights)
+    files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
     expected = checkpoint.manifest["backbone"]["fingerprint"]
     if fingerprint(files) != expected:
         raise CheckpointError(

@@ -17,7 +17,7 @@ from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.deepspeed_json import load_user_json
 from dist_train.reproducibility import code_fingerprint
 from model.backbone_files import BackboneFiles, check_layers, fingerprint, locate_backbone
-from model.config import num_patches
+from model.config import LANGUAGE_MODELS, num_patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,16 @@ def check(config: RunConfig) -> Preflight:
         ValueError: The backbone is unknown or has fewer layers than asked for.
     """
     check_batch_size(config.train, world_size_of_environment())
-    files = locate_backbone(config.backbone.name, weights=config.backbone.weights)
-    check_layers(files, config.backbone.llm_layers)
+    files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
+    if config.backbone.kind in LANGUAGE_MODELS:
+        check_layers(files, config.backbone.llm_layers)
     if config.model.d_ff > files.d_llm:
         raise ConfigError(
             f"model.d_ff={config.model.d_ff}: the head reads that many features of a position, "
             f"and {config.backbone.name} has {files.d_llm}; use at most {files.d_llm}."
         )
-    _check_positions(config, files)
+    if config.backbone.kind in LANGUAGE_MODELS:
+        _check_positions(config, files)
     if config.deepspeed.config_file is not None:
         load_user_json(Path(config.deepspeed.config_file))
     data = load_forecast_data(config.data)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import math
 import numpy as np
 import torch
 
@@ -54,8 +55,8 @@ def parameters(
     retriever: Retriever | None,
 ) -> str:
     """Say what is trained, what is frozen, and what the closed forms reach on validation."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
+    frozen = sum(_size(p) for p in model.parameters() if not p.requires_grad)
     lines = [
         f"{trained:,} trained and {frozen:,} frozen parameters; ridge on validation: "
         f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})"
@@ -74,6 +75,14 @@ def parameters(
         reason = retriever.builder.choice.reason
         lines.append(f"memory: on, {len(bank):,} entries{sampled}; {reason}")
     return "\n".join(lines)
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Numbers that a parameter stands for: in all shards under ZeRO-3, in its 4-bit blocks."""
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:
+        return math.prod(packed.shape)
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def table(scores: Mapping[str, Scores]) -> str:

@@ -79,7 +79,9 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
 
     banks = bank_root(folder)
     config, closed = _solve_closed_form(config, data, banks)
-    model = build_forecaster(config, files, dtype, prompt_builder)
+    engine.prepare()
+    zero3 = settings if engine.shares_backbone_at_load(config, settings) else None
+    model = build_forecaster(config, files, dtype, prompt_builder, zero3=zero3)
     retriever = None
     if config.gram.use_gram is True:
         retriever = Retriever(data, config.gram, config.bank, banks)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from model.config import BackboneKind
 from model.embedded_backbone import EMBEDDED_NAME, EMBEDDED_SHA256, fetch_embedded_backbone
 
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -56,14 +57,12 @@ class BackboneFiles:
         return sorted(self.folder.glob("*.safetensors"))
 
 
-def locate_backbone(
-    name: str, *, weights: Literal["pretrained", "random"] = "pretrained"
-) -> BackboneFiles:
+def locate_backbone(name: str, *, kind: BackboneKind = "pretrained") -> BackboneFiles:
     """Find a backbone by name; downloads it where that is possible and it is not here yet.
 
     Args:
         name: ``smollm2-135m``, a folder, a .gguf file, or a Hugging Face hub name.
-        weights: random: the weights need not be there, the configuration is enough.
+        kind: ``backbone.kind``; random needs no weights, the configuration is enough.
 
     Returns:
         The files. Nothing of the weights has been read.
@@ -73,12 +72,12 @@ def locate_backbone(
     """
     path = Path(name).expanduser()
     if name == EMBEDDED_NAME:
-        return _describe(name, "embedded", fetch_embedded_backbone(), weights)
+        return _describe(name, "embedded", fetch_embedded_backbone(), kind)
     if path.suffix == ".gguf":
         return _describe_gguf(name, path)
     if path.is_dir():
-        return _describe(name, "folder", path.resolve(), weights)
-    return _describe(name, "hub", _find_on_hub(name, weights), weights)
+        return _describe(name, "folder", path.resolve(), kind)
+    return _describe(name, "hub", _find_on_hub(name, kind), kind)
 
 
 def check_layers(files: BackboneFiles, llm_layers: int) -> None:
@@ -114,7 +113,7 @@ def fingerprint(files: BackboneFiles) -> str:
     return digest.hexdigest()
 
 
-def _find_on_hub(name: str, weights: str) -> Path:
+def _find_on_hub(name: str, kind: BackboneKind) -> Path:
     """Find a hub name in the Hub's cache, else download it unless the machine is offline."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -124,10 +123,10 @@ def _find_on_hub(name: str, weights: str) -> Path:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ValueError(f"{refused}, and not a hub name either: {remedy}.")
     patterns = ["*.json", "*.txt", "*.model", "*.jinja"]
-    patterns += ["*.safetensors"] if weights == "pretrained" else []
+    patterns += ["*.safetensors"] if kind != "random" else []
     with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):
         folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-        complete = weights == "random" or any(folder.glob("*.safetensors"))
+        complete = kind == "random" or any(folder.glob("*.safetensors"))
         if complete and (folder / "config.json").is_file():
             return folder
     if constants.HF_HUB_OFFLINE:
@@ -143,7 +142,7 @@ def _find_on_hub(name: str, weights: str) -> Path:
 
 
 def _describe(
-    name: str, kind: Literal["embedded", "folder", "hub"], folder: Path, weights: str
+    name: str, kind: Literal["embedded", "folder", "hub"], folder: Path, weights: BackboneKind
 ) -> BackboneFiles:
     """Read config.json and check that what it says can be used."""
     if not (folder / "config.json").is_file():
@@ -163,10 +162,10 @@ def _describe(
             f"backbone.name={name}: {config.get('model_type')} is an encoder-decoder: choose a "
             "decoder (GPT-2, LLaMA, Qwen, Mistral) or an encoder (BERT)."
         )
-    if weights == "pretrained" and not any(folder.glob("*.safetensors")):
+    if weights != "random" and not any(folder.glob("*.safetensors")):
         raise ValueError(
             f"backbone.name={name}: {folder} has no .safetensors file: other formats are not read; "
-            "save the model with Transformers' save_pretrained, or set backbone.weights=random."
+            "save the model with Transformers' save_pretrained, or set backbone.kind=random."
         )
     return BackboneFiles(
         name=name,

@@ -3,7 +3,8 @@
 Free of torch, so that a configuration is read and refused before anything heavy is imported.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import pairwise
 from math import inf, isfinite
 from typing import Literal
@@ -33,6 +34,10 @@ class ModelConfig:
 
     num_prototypes: int = 1000
     """Text prototypes that the vocabulary is mapped to."""
+
+    prototype_map: Literal["factored", "vocabulary"] = "factored"
+    """vocabulary: one trained number per word and prototype, as published; factored: the same
+    prototypes from as many numbers per prototype as the embeddings have directions."""
 
     dropout: float = 0.15
     """Dropout probability of the trained layers; the frozen backbone has none."""
@@ -83,8 +88,48 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank matrices trained beside the frozen ones (LoRA, Hu et al. 2021)."""
+
+    r: int = 0
+    """Rank of each pair of matrices; 0: none, the language model stays as it is."""
+
+    alpha: float = 16.0
+    """The product of a pair is scaled by alpha / r."""
+
+    dropout: float = 0.0
+    """Dropout probability of what enters a pair; active in training."""
+
+    target_modules: Literal["auto", "all-linear"] | list[str] = "auto"
+    """Layers that get a pair: auto: peft's choice for the architecture; all-linear; or names."""
+
+    def __post_init__(self) -> None:
+        if self.r < 0:
+            raise ValueError(f"backbone.lora.r must not be negative, got {self.r}: 0 is none.")
+        if not 0 < self.alpha < inf:
+            raise ValueError(f"backbone.lora.alpha must be positive, got {self.alpha}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"backbone.lora.dropout must be in [0, 1), got {self.dropout}.")
+        # A word that is no list of names would be taken for a pattern.
+        if not isinstance(self.target_modules, list) and self.target_modules not in (
+            "auto", "all-linear",
+        ):  # fmt: skip
+            raise ValueError(
+                f"backbone.lora.target_modules={self.target_modules!r}: give auto, all-linear or "
+                "a list of names."
+            )
+        if self.target_modules == []:
+            raise ValueError("backbone.lora.target_modules is empty: name a layer, or set r=0.")
+
+
+BackboneKind = Literal["pretrained", "random", "none", "attention", "transformer"]
+LANGUAGE_MODELS = ("pretrained", "random")
+"""Kinds that are a language model; the others stand in its place, to see what it is worth."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The frozen language model."""
+    """The frozen language model, or what stands in its place."""
 
     name: str = "smollm2-135m"
     """A Hugging Face hub name, a local folder, a .gguf file, or the embedded smollm2-135m."""
@@ -92,14 +137,43 @@ class BackboneConfig:
     llm_layers: int = 12
     """Blocks kept, counted from the input; at most as many as the model has."""
 
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """pretrained: as published; random: the same architecture freshly initialised (ablation)."""
+    kind: BackboneKind = "pretrained"
+    """pretrained: as published; random: its architecture freshly initialised; none: its tokens go
+    to the head as they are; attention, transformer: one trained layer in its place. The last four
+    are ablations (Tan et al. 2024), and keep the model's word embeddings."""
+
+    load_in_4bit: bool = False
+    """Keep the frozen matrices as 4-bit NF4 numbers (bitsandbytes, double quantisation)."""
+
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    """sdpa: PyTorch's own, on any device; flash_attention_2: the flash_attn package, on GPUs."""
+
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("backbone.name must not be empty.")
         if self.llm_layers < 1:
             raise ValueError(f"backbone.llm_layers must be at least 1, got {self.llm_layers}.")
+        if self.kind not in LANGUAGE_MODELS:
+            for key, unset in (
+                ("load_in_4bit", not self.load_in_4bit),
+                ("lora.r", self.lora.r == 0),
+                ("activation_checkpointing", not self.activation_checkpointing),
+            ):
+                if not unset:
+                    raise ValueError(
+                        f"backbone.{key} needs a language model, and backbone.kind={self.kind} "
+                        "has none: use backbone.kind=pretrained, or leave it out."
+                    )
+        if self.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+            raise ValueError(
+                "backbone.attention=flash_attention_2: the package flash_attn is not installed: "
+                "install it, or use backbone.attention=sdpa."
+            )
 
 
 def num_patches(seq_len: int, patch_len: int, stride: int) -> int:

@@ -97,7 +97,9 @@ def _download_embedded(folder: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Convert in a process of its own: this one stays free of torch, and keeps its memory."""
-    code = "import sys; from model.backbone import convert_gguf; convert_gguf(*sys.argv[1:])"
+    code = (
+        "import sys; from model.backbone_loading import convert_gguf; convert_gguf(*sys.argv[1:])"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code, str(gguf), str(folder)],
         cwd=Path(__file__).parents[1],  # where `model` is found without being installed

@@ -28,7 +28,7 @@ from model.key_value_prefix import Prefix
 from model.linear_anchor import LinearAnchor
 from model.memory import Memory, retrieved_forecast
 from model.patching import PatchEmbedding
-from model.reprogramming import ReprogrammingLayer, TextPrototypes
+from model.reprogramming import ReprogrammingLayer, TextPrototypes, word_basis
 from model.trend_labels import TrendLabels
 from model.trend_router import TrendRouter
 
@@ -72,17 +72,21 @@ class Forecaster(nn.Module):
                 ``token_order=prefix_cached`` is asked of an encoder.
         """
         super().__init__()
-        if config.token_order == "prefix_cached" and not backbone.is_causal:
+        if config.token_order == "prefix_cached" and not backbone.can_read_ahead:
             raise ValueError(
-                "model.token_order=prefix_cached: this backbone is an encoder, whose tokens see "
-                "those after them; use model.token_order=spec, or a decoder."
+                "model.token_order=prefix_cached: this backbone cannot read the prompt ahead: it "
+                "is an encoder, whose tokens see those after them, or it recomputes its blocks "
+                "(backbone.activation_checkpointing); use model.token_order=spec, or a decoder."
             )
         self.config = config
         self.seq_len = seq_len
         self.pred_len = pred_len
         self.num_patches = num_patches(seq_len, config.patch_len, config.stride)
         self.patching = PatchEmbedding(config)
-        self.prototypes = TextPrototypes(backbone.vocab_size, config.num_prototypes)
+        factored = config.prototype_map == "factored"
+        self.prototypes = TextPrototypes(
+            backbone.vocab_size, config.num_prototypes, width=backbone.d_llm if factored else None
+        )
         self.reprogramming = ReprogrammingLayer(
             config.d_model, config.n_heads, config.d_ff, backbone.d_llm, config.dropout
         )
@@ -105,7 +109,9 @@ class Forecaster(nn.Module):
         self.backbone = backbone
         self.prompt_prefix: Tensor | None
         self.register_buffer("prompt_prefix", prompt_prefix, persistent=False)
+        # Made from frozen weights at first use, when ZeRO-3 can gather them.
         self._common: Prefix | None = None
+        self._basis: Tensor | None = None
 
     def forward(
         self,
@@ -144,7 +150,7 @@ class Forecaster(nn.Module):
             knowledge, weights_RK, memory_tokens_R2E = self.memory(patches_RPD, rows_RL, retrieved)
             patches_RPD = knowledge.features
             tokens.append(memory_tokens_R2E)
-        prototypes_SE = self.prototypes(self.backbone.word_embeddings)
+        prototypes_SE = self.prototypes(self._words())
         patch_tokens_RPE = self.reprogramming(patches_RPD, prototypes_SE)
 
         states_RPE = self._read(inputs, tokens, patch_tokens_RPE)
@@ -251,7 +257,7 @@ class Forecaster(nn.Module):
             patch_tokens: Shape (R, P, E).
         """
         pieces = [(piece, None) for piece in extra]
-        if not self.backbone.is_causal:
+        if not self.backbone.can_read_ahead:
             tokens_RTE, mask_RT = _join([*pieces, *self._prompt(inputs), (patch_tokens, None)])
             states_RTE: Tensor = self.backbone(tokens_RTE, mask_RT)
             return states_RTE[:, -self.num_patches :]
@@ -269,28 +275,43 @@ class Forecaster(nn.Module):
         states_RTE = self.backbone(*_join(tail), prefix)
         return states_RTE[:, -self.num_patches :]
 
-    @torch.no_grad()
+    def _words(self) -> Tensor:
+        """What the prototypes are made of: the word embeddings, or their basis."""
+        if not self.prototypes.is_factored:
+            return self.backbone.word_embeddings
+        known = self._basis
+        device = self.prototypes.mapping.weight.device
+        if known is None or known.device != device:
+            with torch.no_grad():
+                known = word_basis(self.backbone.word_embeddings).to(device)
+            self._basis = known
+        return known
+
     def _read_prompt(self, inputs: ForecastInputs, rows: int) -> Prefix | None:
-        """Read the prompts without gradient: nothing that is trained stands before them."""
-        prefix = self._common_prefix()
-        if prefix is not None:
-            prefix = prefix.expand(rows)
-        for embedded_RTE, mask_RT in self._prompt(inputs):
-            assert mask_RT is not None
-            prefix = self.backbone.read(embedded_RTE, mask_RT, prefix)
+        """Read the prompts; without gradient, unless the backbone has trained matrices."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone.is_trained):
+            prefix = self._common_prefix()
+            if prefix is not None:
+                prefix = prefix.expand(rows)
+            for embedded_RTE, mask_RT in self._prompt(inputs):
+                assert mask_RT is not None
+                prefix = self.backbone.read(embedded_RTE, mask_RT, prefix)
         return prefix
 
     def _common_prefix(self) -> Prefix | None:
-        """Keys and values of what all prompts begin with, made once: one row for all."""
+        """Keys and values of what all prompts begin with, one row for all.
+
+        Made once for the run, or each time where training moves them.
+        """
         ids = self.prompt_prefix
         if ids is None or len(ids) == 0:
             return None
-        known = self._common
+        known = None if self.backbone.is_trained else self._common
         where = (ids.device, self.backbone.dtype)
         if known is None or (known.keys[0].device, known.keys[0].dtype) != where:
             mask_1T = torch.ones_like(ids, dtype=torch.bool)[None]
             known = self.backbone.read(self.backbone.embed_tokens(ids[None]), mask_1T)
-            self._common = known
+            self._common = None if self.backbone.is_trained else known
         return known
 
     def _prompt(self, inputs: ForecastInputs) -> list[tuple[Tensor, Tensor | None]]:

@@ -7,6 +7,7 @@ Shape legend (this file):
     G  n_heads                             W  d_ff, key width of one head
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,33 +16,75 @@ class TextPrototypes(nn.Module):
     """Condense the vocabulary to a few prototypes by one learned linear map.
 
     Source: Time-LLM, Jin et al. 2024 (arXiv:2310.01728), section 3.2.
+
+    A prototype is a weighted sum of word embeddings. The V weights of a prototype act only
+    through the E directions that the embeddings have, and the embeddings are frozen. The factored
+    map therefore trains E numbers per prototype in place of V, over a fixed basis of the same
+    span (:func:`word_basis`): every set of prototypes that one map can make, the other can too.
     """
 
-    def __init__(self, vocab_size: int, num_prototypes: int) -> None:
-        super().__init__()
-        self.mapping = nn.Linear(vocab_size, num_prototypes)
-
-    def forward(self, word_embeddings: Tensor) -> Tensor:
-        """Map the word embeddings to prototypes.
+    def __init__(self, vocab_size: int, num_prototypes: int, *, width: int | None = None) -> None:
+        """Make the map, with Time-LLM's spread of initial prototypes.
 
         Args:
-            word_embeddings: The backbone's input embeddings. Shape (V, E), floating point.
+            vocab_size: V.
+            num_prototypes: S.
+            width: E, for the factored map; None: one number per word.
+        """
+        super().__init__()
+        self.is_factored = width is not None
+        self.mapping = nn.Linear(vocab_size if width is None else width, num_prototypes)
+        # Weights of the words, seen through orthonormal directions, spread as the words' own do.
+        bound = vocab_size**-0.5
+        nn.init.uniform_(self.mapping.weight, -bound, bound)
+        nn.init.uniform_(self.mapping.bias, -bound, bound)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Map words to prototypes.
+
+        Args:
+            words: The backbone's input embeddings, shape (V, E); for the factored map their
+                basis, shape (E, E). Floating point.
 
         Returns:
-            ``mapping.weight @ word_embeddings + bias``. Shape (S, E), of the parameters' type.
+            ``mapping.weight @ words + bias``. Shape (S, E), of the parameters' type.
 
         Raises:
-            ValueError: Another vocabulary than the one this layer was built for.
+            ValueError: Another vocabulary, or width, than this layer was built for.
         """
-        if word_embeddings.ndim != 2 or word_embeddings.shape[0] != self.mapping.in_features:
+        if words.ndim != 2 or words.shape[0] != self.mapping.in_features:
+            what = "basis of width" if self.is_factored else "vocabulary of"
             raise ValueError(
-                f"word_embeddings has shape {tuple(word_embeddings.shape)}: this layer was built "
-                f"for a vocabulary of {self.mapping.in_features}; pass shape (V, E)."
+                f"words has shape {tuple(words.shape)}: this layer was built for a {what} "
+                f"{self.mapping.in_features}; pass that many rows."
             )
-        words_VE = word_embeddings.to(self.mapping.weight.dtype)
+        words = words.to(self.mapping.weight.dtype)
         # Through the layer's forward, not its weight: ZeRO-3 gathers a weight only for its owner.
-        prototypes_ES: Tensor = self.mapping(words_VE.T)
+        prototypes_ES: Tensor = self.mapping(words.T)
         return prototypes_ES.T
+
+
+def word_basis(word_embeddings: Tensor) -> Tensor:
+    """Make a basis of what word embeddings span, as long as they are: ``sqrt(W' W)``.
+
+    ``W = Q @ basis`` with orthonormal columns Q, so a weight per word and a weight per direction
+    have the same meaning and the same gradient, ``weight_E = weight_V @ Q``.
+
+    Args:
+        word_embeddings: W. Shape (V, E), floating point.
+
+    Returns:
+        The symmetric square root of the Gram matrix. Shape (E, E), float32.
+    """
+    gram_EE = torch.zeros(word_embeddings.shape[1], word_embeddings.shape[1], dtype=torch.float64,
+                          device=word_embeddings.device)  # fmt: skip
+    for part in torch.split(
+        word_embeddings, 8192
+    ):  # a vocabulary in float64 need not be held at once
+        gram_EE += part.double().T @ part.double()
+    values_E, vectors_EE = torch.linalg.eigh(gram_EE)
+    root_EE: Tensor = (vectors_EE * values_E.clamp_min(0).sqrt()) @ vectors_EE.T
+    return root_EE.float()
 
 
 class ReprogrammingLayer(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.config import RunConfig
-from model.backbone import load_backbone
 from model.backbone_files import BackboneFiles, locate_backbone
+from model.backbone_loading import load_backbone
 from tests.helpers.runs import tiny_run
 
 

@@ -5,7 +5,7 @@ import functools
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from model.backbone import Backbone, load_backbone
+from model.backbone import Backbone
 from model.backbone_files import locate_backbone
+from model.backbone_loading import load_backbone
 from model.config import BackboneConfig
 
 Kind = Literal["gpt2", "qwen2", "llama", "mistral", "bert"]
@@ -45,11 +46,17 @@ def tiny_backbone(kind: Kind, num_layers: int = 4, width: int = 32) -> Path:
 
 
 def load_tiny(
-    kind: Kind = "gpt2", llm_layers: int = 2, num_layers: int = 4, width: int = 32
+    architecture: Kind = "gpt2",
+    llm_layers: int = 2,
+    num_layers: int = 4,
+    width: int = 32,
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
 ) -> Backbone:
-    """Load the first blocks of a tiny model."""
-    name = str(tiny_backbone(kind, num_layers, width))
-    return load_backbone(BackboneConfig(name=name, llm_layers=llm_layers), locate_backbone(name))
+    """Load the first blocks of a tiny model; settings are those of ``backbone``."""
+    name = str(tiny_backbone(architecture, num_layers, width))
+    config = BackboneConfig(name=name, llm_layers=llm_layers, **settings)
+    return load_backbone(config, locate_backbone(name), dtype)
 
 
 def _config(kind: Kind, num_layers: int, width: int) -> transformers.PretrainedConfig:

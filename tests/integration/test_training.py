@@ -11,8 +11,8 @@ import torch
 from dist_train import engine, preflight
 from dist_train.config import DeepSpeedConfig, RunConfig
 from dist_train.session import train_and_score
-from model.backbone import load_backbone
 from model.backbone_files import locate_backbone
+from model.backbone_loading import load_backbone
 from model.config import GramConfig, TaprConfig
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import STEPS, losses, tiny_run, train_runs

@@ -76,7 +76,7 @@ def test_finds_a_hub_name_in_the_cache(hub_cache: Path):
 
 def test_a_cached_configuration_alone_is_enough_for_random_weights(hub_cache: Path):
     put_in_cache(hub_cache, "org/tiny", tiny_backbone("gpt2"), "config.json")
-    assert locate_backbone("org/tiny", weights="random").num_layers == 4
+    assert locate_backbone("org/tiny", kind="random").num_layers == 4
     with pytest.raises(ValueError, match=r"backbone\.name=org/tiny: .*HF_HUB_OFFLINE"):
         locate_backbone("org/tiny")
 
@@ -156,7 +156,7 @@ def test_refuses_weights_that_are_not_safetensors(tmp_path: Path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"has no \.safetensors file: .*save_pretrained"):
         locate_backbone(name)
-    assert locate_backbone(name, weights="random").num_layers == 3
+    assert locate_backbone(name, kind="random").num_layers == 3
 
 
 def test_refuses_a_name_that_is_nowhere(hub_cache: Path):

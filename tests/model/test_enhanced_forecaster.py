@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from model.backbone import load_backbone
 from model.backbone_files import locate_backbone
+from model.backbone_loading import load_backbone
 from model.batch import ForecastInputs, ForecastOutput, RetrievedWindows
 from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig
 from model.forecaster import Forecaster

@@ -10,6 +10,7 @@ from model.batch import ForecastInputs
 from model.config import ModelConfig
 from model.forecaster import Forecaster
 from model.instance_norm import normalize
+from model.reprogramming import word_basis
 from tests.helpers.backbones import KINDS, Kind, load_tiny
 
 L, H, N, B, T = 40, 6, 3, 2, 5
@@ -52,7 +53,9 @@ def test_matches_the_steps_done_by_hand_for_one_row(kind: Kind, anchor: str):
     loc, scale = window.mean(), (window.var(unbiased=False) + 1e-5).sqrt()
 
     patches = model.patching(((window - loc) / scale)[None])
-    tokens = model.reprogramming(patches, model.prototypes(model.backbone.word_embeddings))
+    tokens = model.reprogramming(
+        patches, model.prototypes(word_basis(model.backbone.word_embeddings))
+    )
     prompt = model.backbone.embed_tokens(inputs.prompt_ids[row : row + 1, 2:])  # no padding at all
     sequence = torch.cat([prompt, tokens], dim=1)
     states = model.backbone(sequence, torch.ones(sequence.shape[:2], dtype=torch.bool))

@@ -78,8 +78,8 @@ def test_the_last_block_stops_at_keys_and_values(kind: Kind):
 
 def test_an_encoder_is_refused():
     backbone = load_tiny("bert")
-    assert not backbone.is_causal
-    with pytest.raises(ValueError, match=r"bert is an encoder.*token_order=spec"):
+    assert not backbone.can_read_ahead
+    with pytest.raises(ValueError, match=r"bert cannot read tokens ahead: .*needs a decoder"):
         backbone.read(tokens(0, ROWS, HEAD), torch.ones(ROWS, HEAD, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"model.token_order=prefix_cached: .* encoder"):
         Forecaster(SMALL, L, H, backbone)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.reprogramming import ReprogrammingLayer, TextPrototypes
+from model.reprogramming import ReprogrammingLayer, TextPrototypes, word_basis
 
 
 def make(dropout: float = 0.0) -> ReprogrammingLayer:
@@ -64,3 +64,52 @@ def test_refuses_another_vocabulary():
 def test_refuses_the_wrong_rank():
     with pytest.raises(ValueError, match=r"\(3, 6\) and \(8, 10\): pass \(R, P, D\)"):
         make()(torch.zeros(3, 6), torch.zeros(8, 10))
+
+
+def test_the_factored_map_reaches_the_same_prototypes_with_the_same_gradient():
+    words = torch.randn(50, 7, dtype=torch.float64)
+    basis = word_basis(words).double()
+    orthonormal = words @ torch.linalg.inv(basis)
+    torch.testing.assert_close(
+        orthonormal.T @ orthonormal, torch.eye(7, dtype=torch.float64), atol=1e-5, rtol=0
+    )
+    by_word, factored = TextPrototypes(50, 4).double(), TextPrototypes(50, 4, width=7).double()
+    factored.mapping.weight.data = by_word.mapping.weight.data @ orthonormal
+    factored.mapping.bias.data = by_word.mapping.bias.data
+    weights = torch.randn(4, 7, dtype=torch.float64)
+    for layer, given in ((by_word, words), (factored, basis)):
+        (layer(given) * weights).sum().backward()
+    torch.testing.assert_close(factored(basis), by_word(words), atol=1e-5, rtol=1e-5)
+    assert by_word.mapping.weight.grad is not None
+    torch.testing.assert_close(
+        factored.mapping.weight.grad,
+        by_word.mapping.weight.grad @ orthonormal,
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    # Whatever prototypes there are, some set of numbers per direction makes them.
+    wanted = torch.randn(4, 7, dtype=torch.float64)
+    torch.testing.assert_close(
+        wanted @ torch.linalg.inv(basis) @ basis, wanted, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_both_maps_start_with_prototypes_of_one_spread():
+    words = torch.randn(5000, 16)
+    torch.manual_seed(0)
+    one = TextPrototypes(5000, 400)(words).detach()
+    other = TextPrototypes(5000, 400, width=16)(word_basis(words)).detach()
+    assert other.std() == pytest.approx(float(one.std()), rel=0.05)
+
+
+def test_the_basis_does_not_need_more_words_than_directions():
+    words = torch.randn(3, 7)
+    basis = word_basis(words)
+    assert basis.shape == (7, 7)
+    assert torch.linalg.matrix_rank(basis, rtol=1e-4) == 3
+    torch.testing.assert_close(basis @ basis, words.T @ words, atol=1e-4, rtol=1e-4)
+
+
+def test_refuses_a_basis_of_another_width():
+    with pytest.raises(ValueError, match=r"shape \(9, 9\): .*basis of width 7; pass"):
+        TextPrototypes(50, 4, width=7)(torch.zeros(9, 9))

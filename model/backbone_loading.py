@@ -1,0 +1,275 @@
+"""Load a language model: whole or cut, as published or fresh, in any precision or in 4 bits.
+
+The only importer of transformers beside the key/value prefix; bitsandbytes comes through it.
+"""
+
+import contextlib
+import inspect
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from model.adapters import add_lora
+from model.backbone import Backbone
+from model.backbone_files import BackboneFiles, check_layers
+from model.backbone_substitutes import SubstituteModel
+from model.config import LANGUAGE_MODELS, BackboneConfig
+
+
+def load_backbone(
+    config: BackboneConfig,
+    files: BackboneFiles,
+    dtype: torch.dtype = torch.float32,
+    *,
+    seed: int = 0,
+    zero3: dict[str, Any] | None = None,
+) -> Backbone:
+    """Load the first ``config.llm_layers`` blocks of a language model, frozen, on the CPU.
+
+    Args:
+        config: What the user chose.
+        files: Where the model lies, from :func:`model.backbone_files.locate_backbone`.
+        dtype: Floating type of the weights; with 4 bits that of the rest, and of the arithmetic.
+        seed: Of whatever has fresh weights; the global generator is left as it was.
+        zero3: DeepSpeed JSON of a ZeRO-3 run: each rank keeps its share of the weights alone.
+            Collective then, and not for 4-bit weights, which DeepSpeed shares out later.
+
+    Returns:
+        The backbone, in eval mode.
+
+    Raises:
+        ValueError: Fewer layers than asked for, an architecture that Transformers does not know
+            or that cannot hide padding, weights that do not fill the model, or LoRA targets that
+            it does not have.
+    """
+    if config.kind not in LANGUAGE_MODELS:
+        return _load_substitute(config, files, dtype, seed)
+    check_layers(files, config.llm_layers)
+    with _sharded_at_load(zero3), _readable_errors(files):
+        model = _load_model(config, files, dtype, seed)
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"backbone.name={files.name}: {files.model_type} takes no position_ids, so padding "
+            "would move its tokens: choose another backbone."
+        )
+    model.pooler = None  # BERT-like: computed at every step and read by nobody
+    backbone = Backbone(model)
+    if backbone.d_llm != files.d_llm:
+        raise ValueError(
+            f"backbone.name={files.name}: its word embeddings are {backbone.d_llm} wide and its "
+            f"hidden states {files.d_llm}: choose a backbone where both are the same."
+        )
+    backbone = backbone.to(dtype)
+    if config.lora.r > 0:
+        backbone.unfreeze(*add_lora(backbone.language_model, config.lora, seed))
+    if config.activation_checkpointing:
+        backbone.recompute_blocks()
+    return backbone
+
+
+def load_tokenizer(files: BackboneFiles) -> Any:
+    """Load the backbone's tokenizer, padding on the left.
+
+    Returns:
+        A Transformers tokenizer with a pad token: its own, else the end-of-text or unknown token.
+
+    Raises:
+        ValueError: There is no tokenizer, or none of these tokens.
+    """
+    extra = {} if files.gguf_file is None else {"gguf_file": files.gguf_file}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                files.folder, padding_side="left", local_files_only=True, **extra
+            )
+        # Without its files Transformers makes some tokenizers up, with an empty vocabulary.
+        ids = tokenizer("min 0.5", add_special_tokens=False).input_ids
+        if all(token == tokenizer.unk_token_id for token in ids):
+            raise ValueError("it knows no word")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(
+            f"backbone.name={files.name}: {files.folder} has no tokenizer that can be read "
+            f"({_first_line(error)}): add its tokenizer files, or set model.prompt=none."
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"backbone.name={files.name}: its tokenizer has no pad, eos or unk token: name a "
+            "pad_token in tokenizer_config.json."
+        )
+    return tokenizer
+
+
+def convert_gguf(gguf: str, folder: str) -> None:
+    """Write a .gguf model as an ordinary Transformers folder: float32 safetensors, tokenizer."""
+    path = Path(gguf)
+    with _quiet():
+        _load_gguf(path).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+
+
+def _load_substitute(
+    config: BackboneConfig, files: BackboneFiles, dtype: torch.dtype, seed: int
+) -> Backbone:
+    """Keep the word embeddings, and put one trained layer, or nothing, in the model's place."""
+    whole = load_backbone(BackboneConfig(name=config.name, llm_layers=1), files, dtype)
+    words = cast(Any, whole.language_model).get_input_embeddings()
+    model = SubstituteModel(words, config.kind, seed)  # type: ignore[arg-type]
+    backbone = Backbone(model)
+    backbone.unfreeze(model.blocks.parameters())
+    return backbone
+
+
+@contextlib.contextmanager
+def _readable_errors(files: BackboneFiles) -> Iterator[None]:
+    try:
+        with _quiet():
+            yield
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        if str(error).startswith("backbone."):
+            raise
+        raise ValueError(
+            f"backbone.name={files.name}: Transformers cannot load it ({_first_line(error)}): "
+            "choose another backbone."
+        ) from error
+
+
+@contextlib.contextmanager
+def _sharded_at_load(zero3: dict[str, Any] | None) -> Iterator[None]:
+    """Let Transformers shard the weights over the ranks as it loads them."""
+    if zero3 is None:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    alive = HfDeepSpeedConfig(zero3)  # Transformers looks for it as long as it lives
+    try:
+        yield
+    finally:
+        del alive
+
+
+def _load_model(config: BackboneConfig, files: BackboneFiles, dtype: torch.dtype, seed: int) -> Any:
+    if "quantization_config" in files.config:
+        raise ValueError(
+            f"backbone.name={files.name}: its weights are quantised already: choose the original "
+            "model, with backbone.load_in_4bit=true for 4-bit weights."
+        )
+    cut = _cut_config(files, config.llm_layers)
+    if config.kind == "pretrained" and files.gguf_file is None:
+        return _pretrained_model(files, files.folder, cut, dtype, config)
+    if config.kind == "random":
+        model = _random_model(cut, seed, config.attention)
+    else:
+        model = _cut_gguf(files, cut, config.attention)
+    if not config.load_in_4bit:
+        return model
+    # Transformers makes 4-bit weights from files alone.
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return _pretrained_model(files, Path(folder), cut, dtype, config)
+
+
+def _cut_config(files: BackboneFiles, llm_layers: int) -> Any:
+    """Read the configuration and keep ``llm_layers`` of everything that is listed per layer."""
+    extra = {} if files.gguf_file is None else {"gguf_file": files.gguf_file}
+    config = AutoConfig.from_pretrained(files.folder, local_files_only=True, **extra)
+    for key, value in config.to_dict().items():
+        if "layer" in key and isinstance(value, list) and len(value) == files.num_layers:
+            setattr(config, key, value[:llm_layers])  # layer_types and its like
+    config.num_hidden_layers = llm_layers
+    return config
+
+
+def _random_model(cut: Any, seed: int, attention: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(cut, attn_implementation=attention, dtype=torch.float32)
+
+
+def _pretrained_model(
+    files: BackboneFiles, folder: Path, cut: Any, dtype: torch.dtype, config: BackboneConfig
+) -> Any:
+    """Load the weights of the blocks kept from a folder."""
+    model, report = AutoModel.from_pretrained(
+        folder,
+        config=cut,
+        dtype=dtype,
+        attn_implementation=config.attention,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **(_four_bits(dtype) if config.load_in_4bit else {}),
+    )
+    lacking = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if lacking:
+        raise ValueError(
+            f"backbone.name={files.name}: its weight files lack {lacking}, which would be random: "
+            "download it again, or set backbone.kind=random."
+        )
+    for module in model.modules():
+        # On CPUs with AVX-512 bitsandbytes would lay the numbers out anew at the first forward
+        # pass without gradient: in place, for inference in bf16 alone, and not undone by ZeRO-3.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
+    """NF4 with double quantisation; the packed numbers lie in tensors of the computing type.
+
+    DeepSpeed casts floating tensors to its own type and shards tensors of one type, so the bytes
+    must look like that type.
+    """
+    settings = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+    return {"quantization_config": settings, "device_map": {"": "cpu"}}
+
+
+def _cut_gguf(files: BackboneFiles, cut: Any, attention: str) -> Any:
+    """Load every layer of a .gguf file, then keep those of ``cut``."""
+    assert files.gguf_file is not None
+    whole = _load_gguf(files.folder / files.gguf_file).state_dict()
+    model = AutoModel.from_config(cut, attn_implementation=attention, dtype=torch.float32)
+    model.load_state_dict({key: whole[key] for key in model.state_dict()})
+    return model
+
+
+def _load_gguf(path: Path) -> Any:
+    extra = {}
+    if hasattr(transformers, "GgufConfig"):  # older versions always unpack the 4-bit blocks
+        extra["quantization_config"] = transformers.GgufConfig(gguf_file=path.name, dequantize=True)
+    return AutoModel.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True, **extra
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence progress bars, and the report that the layers cut off were not loaded."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

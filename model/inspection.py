@@ -26,10 +26,19 @@ class PrototypeWords:
     """The words that say most about each prototype, as token ids, the first the closest."""
 
     nearest: Tensor
-    """Words whose centred embeddings have the largest cosine with the prototype. (S, K), int64."""
+    """Words with the largest cosine with what tells the prototype from the others. (S, K)."""
 
     cosines: Tensor
     """Their cosines. Shape (S, K), float32."""
+
+    shared: Tensor
+    """Words with the largest cosine with what all prototypes share. Shape (K,), int64."""
+
+    shared_cosines: Tensor
+    """Their cosines. Shape (K,), float32."""
+
+    shared_part: float
+    """Share of the prototypes' mean squared length that is common to all of them."""
 
     heaviest: Tensor
     """Words with the largest weights of the map, whatever their sign. Shape (S, K), int64."""
@@ -44,7 +53,9 @@ def find_words(layer: TextPrototypes, word_embeddings: Tensor, count: int) -> Pr
 
     Embeddings of a language model share a large common part, so plain cosines are high between any
     two words. The mean word is taken from every word, and from a prototype as often as its weights
-    hold it: what remains of the prototype is the same map of the centred words.
+    hold it: what remains of the prototype is the same map of the centred words. Of that the mean
+    of all prototypes is taken too: training moves them together, and what they share adds the
+    same to every score of a query, which its softmax does not see.
 
     Args:
         layer: The map from words to prototypes.
@@ -62,11 +73,17 @@ def find_words(layer: TextPrototypes, word_embeddings: Tensor, count: int) -> Pr
     weights_SV = layer.mapping.weight.float()
     mean_E = _mean_word(word_embeddings)
     centred_SE = layer(word_embeddings).float() - weights_SV.sum(dim=1, keepdim=True) * mean_E
-    cosines_SK, nearest_SK = _nearest(centred_SE, word_embeddings, mean_E, count)
+    shared_1E = centred_SE.mean(dim=0, keepdim=True)
+    cosines_SK, nearest_SK = _nearest(centred_SE - shared_1E, word_embeddings, mean_E, count)
+    shared_cosines_1K, shared_1K = _nearest(shared_1E, word_embeddings, mean_E, count)
     heaviest_SK = weights_SV.abs().topk(count, dim=1).indices
+    length = float(centred_SE.square().sum(dim=1).mean())
     return PrototypeWords(
         nearest=nearest_SK,
         cosines=cosines_SK,
+        shared=shared_1K[0],
+        shared_cosines=shared_cosines_1K[0],
+        shared_part=float(shared_1E.square().sum()) / length if length else 0.0,
         heaviest=heaviest_SK,
         weights=weights_SV.gather(1, heaviest_SK),
     )

@@ -31,26 +31,58 @@ def random_words(count: int, width: int) -> Tensor:
 
 def test_a_prototype_that_is_a_word_is_nearest_to_it():
     words = random_words(40, 16) + 5  # a large common part
-    weight = torch.zeros(3, 40)
+    weight = torch.zeros(4, 40)
     weight[0, 7] = weight[1, 30] = 1
-    weight[2, 11] = -2
+    weight[2, 7] = weight[3, 30] = -1  # opposites, so that the prototypes share nothing
     found = find_words(mapping(weight), words, 4)
     assert found.nearest[:2, 0].tolist() == [7, 30]
     torch.testing.assert_close(found.cosines[:2, 0], torch.ones(2))
-    assert found.nearest[2, 0] != 11  # the opposite of a word
-    assert found.heaviest[:, 0].tolist() == [7, 30, 11]
-    assert found.weights[:, 0].tolist() == [1, 1, -2]
+    assert 7 not in found.nearest[2]
+    assert found.shared_part == pytest.approx(0, abs=1e-9)
+    assert found.heaviest[:, 0].tolist() == [7, 30, 7, 30]
+    assert found.weights[:, 0].tolist() == [1, 1, -1, -1]
 
 
 def test_what_all_words_share_decides_nothing():
     # The words differ in the first two coordinates alone; the third, common one is far larger.
     words = torch.tensor([[1.0, 0, 9], [0, 1, 9], [-1, 0, 9], [0, -1, 9]])
-    weight = torch.tensor([[1.0, 0.2, 0, 0], [0.2, 0, 1, 0]])
+    weight = torch.tensor([[1.0, 0.2, 0, 0], [-2, -0.4, 0.5, 0.5], [1, 0.2, -0.5, -0.5]])
     found = find_words(mapping(weight), words, 4)
     assert found.nearest[0].tolist() == [0, 1, 3, 2]
-    assert found.nearest[1, 0] == 2
     expected = torch.tensor([1, 0.2, -0.2, -1]) / math.hypot(1, 0.2)
     torch.testing.assert_close(found.cosines[0], expected)
+
+
+def test_what_all_prototypes_share_is_told_once():
+    words = random_words(40, 16)
+    weight = torch.zeros(4, 40)
+    weight[0, 7] = weight[1, 30] = 1
+    weight[2, 7] = weight[3, 30] = -1
+    alone = find_words(mapping(weight), words, 4)
+    together = weight.clone()
+    together[:, 11] += 3
+    found = find_words(mapping(together), words, 4)
+    assert torch.equal(found.nearest, alone.nearest)
+    torch.testing.assert_close(found.cosines, alone.cosines)
+    assert found.shared[0] == 11
+    assert float(found.shared_cosines[0]) == pytest.approx(1)
+    own, common = (words - words.mean(dim=0))[[7, 30]], 3 * (words - words.mean(dim=0))[11]
+    expected = common.square().sum() / (common.square().sum() + own.square().sum() / 2)
+    assert found.shared_part == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_what_all_prototypes_share_moves_no_attention():
+    layer, patches, prototypes = layer_with(), torch.randn(4, 9, 6), torch.randn(8, 10)
+    moved = prototypes + 3 * torch.randn(10)
+    torch.testing.assert_close(
+        layer.attention(patches, moved), layer.attention(patches, prototypes)
+    )
+
+
+def test_prototypes_that_are_nothing_have_no_word():
+    found = find_words(mapping(torch.zeros(3, 11)), random_words(11, 4), 2)
+    assert found.shared_part == 0
+    assert torch.equal(found.cosines, torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize("at_once", [3, 8, 100])
@@ -62,8 +94,10 @@ def test_nearest_words_match_a_loop_however_they_are_cut(
     bias = torch.linspace(-1, 1, 5)
     found = find_words(mapping(weight, bias), words, 4)
     centred = words - words.mean(dim=0)
+    prototypes = [sum(weight[row, v] * centred[v] for v in range(24)) + bias[row]
+                  for row in range(5)]  # fmt: skip
     for row in range(5):
-        prototype = sum(weight[row, v] * centred[v] for v in range(24)) + bias[row]
+        prototype = prototypes[row] - sum(prototypes) / 5
         cosines = [float(torch.cosine_similarity(prototype, word, dim=0)) for word in centred]
         best = sorted(range(24), key=lambda v: -cosines[v])[:4]
         assert found.nearest[row].tolist() == best
@@ -75,7 +109,7 @@ def test_nearest_words_match_a_loop_however_they_are_cut(
 
 def test_words_of_half_precision_are_found_too():
     words = random_words(30, 16)
-    weight = torch.zeros(1, 30)
+    weight = torch.zeros(2, 30)
     weight[0, 3] = 1
     found = find_words(mapping(weight).bfloat16(), words.bfloat16(), 2)
     assert found.nearest[0, 0] == 3

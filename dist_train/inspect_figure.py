@@ -4,7 +4,7 @@ Shape legend (this file):
     L  steps of history   P  patches   S  num_prototypes
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +51,8 @@ def save_inspect_figure(
 ) -> None:
     """Draw the first variates: the history in the colours of its patches, and a heat map below.
 
-    A patch is drawn from its first step to that of the next one, also where patches overlap.
+    The heat map's rows are the coloured prototypes, then those with the most attention. A patch is
+    drawn from its first step to that of the next one, also where patches overlap.
 
     Args:
         path: The picture; whole or absent.
@@ -68,20 +69,35 @@ def save_inspect_figure(
     figure = pyplot.figure(figsize=(11, 5.2 * len(shown) + 0.4), layout="constrained")
     figure.suptitle(_drawable(title), fontsize=11, parse_math=False)
     parts = figure.subfigures(len(shown), 1, squeeze=False)[:, 0]
+    labels = [_label(number, found) for number, found in enumerate(words)]
+    colours = _choose_colours(shown)
     for part, panel in zip(parts, shown, strict=True):
-        _draw(part, panel, [_label(number, found) for number, found in enumerate(words)])
+        _draw(part, panel, labels, colours)
     with replacing(path) as beside:
         figure.savefig(beside, dpi=120, format="png")
     pyplot.close(figure)
 
 
-def _draw(part: "SubFigure | Figure", panel: PatchPanel, labels: Sequence[str]) -> None:
+def _choose_colours(panels: Sequence[PatchPanel]) -> dict[int, str]:
+    """A colour for the prototypes that most patches attend to most, the same in all panels."""
+    first = np.concatenate([panel.attention.argmax(axis=1) for panel in panels])
+    numbers, counts = np.unique(first, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return dict(zip(numbers[order].tolist(), COLOURS, strict=False))
+
+
+def _draw(
+    part: "SubFigure | Figure",
+    panel: PatchPanel,
+    labels: Sequence[str],
+    colours: Mapping[int, str],
+) -> None:
     from matplotlib import dates
 
     above, below = part.subplots(2, 1, sharex=True, height_ratios=[1, 1.3])
     edges = dates.date2num(_edges(panel))  # type: ignore[no-untyped-call]
-    _draw_history(above, panel, edges, labels)
-    _draw_heat_map(part, below, panel, edges, labels)
+    _draw_history(above, panel, edges, labels, colours)
+    _draw_heat_map(part, below, panel, edges, labels, colours)
     locator = dates.AutoDateLocator()  # type: ignore[no-untyped-call]
     below.xaxis.set_major_locator(locator)
     below.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
@@ -90,28 +106,27 @@ def _draw(part: "SubFigure | Figure", panel: PatchPanel, labels: Sequence[str]) 
 
 
 def _draw_history(
-    axes: "Axes", panel: PatchPanel, edges: np.ndarray, labels: Sequence[str]
+    axes: "Axes",
+    panel: PatchPanel,
+    edges: np.ndarray,
+    labels: Sequence[str],
+    colours: Mapping[int, str],
 ) -> None:
     from matplotlib.patches import Patch
 
-    first_P = panel.attention.argmax(axis=1)
-    numbers, counts = np.unique(first_P, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    coloured = {int(numbers[i]): COLOURS[rank] for rank, i in enumerate(order[: len(COLOURS)])}
-    for patch, number in enumerate(first_P):
-        colour = coloured.get(int(number), OTHER_COLOUR)
+    first = panel.attention.argmax(axis=1).tolist()
+    for patch, number in enumerate(first):
+        colour = colours.get(number, OTHER_COLOUR)
         axes.axvspan(edges[patch], edges[patch + 1], color=colour, alpha=0.45, lw=0)
     for edge in edges[1:-1]:
         axes.axvline(edge, color="white", lw=0.8)
     axes.plot(panel.dates, panel.history, color="black", lw=1.2)
     axes.set_ylabel(_drawable(panel.variate), parse_math=False)
-    entries = [
-        Patch(color=colour, alpha=0.45, label=f"{labels[number]} ({counts[i]})")
-        for i, (number, colour) in zip(order, coloured.items(), strict=False)
-    ]
-    others = int(counts[order[len(COLOURS) :]].sum())
+    here = [(c, f"{labels[n]} ({first.count(n)})") for n, c in colours.items() if n in first]
+    others = sum(number not in colours for number in first)
     if others:
-        entries.append(Patch(color=OTHER_COLOUR, alpha=0.45, label=f"others ({others})"))
+        here.append((OTHER_COLOUR, f"others ({others})"))
+    entries = [Patch(color=colour, alpha=0.45, label=label) for colour, label in here]
     legend = axes.legend(
         handles=entries, title="attended to most (patches)", alignment="left", fontsize=8,
         title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0,
@@ -127,14 +142,18 @@ def _draw_heat_map(
     panel: PatchPanel,
     edges: np.ndarray,
     labels: Sequence[str],
+    colours: Mapping[int, str],
 ) -> None:
     mean_S = panel.attention.mean(axis=0)
-    shown = np.argsort(-mean_S, kind="stable")[:PROTOTYPES_SHOWN]
+    by_attention = np.argsort(-mean_S, kind="stable").tolist()
+    coloured = [number for number in by_attention if number in colours]
+    others = [number for number in by_attention if number not in colours]
+    shown = [*coloured, *others][:PROTOTYPES_SHOWN]
     # In multiples of the uniform weight, from the least to the most: where all patches attend
     # alike, a scale from zero would show one colour.
     multiples = panel.attention[:, shown].T * len(mean_S)
     mesh = axes.pcolormesh(edges, np.arange(len(shown) + 1), multiples, cmap="cividis")
-    axes.invert_yaxis()  # the most attended on top
+    axes.invert_yaxis()  # the first row on top
     axes.yaxis.tick_right()
     axes.set_yticks(np.arange(len(shown)) + 0.5)
     axes.set_yticklabels([labels[number] for number in shown], fontsize=8, parse_math=False)

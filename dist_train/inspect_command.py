@@ -107,6 +107,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
 
     cosine, by_chance = float(words.cosines[:, 0].mean()), float(chance.mean())
     used, per_patch = sums.prototypes_used, sums.prototypes_per_patch
+    different = len(words.nearest[:, 0].unique())
     count, heads = len(nearest), run.module.reprogramming.n_heads
     lines = [
         f"run {options.run.name}: {count} prototypes over {run.module.backbone.vocab_size:,} "
@@ -115,7 +116,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
         *(f"note: {note}" for note in notes),
         *_table(sums, nearest, heaviest),
         f"words: the nearest has cosine {cosine:.3f} on average; that of a random mixture of all "
-        f"tokens has {by_chance:.3f}",
+        f"tokens has {by_chance:.3f}; {different} different ones for {count} prototypes",
         f"shared by all prototypes, and without effect on attention: {100 * words.shared_part:.0f} "
         f"% of their squared length, near {' '.join(shared[:WORDS_PRINTED])}",
         f"attention: a patch spreads over {per_patch:.1f} of {count} prototypes, all patches "
@@ -137,6 +138,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
         "prototypes_used": round(used, 3),
         "prototypes_per_patch": round(per_patch, 3),
         "bits_per_patch": round(sums.bits_per_patch, 5),
+        "nearest_different": different,
         "nearest_cosine": round(cosine, 4),
         "chance_cosine": round(by_chance, 4),
         "shared_part": round(words.shared_part, 4),

@@ -48,6 +48,7 @@ def test_tables_picture_and_last_line_tell_the_same(
     assert told["most_used"] == best
     assert told["most_used_attention"] == pytest.approx(prototypes.attention[best], abs=1e-6)
     assert told["nearest_cosine"] == pytest.approx(prototypes.cosine_1.mean(), abs=1e-4)
+    assert told["nearest_different"] == prototypes.nearest_1.nunique()
     assert (told["windows"], told["patches"], told["prototypes"]) == (20, 20 * 2 * P, S)
     assert 1 <= told["prototypes_per_patch"] <= told["prototypes_used"] <= S
 

@@ -107,7 +107,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
 
     cosine, by_chance = float(words.cosines[:, 0].mean()), float(chance.mean())
     used, per_patch = sums.prototypes_used, sums.prototypes_per_patch
-    different = len(words.nearest[:, 0].unique())
+    different = len(set(words.nearest[:, 0].tolist()))
     count, heads = len(nearest), run.module.reprogramming.n_heads
     lines = [
         f"run {options.run.name}: {count} prototypes over {run.module.backbone.vocab_size:,} "

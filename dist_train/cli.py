@@ -20,6 +20,8 @@ commands:
   train      train a run:      timellm train --config configs/quickstart.yaml
   evaluate   score a run:      timellm evaluate --run runs/quickstart --split test
   predict    forecast a file:  timellm predict --run runs/quickstart --data.path FILE --out DIR
+  inspect    words near the text prototypes, and which of them patches attend to:
+             timellm inspect --run runs/quickstart --split test
   bank       build a memory before a training, or look at one:
              timellm bank build --config FILE --bank.path DIR, timellm bank info --path DIR
 
@@ -72,6 +74,47 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
+def inspect(argv: Sequence[str]) -> int:
+    """List the words nearest to each text prototype, and which prototypes patches attend to.
+
+    Writes prototypes.csv, patch_attention.csv and inspect.png; docs/inspect.md explains them.
+    """
+    parser = _parser("timellm inspect", inspect)
+    parser.add_argument("--run", type=Path, required=True, help="Folder of the run.")
+    parser.add_argument(
+        "--split",
+        choices=["train", "val", "test"],
+        default="test",
+        help="Where the windows are taken from.",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        nargs="+",
+        help="Windows whose patches are listed; default oldest, middle, newest.",
+    )
+    parser.add_argument("--variate", type=str, help="List and draw this column alone.")
+    parser.add_argument("--words", type=int, default=8, help="Words per prototype.")
+    parser.add_argument("--top", type=int, default=3, help="Prototypes per patch.")
+    parser.add_argument("--per_head", action="store_true", help="List patches by head too.")
+    parser.add_argument(
+        "--max_windows",
+        type=int,
+        default=256,
+        help="Windows, evenly spread, that the prototypes' use is counted over.",
+    )
+    parser.add_argument("--out", type=Path, help="Folder of the files; default RUN/inspect.")
+    parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
+    options = _parse(parser, argv)
+
+    from dist_train.inspect_command import InspectOptions
+    from dist_train.inspect_command import inspect as inspect_run
+
+    root = options.pop("data")["root"]
+    print(json.dumps(inspect_run(InspectOptions(**options, root=root))), flush=True)
+    return 0
+
+
 def bank(argv: Sequence[str]) -> int:
     """Build a memory bank, or say what lies in a folder of banks."""
     actions = {"build": bank_build, "info": bank_info}
@@ -120,6 +163,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "inspect": inspect,
     "bank": bank,
 }
 

@@ -69,10 +69,19 @@ class PatchEmbedding(nn.Module):
         """
         if rows.ndim != 2:
             raise ValueError(f"rows has shape {tuple(rows.shape)}: pass rows of shape (R, L).")
-        seq_len = rows.shape[1]
-        expected = num_patches(seq_len, self.patch_len, self.stride)
-        repeats = (expected - 1) * self.stride + self.patch_len - seq_len
+        bounds = self.bounds(rows.shape[1])
+        repeats = self.patch_len - bounds[0][1]
         padded = torch.cat([rows[:, :1].expand(-1, repeats), rows], dim=1)
         patches_RPS = padded.unfold(1, self.patch_len, self.stride)
-        assert patches_RPS.shape[1] == expected  # num_patches() and unfold() must agree
+        assert patches_RPS.shape[1] == len(bounds)  # num_patches() and unfold() must agree
         return patches_RPS
+
+    def bounds(self, seq_len: int) -> list[tuple[int, int]]:
+        """First step and end of each patch, oldest first; repeats of the oldest value not counted.
+
+        Raises:
+            ValueError: The window is shorter than one patch.
+        """
+        count = num_patches(seq_len, self.patch_len, self.stride)
+        ends = [seq_len - self.stride * later for later in reversed(range(count))]
+        return [(max(0, end - self.patch_len), end) for end in ends]

@@ -116,15 +116,7 @@ class ReprogrammingLayer(nn.Module):
         Raises:
             ValueError: ``patches`` is not 3-D, or ``prototypes`` is not 2-D.
         """
-        if patches.ndim != 3 or prototypes.ndim != 2:
-            raise ValueError(
-                f"patches and prototypes have shapes {tuple(patches.shape)} and "
-                f"{tuple(prototypes.shape)}: pass (R, P, D) and (S, E)."
-            )
-        # All rows share the prototypes, so rows and patches form one long axis of queries and
-        # neither keys nor values are repeated per row.
-        queries_GQW = self._split_heads(self.query(patches.flatten(0, 1)))
-        keys_GSW = self._split_heads(self.key(prototypes))
+        queries_GQW, keys_GSW = self._project(patches, prototypes)
         values_GSW = self._split_heads(self.value(prototypes))
         attended_GQW = F.scaled_dot_product_attention(
             queries_GQW[None],
@@ -134,6 +126,40 @@ class ReprogrammingLayer(nn.Module):
         )[0]
         tokens_QE: Tensor = self.out(attended_GQW.transpose(0, 1).flatten(1))
         return tokens_QE.view(*patches.shape[:2], -1)
+
+    @torch.no_grad()
+    def attention(self, patches: Tensor, prototypes: Tensor) -> Tensor:
+        """Compute the weights that :meth:`forward` gives the prototypes, which it never keeps.
+
+        Args:
+            patches: As in :meth:`forward`.
+            prototypes: As in :meth:`forward`.
+
+        Returns:
+            Weights without dropout, each patch's sum to one in every head. Shape (R, G, P, S),
+            float32.
+
+        Raises:
+            ValueError: As :meth:`forward`.
+        """
+        queries_GQW, keys_GSW = self._project(patches, prototypes)
+        scores_GQS = queries_GQW @ keys_GSW.transpose(1, 2) / queries_GQW.shape[-1] ** 0.5
+        weights_GQS = torch.softmax(scores_GQS.float(), dim=-1)
+        return weights_GQS.view(self.n_heads, *patches.shape[:2], -1).transpose(0, 1)
+
+    def _project(self, patches: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (G, Q, W) and keys (G, S, W) of all heads; Q is R * P, row by row.
+
+        All rows share the prototypes, so rows and patches form one long axis of queries and
+        neither keys nor values are repeated per row.
+        """
+        if patches.ndim != 3 or prototypes.ndim != 2:
+            raise ValueError(
+                f"patches and prototypes have shapes {tuple(patches.shape)} and "
+                f"{tuple(prototypes.shape)}: pass (R, P, D) and (S, E)."
+            )
+        queries_GQW = self._split_heads(self.query(patches.flatten(0, 1)))
+        return queries_GQW, self._split_heads(self.key(prototypes))
 
     def _split_heads(self, rows: Tensor) -> Tensor:
         """(n, G * W) -> (G, n, W)."""

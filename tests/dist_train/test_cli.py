@@ -46,12 +46,14 @@ def test_print_config_shows_the_resolved_configuration():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "trian: unknown command, one of train, evaluate, predict, bank"),
+        (["trian"], "trian: unknown command, one of train, evaluate, predict, inspect, bank"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
         (["evaluate"], "run"),
         (["evaluate", "--run", "nowhere"], "--run nowhere: no such folder"),
         (["evaluate", "--run", "nowhere", "--split", "tset"], "split"),
         (["predict", "--run", "nowhere", "--out", "x"], "--run nowhere: no such folder"),
+        (["inspect", "--run", "nowhere"], "--run nowhere: no such folder"),
+        (["inspect", "--run", "nowhere", "--window", "x"], "window"),
         (["bank"], "timellm bank nothing: say build or info"),
         (["bank", "bild"], "timellm bank bild: say build or info; each explains its --help"),
         (["bank", "build", "--bank.index", "ivf"], "bank.index"),
@@ -73,6 +75,14 @@ def test_bank_explains_itself_without_torch():
         assert done.returncode == 0
         assert option in done.stdout
     assert "timellm bank build --config FILE --bank.path DIR" in timellm().stdout
+
+
+def test_inspect_explains_itself_without_torch():
+    done = timellm("inspect", "--help")
+    assert done.returncode == 0
+    for option in ("--run", "--split", "--window", "--words", "--out", "--per_head"):
+        assert option in done.stdout
+    assert "timellm inspect --run runs/quickstart" in timellm().stdout
 
 
 @pytest.mark.parametrize("error", [OtherRankError("rank 1: x"), SearchError("y"), LeakError("z")])

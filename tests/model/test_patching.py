@@ -67,6 +67,15 @@ def test_the_cut_is_right_for_any_sizes(patch_len: int, data: st.DataObject):
 
 
 @pytest.mark.parametrize(("seq_len", "cut", "expected"), CUTS)
+def test_bounds_say_which_steps_a_patch_holds(seq_len: int, cut: dict[str, int], expected: int):
+    patching, steps = make(**cut), torch.arange(seq_len * 1.0)[None]
+    bounds = patching.bounds(seq_len)
+    assert len(bounds) == expected
+    for (begin, end), patch in zip(bounds, patching.cut(steps)[0], strict=True):
+        assert patch.unique().tolist() == list(range(begin, end))
+
+
+@pytest.mark.parametrize(("seq_len", "cut", "expected"), CUTS)
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_every_time_step_reaches_the_output(
     seq_len: int, cut: dict[str, int], expected: int, kind: str

@@ -113,3 +113,28 @@ def test_the_basis_does_not_need_more_words_than_directions():
 def test_refuses_a_basis_of_another_width():
     with pytest.raises(ValueError, match=r"shape \(9, 9\): .*basis of width 7; pass"):
         TextPrototypes(50, 4, width=7)(torch.zeros(9, 9))
+
+
+def test_attention_sums_to_one_and_reproduces_the_forward_pass():
+    layer, patches, prototypes = make(), torch.randn(4, 9, 6), torch.randn(8, 10)
+    weights = layer.attention(patches, prototypes)
+    assert weights.shape == (4, 3, 9, 8)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(4, 3, 9))
+    values = layer.value(prototypes).view(8, 3, 5).transpose(0, 1)  # (G, S, W)
+    attended = (weights @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer.out(attended), layer(patches, prototypes))
+
+
+def test_attention_keeps_no_gradient_and_ignores_dropout():
+    layer, patches, prototypes = make(dropout=0.5), torch.randn(2, 3, 6), torch.randn(8, 10)
+    still = layer.attention(patches, prototypes)
+    assert not still.requires_grad
+    assert torch.equal(still, layer.train().attention(patches, prototypes))
+    half = layer.bfloat16().attention(patches.bfloat16(), prototypes.bfloat16())
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, still, atol=0.02, rtol=0.1)
+
+
+def test_attention_refuses_the_wrong_rank():
+    with pytest.raises(ValueError, match=r"\(3, 6\) and \(8, 10\): pass \(R, P, D\)"):
+        make().attention(torch.zeros(3, 6), torch.zeros(8, 10))

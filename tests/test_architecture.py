@@ -36,10 +36,19 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
     {"retrieval"},
-    {"memory_build", "engine", "checkpoint", "optim", "tracking", "plots", "series_facts"},
-    {"precision", "metrics", "deepspeed_json"},
+    {
+        "memory_build",
+        "engine",
+        "checkpoint",
+        "optim",
+        "tracking",
+        "plots",
+        "series_facts",
+        "profiler",
+    },
+    {"precision", "metrics", "deepspeed_json", "profile_report"},
     {"data"},
-    {"config", "distributed", "reproducibility", "stopwatch", "worker"},
+    {"config", "distributed", "reproducibility", "stopwatch", "worker", "step_breakdown"},
 ]
 # The configuration is composed of the data's own settings, which import nothing themselves.
 ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}

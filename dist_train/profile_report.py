@@ -270,6 +270,9 @@ def _memory_table(recording: Recording) -> list[str]:
     for kind, peak in sorted(recording.breakdown.allocated.items()):
         where = f"{kind} memory above where the recording began, at most (in {_title(peak.label)})"
         rows.append((where, peak.above_start))
+    for kind, peak in sorted(recording.breakdown.largest.items()):
+        where = f"{kind} memory, largest single allocation (in {_title(peak.label)})"
+        rows.append((where, peak.above_start))
     lines = ["| what | MiB |", "|---|---|", *[f"| {what} | {_mib(size)} |" for what, size in rows]]
     lines += ["", "| part | trained, MiB | frozen, MiB |", "|---|---|---|"]
     for name, one in recording.parameters.items():

@@ -66,13 +66,16 @@ class Breakdown:
     allocated: dict[str, "Peak"]
     """By kind of device (CPU, CUDA): where torch held most memory; only what was seen."""
 
+    largest: dict[str, "Peak"]
+    """By kind of device: the largest single allocation, as if it were alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """The moment of the recorded steps at which torch held most memory."""
+    """A moment of the recorded steps, and the memory it is remembered for."""
 
     above_start: int
-    """Bytes more than when the recording began."""
+    """Bytes that torch held more than when the recording began."""
 
     label: Label
     """Who ran then."""
@@ -104,11 +107,13 @@ def break_down(events: Sequence[Any], memory: Iterable[tuple[float, str, int]]) 
     for event in inside:
         if event.self_device_time_total and not event.name.startswith((PREFIX, _STEP)):
             device[timeline.label_at(event.time_range.start)] += event.self_device_time_total / 1e3
+    seen = [one for one in sorted(memory) if steps[0].start <= one[0] <= steps[-1].end]
     return Breakdown(
         steps_ms=[(span.end - span.start) / 1e3 for span in steps],
         host_ms=timeline.total_ms(),
         device_ms=dict(device),
-        allocated=_peaks(memory, timeline, steps),
+        allocated=_peaks(seen, timeline),
+        largest=_peaks([one for one in seen if one[2] > 0], timeline, adds_up=False),
     )
 
 
@@ -185,14 +190,12 @@ def _backward_nodes(events: list[Any], forward: Timeline) -> list[Span]:
 
 
 def _peaks(
-    memory: Iterable[tuple[float, str, int]], timeline: Timeline, steps: list[Span]
+    memory: list[tuple[float, str, int]], timeline: Timeline, *, adds_up: bool = True
 ) -> dict[str, Peak]:
     held: defaultdict[str, int] = defaultdict(int)
     peaks: dict[str, Peak] = {}
-    for time, kind, num_bytes in sorted(memory):
-        if not steps[0].start <= time <= steps[-1].end:
-            continue
-        held[kind] += num_bytes
+    for time, kind, num_bytes in memory:
+        held[kind] = num_bytes + (held[kind] if adds_up else 0)
         if kind not in peaks or held[kind] > peaks[kind].above_start:
             peaks[kind] = Peak(above_start=held[kind], label=timeline.label_at(time))
     return peaks

@@ -19,6 +19,7 @@ RECORDING = Recording(
         },
         device_ms={},
         allocated={"CPU": Peak(above_start=3 * 2**20, label=Label("head", backward=True))},
+        largest={"CPU": Peak(above_start=2**20, label=Label("head"))},
     ),
     operators=[
         Operator(name="aten::mm", calls=8, host_ms=60.0, device_ms=0.0, allocated=2**22),
@@ -62,6 +63,7 @@ def test_sizes_are_in_mib():
     assert "| frozen parameters | 2.0 |" in lines
     assert "| optimizer: averages and float32 copies, of this rank | 3.0 |" in lines
     assert "| backbone | 0.0 | 2.0 |" in lines
+    assert "| CPU memory, largest single allocation (in head) | 1.0 |" in lines
     assert "| largest resident memory of the process so far | 512.0 |" in lines
 
 

@@ -93,7 +93,9 @@ def test_layers_that_run_again_in_the_backward_pass_belong_to_it():
 def test_memory_peaks_where_most_is_held():
     memory = [(160.0, "CPU", 10), (170.0, "CPU", -4), (560.0, "CPU", 9), (600.0, "CPU", -15)]
     outside = [(-5.0, "CPU", 100), (1150.0, "CPU", 100)]
-    found = break_down(STEP, [*outside, *reversed(memory), (160.0, "CUDA", 3)]).allocated
+    steps = break_down(STEP, [*outside, *reversed(memory), (160.0, "CUDA", 3)])
+    assert (steps.largest["CPU"].above_start, steps.largest["CPU"].label.name) == (10, "backbone")
+    found = steps.allocated
     assert (found["CPU"].above_start, found["CPU"].label) == (15, Label("backbone", backward=True))
     assert (found["CUDA"].above_start, found["CUDA"].label) == (3, Label("backbone"))
 

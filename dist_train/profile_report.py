@@ -220,12 +220,12 @@ def _time_table(recording: Recording) -> list[str]:
 
 def _rank_table(recordings: Sequence[Recording | None]) -> list[str]:
     lines = [
-        "| rank | step, ms | layers | gradients, optimizer | retrieval wait | data loading |",
-        "|---|---|---|---|---|---|",
+        "| rank | step, ms | layers | gradients, optimizer | retrieval wait | data loading | rest |",
+        "|---|---|---|---|---|---|---|",
     ]
     for rank, one in enumerate(recordings):
         if one is None:
-            lines.append(f"| {rank} | not recorded | | | | |")
+            lines.append(f"| {rank} | not recorded | | | | | |")
             continue
         layers = [*one.parameters, FORWARD]
         shares = (
@@ -234,7 +234,7 @@ def _rank_table(recordings: Sequence[Recording | None]) -> list[str]:
             one.share("retrieval wait"),
             one.share("data loading"),
         )
-        cells = " | ".join(_percent(share) for share in shares)
+        cells = " | ".join(_percent(share) for share in (*shares, 1 - sum(shares)))
         lines.append(f"| {rank} | {one.step_ms:.1f} | {cells} |")
     return lines
 

@@ -91,8 +91,8 @@ def test_on_a_gpu_its_time_has_a_column_and_orders_the_operators():
 def test_ranks_stand_beside_each_other_also_one_that_failed():
     text = summarize("demo", [None, RECORDING])
     assert "Rank 1 of 2 on cpu" in text
-    assert "| 0 | not recorded | | | | |" in text
-    assert "| 1 | 100.0 | 70.0 % | 10.0 % | 0.0 % | 12.0 % |" in text
+    assert "| 0 | not recorded | | | | | |" in text
+    assert "| 1 | 100.0 | 70.0 % | 10.0 % | 0.0 % | 12.0 % | 8.0 % |" in text
     assert "Nothing was recorded on rank 0" in text
     assert "## Ranks" not in summarize("demo", [RECORDING])
 

@@ -220,7 +220,7 @@ def _time_table(recording: Recording) -> list[str]:
 
 def _rank_table(recordings: Sequence[Recording | None]) -> list[str]:
     lines = [
-        "| rank | step, ms | layers | gradients, optimizer | retrieval wait | data loading | rest |",
+        "| rank | step, ms | layers | gradients, optimizer | retrieval wait | data wait | rest |",
         "|---|---|---|---|---|---|---|",
     ]
     for rank, one in enumerate(recordings):

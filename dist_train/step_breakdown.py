@@ -184,7 +184,7 @@ def _backward_nodes(events: list[Any], forward: Timeline) -> list[Span]:
             label = Label(GRADIENTS)
         else:
             name = "" if maker is None else forward.label_at(maker.time_range.start).name
-            label = Label(name, backward=True) if name else Label(BACKWARD)
+            label = Label(name or BACKWARD, backward=name not in ("", BACKWARD))
         spans.append(_span(event, label))
     return spans
 

@@ -32,6 +32,10 @@ TYPE_NAMES = {
 }
 
 
+SKIPPED_STEPS = 2
+"""Optimizer steps before a profile: the first allocates, the second warms the profiler up."""
+
+
 class ConfigError(ValueError):
     """The configuration cannot be used; the message names key, value and remedy."""
 
@@ -88,8 +92,15 @@ class TrainConfig:
     timeout_s: float = 600.0
     """Seconds a collective may wait for the other ranks before the job is stopped."""
 
+    profile: bool = False
+    """Record a torch profile of a few steps in the run's folder; --profile is short for it."""
+
+    profile_steps: int = 3
+    """Optimizer steps that a profile records, after two that it leaves out."""
+
     def __post_init__(self) -> None:
-        for key in ("batch_size", "eval_batch_size", "max_epochs", "patience", "log_every"):
+        at_least_one = ("batch_size", "eval_batch_size", "max_epochs", "patience", "log_every")
+        for key in (*at_least_one, "profile_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"train.{key} must be at least 1, got {getattr(self, key)}.")
         for key in ("micro_batch_size", "max_steps", "eval_every"):
@@ -282,8 +293,11 @@ def config_to_yaml(config: RunConfig) -> str:
 
 
 def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
-    """Put every file named by ``extends`` in front of the file that names it."""
-    arguments = iter(argv)
+    """Put every file named by ``extends`` in front of the file that names it.
+
+    ``--profile`` becomes the key that it is short for, after the files, which may name it too.
+    """
+    arguments = iter([argument for argument in argv if argument != "--profile"])
     for argument in arguments:
         if argument == "--config":
             chosen = next(arguments, "")
@@ -297,6 +311,8 @@ def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
         for path in _chain(Path(chosen), ()):
             yield f"--config={path}"
         yield "--extends=null"  # done: what is printed and saved stands alone
+    if "--profile" in argv:
+        yield "--train.profile=true"
 
 
 def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:

@@ -184,6 +184,19 @@ class Engine:
                     with torch.no_grad():
                         parameter.copy_(state[name])
 
+    def optimizer_bytes(self) -> int:
+        """Count what the optimizer keeps on this rank: its state, and its copies of parameters."""
+        optimizer = self._engine.basic_optimizer
+        own = {id(parameter) for parameter in self.module.parameters()}
+        kept = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+        kept += [
+            value
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        return sum(value.numel() * value.element_size() for value in kept)
+
     def close(self) -> None:
         """Release what DeepSpeed holds."""
         self._engine.destroy()

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.config import (
+    SKIPPED_STEPS,
     ConfigError,
     RunConfig,
     check_batch_size,
@@ -53,7 +55,8 @@ def check(config: RunConfig) -> Preflight:
     """Check batch size, data and backbone of a run.
 
     Raises:
-        ConfigError: The batch does not divide over the ranks, or is more than there is to train on.
+        ConfigError: The batch does not divide over the ranks, or is more than there is to train
+            on, or the run has fewer steps than a profile needs.
         DataError: The series cannot be used.
         ValueError: The backbone is unknown or has fewer layers than asked for.
     """
@@ -79,7 +82,21 @@ def check(config: RunConfig) -> Preflight:
             f"train.batch_size={config.train.batch_size} is more than the {num_windows} training "
             "windows: lower it, or use more data."
         )
+    _check_profile(config, num_windows // config.train.batch_size)
     return Preflight(data=data, backbone_files=files)
+
+
+def _check_profile(config: RunConfig, steps_per_epoch: int) -> None:
+    """Refuse a profile of steps that will never come."""
+    train = config.train
+    steps = min(steps_per_epoch * train.max_epochs, train.max_steps or sys.maxsize)
+    needed = SKIPPED_STEPS + train.profile_steps
+    if train.profile and steps < needed:
+        raise ConfigError(
+            f"train.profile_steps={train.profile_steps}: a profile leaves out {SKIPPED_STEPS} "
+            f"steps and needs {needed} in all, and this run has {steps}: lower "
+            "train.profile_steps, or raise train.max_steps or train.max_epochs."
+        )
 
 
 def _check_positions(config: RunConfig, files: BackboneFiles) -> None:

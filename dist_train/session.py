@@ -24,6 +24,7 @@ from dist_train.evaluation import score_split
 from dist_train.memory_build import bank_root
 from dist_train.metrics import Scores
 from dist_train.preflight import Preflight, identity
+from dist_train.profiler import build_profiler
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
@@ -101,10 +102,11 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
         "dtype": precision.dtype_name(dtype),
         "backbone": {"name": config.backbone.name, "fingerprint": fingerprint(files)},
     }
-    with Tracker(folder, enabled=main) as tracker:
+    profiler = build_profiler(config, ds_engine)
+    with Tracker(folder, enabled=main) as tracker, profiler:
         trainer = Trainer(
             config, ds_engine, data, sampler, prompt_builder, tracker,
-            retriever=retriever, total_steps=total_steps, facts=facts,
+            retriever=retriever, total_steps=total_steps, facts=facts, profiler=profiler,
         )  # fmt: skip
         if retriever is not None and retriever.needs_refresh:
             trainer.refresh_memory()

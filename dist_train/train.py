@@ -1,6 +1,6 @@
 """Entry of one training rank: check, build, train, score, report.
 
-timellm train --config FILE                                    one process
+timellm train --config FILE [--profile]                        one process
 deepspeed --module dist_train.train --config FILE              every rank of this machine
 torchrun --nproc_per_node 2 -m dist_train.train --config FILE  the same
 """

@@ -23,6 +23,7 @@ from dist_train.data.windows import ForecastData
 from dist_train.engine import Engine
 from dist_train.evaluation import score_split
 from dist_train.objective import TrainingSums, loss_terms
+from dist_train.profiler import NoProfiler
 from dist_train.retrieval import Retriever
 from dist_train.series_facts import describe
 from dist_train.stopwatch import Stopwatch
@@ -69,6 +70,7 @@ class Trainer:
         retriever: Retriever | None,
         total_steps: int,
         facts: dict[str, Any],
+        profiler: NoProfiler | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -79,6 +81,7 @@ class Trainer:
         self.retriever = retriever
         self.total_steps = total_steps
         self.facts = facts
+        self.profiler = profiler or NoProfiler()
         self.best_state: dict[str, Tensor] = {}
         self.best_snapshot: dict[str, Tensor] = {}
         self._best_val_mse, self._best_step, self._bad = math.inf, 0, 0
@@ -109,16 +112,21 @@ class Trainer:
             step += 1
             bar.update()
             if step % self.config.train.log_every == 0 or step == self.total_steps:
-                self._log(step, watch.lap(), bar)
+                with self.profiler.part("metrics"):
+                    self._log(step, watch.lap(), bar)
             if step % eval_every == 0 or step == self.total_steps:
-                with watch.paused():
+                with watch.paused(), self.profiler.part("validation"):
                     self._validate(step)
                     bar.set_postfix(self._postfix())
                 if self._bad >= self.config.train.patience:
                     break
             if step == self.total_steps:
                 break
-            self._refresh_on_schedule(step)
+            with self.profiler.part("refresh"):
+                self._refresh_on_schedule(step)
+            with watch.paused():
+                self.profiler.step()
+        self.profiler.finish()
         bar.close()
         if self.retriever is not None:
             self.retriever.finish_refresh(swap=False)
@@ -174,7 +182,7 @@ class Trainer:
                 self.config.data.num_workers,
             )
             batches: list[WindowBatch] = []
-            for batch in loader:
+            for batch in self.profiler.iterate("data loading", loader):
                 batches.append(batch)
                 if len(batches) == self.sampler.accumulation_steps:
                     yield batches
@@ -210,20 +218,27 @@ class Trainer:
         neighbours: "list[Future[RetrievedWindows]] | None",
         step: int,
     ) -> None:
+        part = self.profiler.part
         self.engine.module.train()
         for number, batch in enumerate(batches):
             retrieved = None
             if neighbours is not None:
                 asked = time.monotonic()
-                retrieved = neighbours[number].result()
+                with part("retrieval wait"):
+                    retrieved = neighbours[number].result()
                 self._waited_s += time.monotonic() - asked
             on_device = batch.to(distributed.device())
-            output = self.engine(on_device.inputs, retrieved, on_device.target)
-            terms = loss_terms(output, on_device.target, retrieved, self.config)
-            loss = total_loss(terms, step, self.config.train.warmup_steps)
-            self.engine.backward(loss)
-            self.engine.step()
-            self._sums.add(loss, terms, output)
+            with part("forward"):
+                output = self.engine(on_device.inputs, retrieved, on_device.target)
+            with part("loss"):
+                terms = loss_terms(output, on_device.target, retrieved, self.config)
+                loss = total_loss(terms, step, self.config.train.warmup_steps)
+            with part("backward"):
+                self.engine.backward(loss)
+            with part("optimizer"):
+                self.engine.step()
+            with part("metrics"):
+                self._sums.add(loss, terms, output)
 
     def _refresh_on_schedule(self, step: int) -> None:
         """Begin to encode the memory anew, or take over what was begun; at fixed steps."""

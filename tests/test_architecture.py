@@ -36,12 +36,15 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
     {"retrieval"},
-    {"memory_build", "engine", "checkpoint", "optim", "tracking", "plots", "series_facts"},
+    {
+        "memory_build", "engine", "checkpoint", "optim", "tracking", "plots", "series_facts",
+        "profiler",
+    },
     {"inspect_figure", "token_text"},
-    {"precision", "metrics", "deepspeed_json"},
+    {"precision", "metrics", "deepspeed_json", "profile_report"},
     {"data"},
-    {"config", "distributed", "reproducibility", "stopwatch", "worker"},
-]
+    {"config", "distributed", "reproducibility", "stopwatch", "worker", "step_breakdown"},
+]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
 ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}
 TORCH_FREE = {  # what refuses a run must not need seconds to import

@@ -31,6 +31,13 @@ def test_command_line_beats_file_beats_extended_file_beats_default(tmp_path: Pat
     assert train.max_epochs == TrainConfig().max_epochs
 
 
+def test_profile_is_short_for_its_key_wherever_it_stands(tmp_path: Path):
+    path = write(tmp_path, "train: {profile: false}")
+    for argv in (["--profile", "--config", str(path)], ["--config", str(path), "--profile"]):
+        assert parse_run_config(build_parser("timellm train"), argv)[0].train.profile is True
+    assert load_run_config(path).train.profile is False
+
+
 def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path):
     path = write(tmp_path, "train: {learning_rate: 1e-4}")
     assert load_run_config(path).train.learning_rate == 1e-4
@@ -59,6 +66,7 @@ def test_the_resolved_configuration_extends_nothing(tmp_path: Path):
         ("zzz: 3", "Unknown key zzz: see --help"),
         ("train: {patience: many}", "train.patience=many: expected"),
         ("train: {patience: 0}", "train.patience must be at least 1, got 0"),
+        ("train: {profile_steps: 0}", "train.profile_steps must be at least 1, got 0"),
         ("train: {learning_rate: -1}", "train.learning_rate must be positive, got -1"),
         ("model: {stride: 40}", "model.stride must be in .1, patch_len=16., got 40"),
         ("data: {seq_len: 8}", "data.seq_len=8 is shorter than one patch .model.patch_len=16."),

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dist_train.config import DeepSpeedConfig, RunConfig, TrainConfig
-from dist_train.engine import deepspeed_json
+from dist_train.engine import Engine, deepspeed_json
 
 
 def run(**deepspeed: object) -> RunConfig:
@@ -58,3 +59,13 @@ def test_the_users_file_is_merged_over_the_derived_one(tmp_path: Path):
     assert settings["zero_optimization"] == {"stage": 2, "overlap_comm": True}
     assert settings["wall_clock_breakdown"] is True
     assert settings["gradient_clipping"] == 0.5
+
+
+def test_the_optimizers_bytes_are_its_state_and_its_own_copies():
+    module, copy = torch.nn.Linear(5, 3, bias=False), torch.nn.Parameter(torch.ones(15))
+    optimizer = torch.optim.AdamW([*module.parameters(), copy])
+    engine = Engine(SimpleNamespace(module=module, basic_optimizer=optimizer))
+    assert engine.optimizer_bytes() == 15 * 4
+    module(torch.ones(2, 5)).sum().backward()
+    optimizer.step()  # two averages of the module's weights, and the count of steps
+    assert engine.optimizer_bytes() == 15 * 4 + 2 * 15 * 4 + 4

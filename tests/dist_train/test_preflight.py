@@ -111,3 +111,15 @@ def test_refuses_more_tokens_than_the_backbone_has_positions(tmp_path: Path):
     config = replace(config, model=replace(config.model, max_prompt_tokens=505))
     with pytest.raises(ConfigError, match=r"up to 519 per row, and .* has 512 positions"):
         preflight.check(config)
+
+
+def test_a_profile_of_more_steps_than_the_run_has_is_refused(config: RunConfig):
+    short = replace(config.train, profile=True, profile_steps=3, max_steps=4)
+    message = r"train.profile_steps=3: a profile leaves out 2 steps and needs 5 in all, and this"
+    with pytest.raises(ConfigError, match=message):
+        preflight.check(replace(config, train=short))
+    epochs = replace(short, max_steps=None, max_epochs=2, batch_size=180)  # four steps as well
+    with pytest.raises(ConfigError, match=r"this run has 4: lower train.profile_steps"):
+        preflight.check(replace(config, train=epochs))
+    preflight.check(replace(config, train=replace(short, max_steps=5)))
+    preflight.check(replace(config, train=replace(short, profile=False)))

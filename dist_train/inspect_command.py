@@ -13,8 +13,8 @@ from dist_train.inspection import InspectedWindow, inspect_windows, inspect_word
 from dist_train.loading import LoadedRun, load_run, load_training_data
 from dist_train.token_text import token_texts
 from memory_index.atomic_file import write_text
-from model.backbone import load_tokenizer
 from model.backbone_files import locate_backbone
+from model.backbone_loading import load_tokenizer
 from model.inspection import AttentionSums, PrototypeWords
 
 FILES = ("prototypes.csv", "patch_attention.csv", "inspect.png")
@@ -178,10 +178,10 @@ def _variates(options: InspectOptions, data: ForecastData) -> list[int]:
 def _tokenizer(run: LoadedRun) -> tuple[Any | None, list[str]]:
     """The backbone's tokenizer, None where there is none, and what a reader has to know."""
     backbone, notes = run.config.backbone, []
-    if backbone.weights == "random":
-        notes.append("backbone.weights=random: its words have no meaning")
+    if backbone.kind == "random":
+        notes.append("backbone.kind=random: its words have no meaning")
     try:
-        files = locate_backbone(backbone.name, weights=backbone.weights)
+        files = locate_backbone(backbone.name, kind=backbone.kind)
         return load_tokenizer(files), notes
     except ValueError as error:
         reason = str(error).rsplit(": ", 1)[0]  # without its remedies, which are a training's

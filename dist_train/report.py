@@ -1,10 +1,10 @@
 """What a run tells its reader: the opening lines, the table, ``report.md`` and its picture."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import math
 import numpy as np
 import torch
 

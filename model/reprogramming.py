@@ -63,6 +63,22 @@ class TextPrototypes(nn.Module):
         prototypes_ES: Tensor = self.mapping(words.T)
         return prototypes_ES.T
 
+    def word_weights(self, word_embeddings: Tensor) -> Tensor:
+        """The weight of each word in each prototype: for the factored map, the smallest such.
+
+        Args:
+            word_embeddings: The backbone's input embeddings. Shape (V, E), floating point.
+
+        Returns:
+            Shape (S, V), float32.
+        """
+        weight = self.mapping.weight.float()
+        if not self.is_factored:
+            return weight
+        inverse_EE = torch.linalg.pinv(word_basis(word_embeddings), rtol=1e-5, hermitian=True)
+        weights_SV: Tensor = (weight @ inverse_EE) @ word_embeddings.float().T
+        return weights_SV
+
 
 def word_basis(word_embeddings: Tensor) -> Tensor:
     """Make a basis of what word embeddings span, as long as they are: ``sqrt(W' W)``.

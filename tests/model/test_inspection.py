@@ -14,7 +14,7 @@ from model.inspection import (
     find_words,
     observing,
 )
-from model.reprogramming import ReprogrammingLayer, TextPrototypes
+from model.reprogramming import ReprogrammingLayer, TextPrototypes, word_basis
 
 
 def mapping(weight: Tensor, bias: Tensor | None = None) -> TextPrototypes:
@@ -183,3 +183,15 @@ def test_the_extremes_of_the_key_figures():
     assert apart.prototypes_per_patch == pytest.approx(1)
     assert apart.prototypes_used == pytest.approx(4)
     assert apart.bits_per_patch == pytest.approx(2)
+
+
+def test_the_factored_map_tells_the_words_of_the_map_that_it_equals():
+    words = random_words(40, 6)
+    basis = word_basis(words)
+    factored = TextPrototypes(40, 5, width=6)
+    by_word = mapping(factored.word_weights(words).detach(), factored.mapping.bias.detach())
+    torch.testing.assert_close(by_word(words), factored(basis), atol=1e-5, rtol=1e-4)
+    one, other = find_words(by_word, words, 3), find_words(factored, words, 3)
+    assert torch.equal(one.nearest, other.nearest)
+    assert torch.equal(one.heaviest, other.heaviest)
+    torch.testing.assert_close(one.cosines, other.cosines, atol=1e-5, rtol=1e-4)

@@ -143,9 +143,9 @@ def test_words_of_random_weights_are_called_meaningless(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    claim_other_settings(run, "weights: pretrained", "weights: random")
+    claim_other_settings(run, "kind: pretrained", "kind: random")
     text, told = inspect(capsys, "--run", run, "--max_windows", 2)
-    assert "note: backbone.weights=random: its words have no meaning" in text
+    assert "note: backbone.kind=random: its words have no meaning" in text
     assert told["words"] == "tokens"
 
 

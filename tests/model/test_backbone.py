@@ -49,6 +49,20 @@ def test_the_cut_equals_the_hidden_states_of_the_whole_model(kind: Kind, llm_lay
         assert not torch.allclose(states, final_norm(kind, model, hidden[llm_layers + 1]), atol=0.1)
 
 
+def test_gpt2_keeps_one_tensor_of_its_activation_for_the_backward_pass():
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    tokens = tokens_of().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        load_tiny("gpt2", llm_layers=1)(tokens, all_true(tokens))
+    # Four times as wide as the tokens, as the activation alone is; shared weights are not counted.
+    assert sum(tensor.shape == (2, 7, 128) for tensor in kept) == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cut_equals_a_model_built_with_fewer_layers(kind: Kind):
     short = transformers.AutoModel.from_pretrained(tiny_backbone(kind, num_layers=2))

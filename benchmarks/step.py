@@ -183,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", type=Path, help="Clone of github.com/KimMeen/Time-LLM.")
     parser.add_argument("--quick", action="store_true", help="A tiny model, two rounds.")
     began = time.monotonic()
+    code = {"commit": commit(), "code": code_fingerprint()}
     try:
         options = parser.parse_args(argv)
         found = run(options.reference, options.quick)
@@ -199,10 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": commit(),
-        "code": code_fingerprint(),
     }
-    print(json.dumps({**_rounded(found), **about}), flush=True)
+    print(json.dumps({**_rounded(found), **about, **code}), flush=True)
     return 0
 
 

@@ -185,6 +185,11 @@ def _cut_config(files: BackboneFiles, llm_layers: int) -> Any:
         if "layer" in key and isinstance(value, list) and len(value) == files.num_layers:
             setattr(config, key, value[:llm_layers])  # layer_types and its like
     config.num_hidden_layers = llm_layers
+    for key in ("activation_function", "hidden_act"):  # GPT-2's name for it, and the others'
+        if getattr(config, key, None) == "gelu_new":
+            # The same function as one operation, instead of eight whose results are mostly kept
+            # for the backward pass; on a CPU half the time.
+            setattr(config, key, "gelu_pytorch_tanh")
     return config
 
 

@@ -150,7 +150,7 @@ class Forecaster(nn.Module):
             knowledge, weights_RK, memory_tokens_R2E = self.memory(patches_RPD, rows_RL, retrieved)
             patches_RPD = knowledge.features
             tokens.append(memory_tokens_R2E)
-        prototypes_SE = self.prototypes(self._words())
+        prototypes_SE = self.prototypes(self.words())
         patch_tokens_RPE = self.reprogramming(patches_RPD, prototypes_SE)
 
         states_RPE = self._read(inputs, tokens, patch_tokens_RPE)
@@ -275,8 +275,8 @@ class Forecaster(nn.Module):
         states_RTE = self.backbone(*_join(tail), prefix)
         return states_RTE[:, -self.num_patches :]
 
-    def _words(self) -> Tensor:
-        """What the prototypes are made of: the word embeddings, or their basis."""
+    def words(self) -> Tensor:
+        """What the text prototypes are made of: the word embeddings, or their basis. (n, E)."""
         if not self.prototypes.is_factored:
             return self.backbone.word_embeddings
         known = self._basis

@@ -17,6 +17,17 @@ def test_only_trained_parameters_are_optimised_and_only_matrices_decay():
     assert [p is trained.bias for p in by_decay[0.0]] == [True]
 
 
+def test_a_step_is_that_of_adamw_written_out():
+    module = nn.Linear(2, 2, bias=False)
+    before, gradient = module.weight.detach().clone(), torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    module.weight.grad = gradient
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.2)
+    build_optimizer(module, config).step()
+    # The first step's two moments are the gradient and its square, once corrected for their start.
+    expected = before * (1 - 0.1 * 0.2) - 0.1 * gradient / (gradient.abs() + 1e-8)
+    assert torch.allclose(module.weight, expected)
+
+
 def test_an_empty_group_is_dropped():
     module = nn.Linear(2, 2, bias=False)
     assert len(build_optimizer(module, TrainConfig()).param_groups) == 1

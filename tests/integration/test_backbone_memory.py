@@ -1,5 +1,7 @@
 """What a frozen backbone costs each rank: ZeRO-3 holds a share of it from the moment it loads."""
 
+import ctypes
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,12 @@ def watermark(name: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
+def release() -> None:
+    """Give back to the machine what was freed."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def measure(rank: int, world_size: int, configs: list[RunConfig]) -> None:
     """Load one backbone after the other; write what each cost this rank."""
     engine.prepare()
@@ -38,8 +46,10 @@ def measure(rank: int, world_size: int, configs: list[RunConfig]) -> None:
         settings = engine.deepspeed_json(config, world_size, torch.float32)
         files = locate_backbone(config.backbone.name)
         zero3 = settings if engine.shares_backbone_at_load(config, settings) else None
+        release()
         anonymous = watermark("RssAnon")  # files that are mapped count only where they are shared
         model = build_forecaster(config, files, torch.float32, zero3=zero3)
+        release()
         anonymous = watermark("RssAnon") - anonymous
         ds_engine = engine.initialize(model, config, settings, total_steps=1)
         held = sum(getattr(p, "ds_tensor", p).nbytes for p in model.backbone.parameters()) / MIB

@@ -139,3 +139,17 @@ def test_refuses_more_tokens_than_positions():
 def test_refuses_a_mask_of_another_shape():
     with pytest.raises(ValueError, match=r"\(1, 5, 32\) and \(1, 4\): pass"):
         load_tiny("gpt2", 1)(torch.zeros(1, 5, 32), torch.ones(1, 4, dtype=torch.bool))
+
+
+def test_gpt2_keeps_one_tensor_of_its_activation_for_the_backward_pass():
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    tokens = tokens_of().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        load_tiny("gpt2", llm_layers=1)(tokens, all_true(tokens))
+    # Four times as wide as the tokens, as the activation alone is; shared weights are not counted.
+    assert sum(tensor.shape == (2, 7, 128) for tensor in kept) == 1

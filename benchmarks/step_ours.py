@@ -14,8 +14,8 @@ from benchmarks.turns import Usage
 from dist_train.config import TrainConfig
 from dist_train.data.prompts import PromptBuilder
 from dist_train.optim import build_optimizer
-from model.backbone_loading import load_backbone, load_tokenizer
 from model.backbone_files import locate_backbone
+from model.backbone_loading import load_backbone, load_tokenizer
 from model.batch import ForecastInputs
 from model.config import BackboneConfig, ModelConfig
 from model.forecaster import Forecaster

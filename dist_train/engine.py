@@ -16,7 +16,6 @@ from dist_train.deepspeed_json import load_user_json
 from dist_train.optim import build_optimizer, build_schedule
 from model.forecaster import Forecaster
 
-
 # Numbers in a buffer of gradients. DeepSpeed's own 500 million take 1.9 GiB in float32, for a
 # forecaster that trains a few million.
 BUCKET = 20_000_000

@@ -91,7 +91,10 @@ def run_cells(
     for ranks in RANKS:
         mine = [config for key, config in configs.items() if key[3] == ranks]
         run_ranks(train_cells, ranks, mine, timeout_s=280)
-    return {key: verdict(config, configs[(*key[:2], 0, 1)]) for key, config in configs.items()}
+    return {
+        key: verdict(config, configs[(*key[:2], reference_stage(key[1], key[2]), 1)])
+        for key, config in configs.items()
+    }
 
 
 def table(verdicts: dict[Any, str]) -> str:

@@ -12,6 +12,7 @@ one has its turn; ratios are medians of the ratios of a round. On a CPU both com
 ours once more in bf16 where train.precision=auto would choose it; on a GPU both compute in bf16.
 
 speedup_spec, speedup_prefix_cached   their time / ours, by model.token_order
+speedup_spec_vocabulary   the same with model.prototype_map=vocabulary, to see what that key does
 speedup_*_bf16       the same for our bf16 step on a CPU, against their float32
 peak_memory_ratio    largest memory of our steps, worse of both orders / theirs. Resident memory of
                      the whole process, on a GPU what is allocated; above_idle is the same of what
@@ -100,6 +101,8 @@ def run(reference: Path | None, quick: bool) -> dict[str, Any]:
                 Contestant(order + suffix, OurStep, folder, setting, order, our_dtype)
                 for order in ORDERS
             ]
+        published_map = (folder, setting, "spec", dtype, "vocabulary")
+        contestants.append(Contestant("spec_vocabulary", OurStep, *published_map))
         for contestant in contestants:
             stack.enter_context(contestant)
         measured = _take_turns(contestants, rounds)

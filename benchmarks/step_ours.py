@@ -33,6 +33,7 @@ class OurStep:
         setting: Setting,
         token_order: Literal["spec", "prefix_cached"],
         dtype: torch.dtype,
+        prototype_map: Literal["factored", "vocabulary"] = "factored",
     ) -> None:
         """Build model, prompts and optimizer.
 
@@ -41,6 +42,7 @@ class OurStep:
             setting: Shape.
             token_order: As ``model.token_order``.
             dtype: Of model and gradients; the optimizer's copies are float32.
+            prototype_map: As ``model.prototype_map``.
         """
         self.setting, self.dtype = setting, dtype
         config = ModelConfig(
@@ -53,6 +55,7 @@ class OurStep:
             dropout=setting.dropout,
             lags="fft_raw",  # as the published model writes them
             token_order=token_order,
+            prototype_map=prototype_map,
             anchor="none",
         )
         name = str(folder)

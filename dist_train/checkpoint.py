@@ -21,7 +21,7 @@ from torch import Tensor
 from dist_train.config import RunConfig, config_to_yaml
 from memory_index.atomic_file import write_text
 
-FORMAT = 1
+FORMAT = 2  # 2: text prototypes by direction, backbone.kind
 FILES = ("model.safetensors", "memory.safetensors", "series.json", "config.yaml")
 
 

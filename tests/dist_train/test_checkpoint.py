@@ -72,7 +72,7 @@ def test_refuses_a_folder_without_a_checkpoint(tmp_path: Path):
         ("[]", "not a checkpoint manifest"),
         ("{}", "not a checkpoint manifest"),
         ('{"format": 99, "sha256": {}}', "format 99 is not known"),
-        ('{"format": 1, "sha256": {"../../etc/passwd": "0"}}', "format 1 is not known"),
+        ('{"format": 2, "sha256": {"../../etc/passwd": "0"}}', "format 2 is not known"),
     ],
 )
 def test_refuses_a_foreign_manifest(tmp_path: Path, text: str, message: str):

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from dist_train.data.config import DataError
 from dist_train.data.windows import load_forecast_data
 from dist_train.loading import load_run
 from dist_train.retrieval import Retriever
+from model.config import BackboneConfig, LoraConfig
 from tests.helpers.backbones import tiny_backbone
-from tests.helpers.runs import claim_other_data
+from tests.helpers.runs import claim_other_data, tiny_run, train_runs
 
 
 def test_the_loaded_model_has_the_saved_parameters(finished_run: Path):
@@ -33,6 +36,31 @@ def test_it_forecasts_what_the_training_reported(finished_run: Path):
     batch = Collator(windows, run.prompt_builder)(list(range(len(windows))))
     mse = (run.forecast(batch, "test") - batch.target).square().mean()
     result = json.loads((finished_run / "result.json").read_text())
+    assert float(mse) == pytest.approx(result["test_mse"], abs=1e-5)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"load_in_4bit": True, "lora": LoraConfig(r=4)},
+        {"kind": "transformer"},
+        {"kind": "random"},
+        {"activation_checkpointing": True},
+    ],
+    ids=["4-bit-lora", "transformer", "random", "recomputed"],
+)
+def test_every_kind_of_backbone_comes_back(tmp_path: Path, backbone: dict[str, Any]):
+    name = str(tiny_backbone("llama", width=64))
+    config = tiny_run(tmp_path, backbone=BackboneConfig(name=name, llm_layers=2, **backbone))
+    model = replace(config.model, anchor="none")  # or the anchor alone may be the best model
+    train_runs([replace(config, model=model, train=replace(config.train, max_steps=6))])
+    run = load_run(config.run_folder)
+    windows = load_forecast_data(run.config.data).windows["test"]
+    batch = Collator(windows, run.prompt_builder)(list(range(len(windows))))
+    mse = (run.forecast(batch, "test") - batch.target).square().mean()
+    result = json.loads((config.run_folder / "result.json").read_text())
+    assert result["best_step"] > 0
     assert float(mse) == pytest.approx(result["test_mse"], abs=1e-5)
 
 

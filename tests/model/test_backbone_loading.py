@@ -332,3 +332,39 @@ def test_four_bits_forecast_within_two_percent_of_bf16(forecasts_of_smollm2: dic
     wanted, found = forecasts_of_smollm2["bf16"], forecasts_of_smollm2["4-bit"]
     assert not torch.equal(found, wanted)
     assert (found - wanted).norm() <= 0.02 * wanted.norm()
+
+
+def test_the_real_weights_in_four_bits_train_their_pairs_alone_and_come_back(smollm2: Backbone):
+    def make(seed: int) -> Forecaster:
+        torch.manual_seed(seed)
+        settings = BackboneConfig(
+            name=EMBEDDED_NAME, llm_layers=2, load_in_4bit=True, lora=LoraConfig(r=4)
+        )
+        backbone = load_backbone(settings, locate_backbone(EMBEDDED_NAME), torch.bfloat16)
+        return Forecaster(ModelConfig(prompt="none", num_prototypes=20), 96, 24, backbone)
+
+    model = make(0)
+    frozen = {
+        name: p.detach().view(torch.uint8).clone()
+        for name, p in model.backbone.named_parameters()
+        if not p.requires_grad
+    }
+    inputs = ForecastInputs(context=torch.randn(2, 96, 3), prompt_ids=None, prompt_mask=None)
+    optimizer = torch.optim.AdamW(model.trained_parameters().values(), lr=0.01)
+    before = {name: p.detach().clone() for name, p in model.trained_parameters().items()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model.train()(inputs).forecast - 1).square().mean().backward()
+        optimizer.step()
+    moved = {n for n, p in model.trained_parameters().items() if not torch.equal(p, before[n])}
+    assert sum(".lora_" in name for name in moved) == 8  # two targets in each of two blocks
+    for name, p in model.backbone.named_parameters():
+        if name in frozen:
+            assert torch.equal(p.detach().view(torch.uint8), frozen[name])
+    other = make(1)
+    other.load_trained_state_dict(model.trained_state_dict())
+    assert torch.equal(other.eval()(inputs).forecast, model.eval()(inputs).forecast)
+    embeddings = torch.randn(1, 4, 576, requires_grad=True)
+    smollm2(embeddings, all_true(embeddings))[0, -1, :9].sum().backward()
+    assert embeddings.grad is not None
+    assert embeddings.grad.abs().sum() > 0

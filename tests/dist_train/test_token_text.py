@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from dist_train.token_text import token_texts
-from model.backbone_loading import load_tokenizer
 from model.backbone_files import locate_backbone
+from model.backbone_loading import load_tokenizer
 from tests.helpers.backbones import TOKENIZER_SIZE, VOCAB_SIZE, tiny_backbone
 
 

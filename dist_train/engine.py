@@ -61,14 +61,17 @@ def deepspeed_json(config: RunConfig, world_size: int, dtype: torch.dtype) -> di
 
 
 def prepare() -> None:
-    """Import DeepSpeed, quietly and without what it would compile; again does nothing."""
+    """Import DeepSpeed, quietly, without what it would compile, and let it join the job.
+
+    Called again it does nothing.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed itself calls collectives that torch 2.13 declares deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message=".*(all_gather_into|reduce_scatter)_tensor.*")
-    import deepspeed  # noqa: F401  (sets its logger up)
+    import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not torch.cuda.is_available():
@@ -77,6 +80,9 @@ def prepare() -> None:
         from deepspeed.ops import __compatible_ops__ as compatible_ops
 
         compatible_ops["deepspeed_shm_comm"] = False
+    if distributed.world_size() > 1:
+        # Before it shards a backbone that is being loaded it has to know the job's ranks.
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
 def shares_backbone_at_load(config: RunConfig, settings: dict[str, Any]) -> bool:

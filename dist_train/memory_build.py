@@ -198,7 +198,9 @@ class MemoryBuilder:
                 bar.update(min(entries * ranks, len(plan.entry_ids) - bar.n))
 
             build_bank(folder, plan, encode, sample, self._all, progress)
-        return self._load(folder, plan, encode, sample)
+        # On all ranks: none may go on, and delete the folder in the end, while one still reads it.
+        with self._all.agree("Loading the memory bank"):
+            return self._load(folder, plan, encode, sample)
 
     def _load(
         self, folder: BankFolder, plan: BankPlan, encode: Encode, sample: SampleQueries

@@ -75,7 +75,7 @@ def test_a_step_in_both_orders_is_the_same_step(folder: Path):
 def test_flops_are_those_of_the_matrix_products(folder: Path):
     ours = OurStep(folder, QUICK, "spec", torch.float32)
     facts = ours.facts()
-    mapping = 4 * QUICK.vocab_size * QUICK.num_prototypes * QUICK.width
+    mapping = 4 * QUICK.width * QUICK.num_prototypes * QUICK.width
     block = 24 * QUICK.width**2  # of one token, forward; weights are frozen, so backward as well
     patches = facts["rows"] * facts["patch_tokens"] * QUICK.layers * block * 2
     keys = 12 * QUICK.num_prototypes * QUICK.width * QUICK.n_heads * QUICK.d_ff

@@ -44,10 +44,11 @@ from benchmarks.random_gpt2 import write_random_gpt2
 from benchmarks.retrieval_leak import commit
 from benchmarks.step_ours import OurStep
 from benchmarks.step_reference import ReferenceStep
-from benchmarks.step_setting import PROMPT_WORDS, QUICK, Setting, device
+from benchmarks.step_setting import PROMPT_WORDS, QUICK, Setting
 from benchmarks.turns import Contestant
 from dist_train import precision
 from dist_train.config import fail
+from dist_train.distributed import device
 from dist_train.reproducibility import code_fingerprint
 
 ROUNDS, QUICK_ROUNDS, GPU_ROUNDS = 7, 2, 30

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.step_setting import DESCRIPTION, MasterOptimizer, Setting, device
+from benchmarks.step_setting import DESCRIPTION, MasterOptimizer, Setting
 from benchmarks.turns import Usage
 from dist_train.config import TrainConfig
 from dist_train.data.prompts import PromptBuilder
+from dist_train.distributed import device
 from dist_train.optim import build_optimizer
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone, load_tokenizer
@@ -82,22 +83,16 @@ class OurStep:
     def step(self, number: int) -> dict[str, float]:
         """Train on one batch; writing and tokenising its prompts is in the time."""
         context, target = self.setting.batch(number)
-        with Usage() as usage:
+        prompt_seconds = 0.0
+
+        def compute_loss() -> Tensor:
+            nonlocal prompt_seconds
+            began = time.perf_counter()
             inputs = self._inputs(context)
-            prompts_s = time.perf_counter()
-            self.optimizer.zero_grad()
-            loss = self._loss(inputs, target.to(device()))
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            value = loss.item()
-        self.optimizer.zero_grad()
-        return {
-            "seconds": usage.seconds,
-            "prompt_seconds": prompts_s - usage.began,
-            "peak_gib": usage.peak_gib,
-            "idle_gib": usage.idle_gib,
-            "loss": value,
-        }
+            prompt_seconds = time.perf_counter() - began
+            return self._loss(inputs, target.to(device()))
+
+        return {**self.optimizer.timed_step(compute_loss), "prompt_seconds": prompt_seconds}
 
     def prototype_seconds(self) -> float:
         """Time the text prototypes alone: forward, backward, and their parameters' update."""

@@ -20,8 +20,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from benchmarks.step_setting import DESCRIPTION, MasterOptimizer, Setting, device
-from benchmarks.turns import Usage
+from benchmarks.step_setting import DESCRIPTION, MasterOptimizer, Setting
+from dist_train.distributed import device
 
 LEARNING_RATE = 1e-3
 
@@ -72,20 +72,11 @@ class ReferenceStep:
     def step(self, number: int) -> dict[str, float]:
         """Train on one batch; prompts are written inside its forward."""
         context, target = (part.to(device()) for part in self.setting.batch(number))
-        with Usage() as usage:
-            self.optimizer.zero_grad()
-            forecast = self.model(context, None, None, None)
-            loss = nn.functional.mse_loss(forecast, target)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            value = loss.item()
-        self.optimizer.zero_grad()
-        return {
-            "seconds": usage.seconds,
-            "peak_gib": usage.peak_gib,
-            "idle_gib": usage.idle_gib,
-            "loss": value,
-        }
+
+        def compute_loss() -> Tensor:
+            return nn.functional.mse_loss(self.model(context, None, None, None), target)
+
+        return self.optimizer.timed_step(compute_loss)
 
     def facts(self) -> dict[str, Any]:
         """Rows and tokens of the last step."""

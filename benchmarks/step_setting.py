@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.turns import Usage
+
 DESCRIPTION = (
     "Oil temperature and six power loads of an electricity transformer, measured every hour over "
     "two years in two counties of one province."
@@ -70,11 +72,6 @@ QUICK = Setting(
 )
 
 
-def device() -> torch.device:
-    """The GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class MasterOptimizer:
     """An optimizer of parameters that may be of half precision: it updates float32 copies.
 
@@ -93,6 +90,29 @@ class MasterOptimizer:
             for p in self.parameters
         ]
         self.optimizer = make(nn.ParameterList(self.masters))
+
+    def timed_step(self, compute_loss: Callable[[], Tensor]) -> dict[str, float]:
+        """Make one training step, and say what it took: the same for both sides.
+
+        Args:
+            compute_loss: Makes the inputs, runs forward and returns the loss; in the time.
+
+        Returns:
+            ``seconds``, ``peak_gib``, ``idle_gib`` and ``loss``.
+        """
+        with Usage() as usage:
+            self.zero_grad()
+            loss = compute_loss()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.step()
+            value = loss.item()
+        self.zero_grad()
+        return {
+            "seconds": usage.seconds,
+            "peak_gib": usage.peak_gib,
+            "idle_gib": usage.idle_gib,
+            "loss": value,
+        }
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

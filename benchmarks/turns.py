@@ -103,13 +103,13 @@ class Usage:
         else:
             _forget_peak()
             self.idle_gib = peak_memory_gib()
-        self.began = time.perf_counter()
+        self._began = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - self.began
+        self.seconds = time.perf_counter() - self._began
         on_gpu = torch.cuda.is_available()
         self.peak_gib = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else peak_memory_gib()
 

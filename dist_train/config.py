@@ -196,6 +196,12 @@ class RunConfig:
         return Path(self.runs_dir) / self.name
 
 
+def count_steps(train: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of a whole run, unless patience ends it before."""
+    steps = steps_per_epoch * train.max_epochs
+    return min(steps, train.max_steps or steps)
+
+
 def check_batch_size(train: TrainConfig, world_size: int) -> int:
     """Check that the global batch divides over ranks and micro-batches.
 

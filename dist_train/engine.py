@@ -85,23 +85,14 @@ def prepare() -> None:
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
-def shares_backbone_at_load(config: RunConfig, settings: dict[str, Any]) -> bool:
-    """Whether each rank ever holds its share of the backbone alone, as ZeRO-3 can.
+def divides_parameters(settings: dict[str, Any]) -> bool:
+    """Whether what :func:`deepspeed_json` derived is ZeRO-3."""
+    return bool(settings["zero_optimization"].get("stage") == 3)
 
-    4-bit weights are made on every rank and shared out by :func:`initialize`. A backbone that is
-    fresh, or read from a .gguf file, is whole for a moment too.
 
-    Args:
-        config: The run.
-        settings: What :func:`deepspeed_json` derived.
-    """
-    backbone = config.backbone
-    return (
-        settings["zero_optimization"].get("stage") == 3
-        and backbone.kind == "pretrained"
-        and not backbone.load_in_4bit
-        and not backbone.name.endswith(".gguf")
-    )
+def whole_numel(parameter: torch.nn.Parameter) -> int:
+    """Numbers in a parameter, those in the shards of other ranks too."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def initialize(

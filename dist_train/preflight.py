@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from dist_train.config import (
     RunConfig,
     check_batch_size,
     config_to_dict,
+    count_steps,
     world_size_of_environment,
 )
 from dist_train.data.clock import check_clock
@@ -89,7 +89,7 @@ def check(config: RunConfig) -> Preflight:
 def _check_profile(config: RunConfig, steps_per_epoch: int) -> None:
     """Refuse a profile of steps that will never come."""
     train = config.train
-    steps = min(steps_per_epoch * train.max_epochs, train.max_steps or sys.maxsize)
+    steps = count_steps(train, steps_per_epoch)
     needed = SKIPPED_STEPS + train.profile_steps
     if train.profile and steps < needed:
         raise ConfigError(

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_fun
 
 from dist_train import distributed, profile_report
 from dist_train.config import SKIPPED_STEPS, RunConfig
-from dist_train.engine import Engine
+from dist_train.engine import Engine, whole_numel
 from dist_train.profile_report import Operator, Recording, Sizes
 from dist_train.step_breakdown import PREFIX, break_down
 from memory_index.atomic_file import write_text
@@ -295,7 +295,6 @@ def _sizes(module: nn.Module) -> dict[str, Sizes]:
             continue
         count = {True: 0, False: 0}
         for parameter in part.parameters():
-            numel = int(getattr(parameter, "ds_numel", parameter.numel()))
-            count[parameter.requires_grad] += numel * parameter.element_size()
+            count[parameter.requires_grad] += whole_numel(parameter) * parameter.element_size()
         sizes[name] = Sizes(trained=count[True], frozen=count[False])
     return sizes

@@ -14,6 +14,7 @@ from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.windows import ForecastData
+from dist_train.engine import whole_numel
 from dist_train.evaluation import Forecast
 from dist_train.metrics import Scores
 from dist_train.plots import ForecastExample
@@ -82,7 +83,7 @@ def _size(parameter: torch.nn.Parameter) -> int:
     packed = getattr(parameter, "quant_state", None)
     if packed is not None:
         return math.prod(packed.shape)
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return whole_numel(parameter)
 
 
 def table(scores: Mapping[str, Scores]) -> str:

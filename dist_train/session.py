@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from dist_train import baselines, distributed, engine, leak_alarm, precision, report, run_folder
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.comparison import score_beside_baselines
-from dist_train.config import RunConfig, config_to_yaml
+from dist_train.config import RunConfig, config_to_yaml, count_steps
 from dist_train.data.clock import overlapping_without_clock
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
@@ -81,7 +81,7 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     banks = bank_root(folder)
     config, closed = _solve_closed_form(config, data, banks)
     engine.prepare()
-    zero3 = settings if engine.shares_backbone_at_load(config, settings) else None
+    zero3 = settings if engine.divides_parameters(settings) else None
     model = build_forecaster(config, files, dtype, prompt_builder, zero3=zero3)
     retriever = None
     if config.gram.use_gram is True:
@@ -93,8 +93,7 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
         _say(report.parameters(model, closed.ridge, closed.verdict, retriever))
 
     sampler = _build_sampler(config, data, settings)
-    total_steps = sampler.steps_per_epoch * config.train.max_epochs
-    total_steps = min(total_steps, config.train.max_steps or total_steps)
+    total_steps = count_steps(config.train, sampler.steps_per_epoch)
     ds_engine = engine.initialize(model, config, settings, total_steps)
     # From here on each rank draws its own dropout; until here all had to draw the same weights.
     seed_everything(config.train.seed + 1 + distributed.rank())

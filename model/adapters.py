@@ -37,7 +37,6 @@ def add_lora(
         # GPT-2 keeps its matrices transposed, until they are packed into 4 bits.
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in language_model.modules()),
     )
-    before = {id(module) for module in language_model.modules()}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -48,14 +47,12 @@ def add_lora(
             f"layers of the backbone, such as {_linear_names(language_model)}, or use all-linear."
         ) from error
     trained = [p for name, p in language_model.named_parameters() if ".lora_" in name]
-    for name, parameter in language_model.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
     for parameter in trained:
         parameter.data = parameter.data.float()
     dropouts: list[nn.Module] = [
         module
-        for module in language_model.modules()
-        if id(module) not in before and isinstance(module, nn.Dropout)
+        for name, module in language_model.named_modules()
+        if ".lora_dropout." in name and isinstance(module, nn.Dropout)
     ]
     return trained, dropouts
 

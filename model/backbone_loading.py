@@ -37,8 +37,9 @@ def load_backbone(
         files: Where the model lies, from :func:`model.backbone_files.locate_backbone`.
         dtype: Floating type of the weights; with 4 bits that of the rest, and of the arithmetic.
         seed: Of whatever has fresh weights; the global generator is left as it was.
-        zero3: DeepSpeed JSON of a ZeRO-3 run: each rank keeps its share of the weights alone.
-            Collective then, and not for 4-bit weights, which DeepSpeed shares out later.
+        zero3: DeepSpeed JSON of a ZeRO-3 run: of weights read from safetensors each rank keeps
+            its share alone; collective then. 4-bit weights, fresh ones and those of a .gguf file
+            are whole, and shared out by DeepSpeed later.
 
     Returns:
         The backbone, in eval mode.
@@ -51,8 +52,18 @@ def load_backbone(
     if config.kind not in LANGUAGE_MODELS:
         return _load_substitute(config, files, dtype, seed)
     check_layers(files, config.llm_layers)
-    with _sharded_at_load(zero3), _readable_errors(files):
-        model = _load_model(config, files, dtype, seed)
+    if "quantization_config" in files.config:
+        raise ValueError(
+            f"backbone.name={files.name}: its weights are quantised already: choose the original "
+            "model, with backbone.load_in_4bit=true for 4-bit weights."
+        )
+    with _readable_errors(files):
+        model, lacking = _load_model(config, files, dtype, seed, zero3)
+    if lacking:
+        raise ValueError(
+            f"backbone.name={files.name}: its weight files lack {lacking}, which would be random: "
+            "download it again, or set backbone.kind=random."
+        )
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"backbone.name={files.name}: {files.model_type} takes no position_ids, so padding "
@@ -133,8 +144,6 @@ def _readable_errors(files: BackboneFiles) -> Iterator[None]:
         with _quiet():
             yield
     except (ImportError, KeyError, OSError, ValueError) as error:
-        if str(error).startswith("backbone."):
-            raise
         raise ValueError(
             f"backbone.name={files.name}: Transformers cannot load it ({_first_line(error)}): "
             "choose another backbone."
@@ -156,25 +165,28 @@ def _sharded_at_load(zero3: dict[str, Any] | None) -> Iterator[None]:
         del alive
 
 
-def _load_model(config: BackboneConfig, files: BackboneFiles, dtype: torch.dtype, seed: int) -> Any:
-    if "quantization_config" in files.config:
-        raise ValueError(
-            f"backbone.name={files.name}: its weights are quantised already: choose the original "
-            "model, with backbone.load_in_4bit=true for 4-bit weights."
-        )
+def _load_model(
+    config: BackboneConfig,
+    files: BackboneFiles,
+    dtype: torch.dtype,
+    seed: int,
+    zero3: dict[str, Any] | None,
+) -> tuple[Any, list[str]]:
+    """Load the blocks kept; returns the names of what the files do not fill too."""
     cut = _cut_config(files, config.llm_layers)
     if config.kind == "pretrained" and files.gguf_file is None:
-        return _pretrained_model(files, files.folder, cut, dtype, config)
+        with _sharded_at_load(None if config.load_in_4bit else zero3):
+            return _pretrained_model(files.folder, cut, dtype, config)
     if config.kind == "random":
         model = _random_model(cut, seed, config.attention)
     else:
         model = _cut_gguf(files, cut, config.attention)
     if not config.load_in_4bit:
-        return model
+        return model, []
     # Transformers makes 4-bit weights from files alone.
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return _pretrained_model(files, Path(folder), cut, dtype, config)
+        return _pretrained_model(Path(folder), cut, dtype, config)
 
 
 def _cut_config(files: BackboneFiles, llm_layers: int) -> Any:
@@ -200,9 +212,9 @@ def _random_model(cut: Any, seed: int, attention: str) -> Any:
 
 
 def _pretrained_model(
-    files: BackboneFiles, folder: Path, cut: Any, dtype: torch.dtype, config: BackboneConfig
-) -> Any:
-    """Load the weights of the blocks kept from a folder."""
+    folder: Path, cut: Any, dtype: torch.dtype, config: BackboneConfig
+) -> tuple[Any, list[str]]:
+    """Load the weights of the blocks kept from a folder, as :func:`_load_model`."""
     model, report = AutoModel.from_pretrained(
         folder,
         config=cut,
@@ -213,18 +225,13 @@ def _pretrained_model(
         output_loading_info=True,
         **(_four_bits(dtype) if config.load_in_4bit else {}),
     )
-    lacking = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if lacking:
-        raise ValueError(
-            f"backbone.name={files.name}: its weight files lack {lacking}, which would be random: "
-            "download it again, or set backbone.kind=random."
-        )
     for module in model.modules():
         # On CPUs with AVX-512 bitsandbytes would lay the numbers out anew at the first forward
         # pass without gradient: in place, for inference in bf16 alone, and not undone by ZeRO-3.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model
+    lacking = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    return model, lacking
 
 
 def _four_bits(dtype: torch.dtype) -> dict[str, Any]:

@@ -159,12 +159,12 @@ class BackboneConfig:
         if self.llm_layers < 1:
             raise ValueError(f"backbone.llm_layers must be at least 1, got {self.llm_layers}.")
         if self.kind not in LANGUAGE_MODELS:
-            for key, unset in (
-                ("load_in_4bit", not self.load_in_4bit),
-                ("lora.r", self.lora.r == 0),
-                ("activation_checkpointing", not self.activation_checkpointing),
+            for key, asked in (
+                ("load_in_4bit", self.load_in_4bit),
+                ("lora.r", self.lora.r > 0),
+                ("activation_checkpointing", self.activation_checkpointing),
             ):
-                if not unset:
+                if asked:
                     raise ValueError(
                         f"backbone.{key} needs a language model, and backbone.kind={self.kind} "
                         "has none: use backbone.kind=pretrained, or leave it out."

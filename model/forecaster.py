@@ -306,12 +306,13 @@ class Forecaster(nn.Module):
         ids = self.prompt_prefix
         if ids is None or len(ids) == 0:
             return None
-        known = None if self.backbone.is_trained else self._common
+        known = self._common
         where = (ids.device, self.backbone.dtype)
         if known is None or (known.keys[0].device, known.keys[0].dtype) != where:
             mask_1T = torch.ones_like(ids, dtype=torch.bool)[None]
             known = self.backbone.read(self.backbone.embed_tokens(ids[None]), mask_1T)
-            self._common = None if self.backbone.is_trained else known
+            if not self.backbone.is_trained:
+                self._common = known
         return known
 
     def _prompt(self, inputs: ForecastInputs) -> list[tuple[Tensor, Tensor | None]]:

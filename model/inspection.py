@@ -70,9 +70,9 @@ def find_words(layer: TextPrototypes, word_embeddings: Tensor, count: int) -> Pr
     """
     if not 1 <= count <= len(word_embeddings):
         raise ValueError(f"count must be in [1, {len(word_embeddings)}], got {count}.")
-    weights_SV = layer.word_weights(word_embeddings)
-    mean_E = _mean_word(word_embeddings)
     words = word_basis(word_embeddings) if layer.is_factored else word_embeddings
+    weights_SV = layer.word_weights(words, word_embeddings)
+    mean_E = _mean_word(word_embeddings)
     centred_SE = layer(words).float() - weights_SV.sum(dim=1, keepdim=True) * mean_E
     shared_1E = centred_SE.mean(dim=0, keepdim=True)
     cosines_SK, nearest_SK = _nearest(centred_SE - shared_1E, word_embeddings, mean_E, count)

@@ -63,10 +63,11 @@ class TextPrototypes(nn.Module):
         prototypes_ES: Tensor = self.mapping(words.T)
         return prototypes_ES.T
 
-    def word_weights(self, word_embeddings: Tensor) -> Tensor:
+    def word_weights(self, words: Tensor, word_embeddings: Tensor) -> Tensor:
         """The weight of each word in each prototype: for the factored map, the smallest such.
 
         Args:
+            words: As in :meth:`forward`.
             word_embeddings: The backbone's input embeddings. Shape (V, E), floating point.
 
         Returns:
@@ -75,7 +76,7 @@ class TextPrototypes(nn.Module):
         weight = self.mapping.weight.float()
         if not self.is_factored:
             return weight
-        inverse_EE = torch.linalg.pinv(word_basis(word_embeddings), rtol=1e-5, hermitian=True)
+        inverse_EE = torch.linalg.pinv(words, rtol=1e-5, hermitian=True)
         weights_SV: Tensor = (weight @ inverse_EE) @ word_embeddings.float().T
         return weights_SV
 
@@ -94,9 +95,8 @@ def word_basis(word_embeddings: Tensor) -> Tensor:
     """
     gram_EE = torch.zeros(word_embeddings.shape[1], word_embeddings.shape[1], dtype=torch.float64,
                           device=word_embeddings.device)  # fmt: skip
-    for part in torch.split(
-        word_embeddings, 8192
-    ):  # a vocabulary in float64 need not be held at once
+    # In parts: a vocabulary in float64 need not be held at once.
+    for part in torch.split(word_embeddings, 8192):
         gram_EE += part.double().T @ part.double()
     values_E, vectors_EE = torch.linalg.eigh(gram_EE)
     root_EE: Tensor = (vectors_EE * values_E.clamp_min(0).sqrt()) @ vectors_EE.T

@@ -1,10 +1,8 @@
 """dist_train/inspect_figure.py: the picture shows the attention that it was given."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 from matplotlib import colors, pyplot
 from matplotlib.figure import Figure
 
@@ -26,17 +24,6 @@ def panel(first: list[int], name: str = "load (MW)") -> PatchPanel:
         bounds=BOUNDS,
         attention=attention,
     )
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
-    """The figures that were drawn, kept from being closed until the test ends."""
-    figures: list[Figure] = []
-    close = pyplot.close
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
 
 
 def colours_of_patches(figure: Figure, axes_number: int) -> list[str]:

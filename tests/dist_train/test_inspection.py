@@ -87,7 +87,7 @@ def test_words_are_those_of_the_trained_prototypes(run: LoadedRun):
     words = run.module.backbone.word_embeddings
     centred = words - words.mean(dim=0)
     with torch.no_grad():
-        prototypes = run.module.prototypes.word_weights(words) @ centred
+        prototypes = run.module.prototypes.word_weights(run.module.words(), words) @ centred
         prototypes += run.module.prototypes.mapping.bias[:, None]
     own = prototypes - prototypes.mean(dim=0)
     cosines = torch.cosine_similarity(own[:, None], centred[None], dim=-1)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,23 @@ def refuse_on_the_second_rank(rank: int, world_size: int, root: Path) -> None:
 @pytest.mark.ranks
 def test_a_rank_that_alone_cannot_read_its_copy_does_not_leave_the_others_waiting(tmp_path: Path):
     run_ranks(refuse_on_the_second_rank, 2, tmp_path)
+
+
+def close_while_the_other_reads(rank: int, world_size: int) -> None:
+    load = memory_build.load_index
+
+    def slow(*given: Any, **options: Any) -> Any:
+        if rank == 1:
+            time.sleep(0.5)
+        return load(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_build, "load_index", slow)
+        builder = builder_of(None, shard_group="rank")
+        builder.open(state(0))
+        builder.close()  # the first rank deletes the folder
+
+
+@pytest.mark.ranks
+def test_a_bank_that_goes_away_stays_until_all_have_read_it():
+    run_ranks(close_while_the_other_reads, 2)

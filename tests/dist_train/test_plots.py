@@ -1,6 +1,5 @@
 """dist_train/plots.py: readable pictures of any number of variates."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,17 +23,6 @@ def example(variates: int, truth: bool = True) -> ForecastExample:
         forecasts={name: rng.normal(size=(H, variates)) for name in ("Time-LLM", "ridge")},
         columns=[f"v{number} (MW)" for number in range(variates)],
     )
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
-    """The figures that were drawn, kept from being closed until the test ends."""
-    figures: list[Figure] = []
-    close = pyplot.close
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
 
 
 def test_a_png_is_written_and_nothing_beside_it(tmp_path: Path):

@@ -12,6 +12,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 
 from model.backbone import Backbone
 from model.backbone_files import locate_backbone
@@ -57,6 +58,16 @@ def load_tiny(
     name = str(tiny_backbone(architecture, num_layers, width))
     config = BackboneConfig(name=name, llm_layers=llm_layers, **settings)
     return load_backbone(config, locate_backbone(name), dtype)
+
+
+def tokens_of(rows: int = 2, length: int = 7, width: int = 32) -> Tensor:
+    """Embeddings of any tokens, the same each time. (R, T, E)."""
+    return torch.randn(rows, length, width, generator=torch.Generator().manual_seed(0))
+
+
+def all_true(embeddings: Tensor) -> Tensor:
+    """A mask without padding. (R, T, E) -> (R, T)."""
+    return torch.ones(embeddings.shape[:2], dtype=torch.bool)
 
 
 def _config(kind: Kind, num_layers: int, width: int) -> transformers.PretrainedConfig:

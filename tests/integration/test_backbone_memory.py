@@ -5,10 +5,10 @@ import gc
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from dist_train import distributed, engine
 from dist_train.build import build_forecaster
@@ -39,21 +39,27 @@ def release() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
+def held_mib(module: nn.Module) -> float:
+    """What this rank holds of a module's parameters: all of them, or its shards."""
+    return sum(getattr(p, "ds_tensor", p).nbytes for p in module.parameters()) / MIB
+
+
 def measure(rank: int, world_size: int, configs: list[RunConfig]) -> None:
     """Load one backbone after the other; write what each cost this rank."""
     engine.prepare()
     for config in configs:
         settings = engine.deepspeed_json(config, world_size, torch.float32)
         files = locate_backbone(config.backbone.name)
-        zero3 = settings if engine.shares_backbone_at_load(config, settings) else None
+        zero3 = settings if engine.divides_parameters(settings) else None
         release()
         anonymous = watermark("RssAnon")  # files that are mapped count only where they are shared
         model = build_forecaster(config, files, torch.float32, zero3=zero3)
         release()
         anonymous = watermark("RssAnon") - anonymous
+        loaded = held_mib(model.backbone)
         ds_engine = engine.initialize(model, config, settings, total_steps=1)
-        held = sum(getattr(p, "ds_tensor", p).nbytes for p in model.backbone.parameters()) / MIB
-        found: dict[str, Any] = {"anonymous": anonymous, "held": held}
+        held = held_mib(model.backbone)
+        found = {"anonymous": anonymous, "loaded": loaded, "held": held}
         path = Path(config.runs_dir) / f"{config.name}-{rank}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(found))
@@ -83,5 +89,7 @@ def test_each_rank_holds_its_share_of_a_partitioned_backbone(tmp_path: Path, in_
     )
     for rank in (0, 1):
         assert share[rank]["held"] == pytest.approx(whole[rank]["held"] / 2, rel=0.01)
+        at_load = whole[rank]["held"] if in_4bit else whole[rank]["held"] / 2
+        assert share[rank]["loaded"] == pytest.approx(at_load, rel=0.01)
     if not in_4bit:  # 4-bit weights are whole on every rank until they are shared out
         assert all(found["anonymous"] < 0.95 * whole[0]["held"] for found in share)

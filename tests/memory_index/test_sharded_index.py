@@ -107,8 +107,10 @@ def find_what_a_loop_finds(rank: int, world_size: int) -> None:
             try:
                 if rank == 0:
                     same(alone.search(case.queries, case.hidden, case.k), expected)
-                found = index.search(case.queries[mine], case.hidden[mine], case.k)
-                same(found, (expected[0][mine], expected[1][mine]))
+                for count in (1, len(mine), 2):  # more than were ever asked for, and fewer again
+                    some = mine[:count]
+                    found = index.search(case.queries[some], case.hidden[some], case.k)
+                    same(found, (expected[0][some], expected[1][some]))
             except AssertionError as error:
                 raise AssertionError(f"{case.name}, {kind}, rank {rank}") from error
 

@@ -8,7 +8,7 @@ from model.backbone import Backbone
 from model.batch import ForecastInputs
 from model.config import LoraConfig, ModelConfig
 from model.forecaster import Forecaster
-from tests.helpers.backbones import DECODERS, KINDS, Kind, load_tiny
+from tests.helpers.backbones import DECODERS, KINDS, Kind, all_true, load_tiny, tokens_of
 
 WIDE = 64
 L, H, N = 48, 8, 2
@@ -18,12 +18,8 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
-def tokens_of(length: int = 7) -> Tensor:
-    return torch.randn(2, length, WIDE, generator=torch.Generator().manual_seed(0))
-
-
 def run(backbone: Backbone, embeddings: Tensor) -> Tensor:
-    states: Tensor = backbone(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool))
+    states: Tensor = backbone(embeddings, all_true(embeddings))
     return states
 
 
@@ -51,7 +47,7 @@ def stir(backbone: Backbone) -> None:
 def test_the_pairs_start_at_nothing_and_add_their_product(kind: Kind, in_4bit: bool):
     plain = load_tiny(kind, width=WIDE, load_in_4bit=in_4bit)
     backbone = load_tiny(kind, width=WIDE, load_in_4bit=in_4bit, lora=LoraConfig(r=4, alpha=6))
-    embeddings = tokens_of()
+    embeddings = tokens_of(width=WIDE)
     torch.testing.assert_close(run(backbone, embeddings), run(plain, embeddings))
     assert backbone.is_trained
     assert not plain.is_trained
@@ -79,7 +75,7 @@ def test_training_moves_the_pairs_and_no_other_weight(kind: Kind, in_4bit: bool)
     before = bytes_of(backbone)
     optimizer = torch.optim.AdamW(trained(backbone).values(), lr=0.01)
     for _ in range(3):
-        (run(backbone, tokens_of()) * torch.arange(WIDE)).sum().backward()
+        (run(backbone, tokens_of(width=WIDE)) * torch.arange(WIDE)).sum().backward()
         optimizer.step()
     after = bytes_of(backbone)
     moved = {name for name, content in after.items() if not torch.equal(content, before[name])}
@@ -89,7 +85,7 @@ def test_training_moves_the_pairs_and_no_other_weight(kind: Kind, in_4bit: bool)
 def test_dropout_of_the_pairs_follows_the_mode_and_no_other_does():
     backbone = load_tiny("gpt2", width=WIDE, lora=LoraConfig(r=4, dropout=0.5))
     stir(backbone)
-    embeddings = tokens_of()
+    embeddings = tokens_of(width=WIDE)
     still = run(backbone.eval(), embeddings)
     assert torch.equal(run(backbone, embeddings), still)
     assert not torch.allclose(run(backbone.train(), embeddings), still)

@@ -10,25 +10,15 @@ from torch import Tensor
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone
 from model.config import BackboneConfig
-from tests.helpers.backbones import DECODERS, KINDS, VOCAB_SIZE, Kind, load_tiny, tiny_backbone
-
-
-def tokens_of(rows: int = 2, length: int = 7) -> Tensor:
-    return torch.randn(rows, length, 32, generator=torch.Generator().manual_seed(0))
-
-
-def all_true(embeddings: Tensor) -> Tensor:
-    return torch.ones(embeddings.shape[:2], dtype=torch.bool)
-
-
-def whole_model(kind: Kind) -> transformers.PreTrainedModel:
-    return transformers.AutoModel.from_pretrained(tiny_backbone(kind)).eval()
-
-
-def final_norm(kind: Kind, model: transformers.PreTrainedModel, states: Tensor) -> Tensor:
-    if kind == "bert":
-        return states  # its blocks end in their own norm
-    return (model.ln_f if kind == "gpt2" else model.norm)(states)
+from tests.helpers.backbones import (
+    DECODERS,
+    KINDS,
+    VOCAB_SIZE,
+    Kind,
+    all_true,
+    load_tiny,
+    tokens_of,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,16 +18,17 @@ from model.batch import ForecastInputs
 from model.config import BackboneConfig, LoraConfig, ModelConfig
 from model.embedded_backbone import EMBEDDED_NAME, embedded_folder
 from model.forecaster import Forecaster
-from tests.helpers.backbones import DECODERS, KINDS, VOCAB_SIZE, Kind, load_tiny, tiny_backbone
+from tests.helpers.backbones import (
+    DECODERS,
+    KINDS,
+    VOCAB_SIZE,
+    Kind,
+    all_true,
+    load_tiny,
+    tiny_backbone,
+    tokens_of,
+)
 from tests.helpers.gguf_files import write_gguf
-
-
-def tokens_of(rows: int = 2, length: int = 7) -> Tensor:
-    return torch.randn(rows, length, 32, generator=torch.Generator().manual_seed(0))
-
-
-def all_true(embeddings: Tensor) -> Tensor:
-    return torch.ones(embeddings.shape[:2], dtype=torch.bool)
 
 
 def whole_model(kind: Kind) -> transformers.PreTrainedModel:
@@ -204,10 +205,6 @@ WIDE = 64
 """4-bit numbers share a scale in blocks of 64, so its layers are wider than usual here."""
 
 
-def wide_tokens(length: int = 7) -> Tensor:
-    return torch.randn(2, length, WIDE, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_bits_compute_with_the_rounded_weights(kind: Kind):
     whole = transformers.AutoModel.from_pretrained(tiny_backbone(kind, 2, WIDE)).eval()
@@ -225,7 +222,7 @@ def test_four_bits_compute_with_the_rounded_weights(kind: Kind):
         weight.data = back.T.contiguous() if is_conv else back
         rounded[name] = back
     backbone = load_tiny(kind, 2, 2, WIDE, load_in_4bit=True)
-    embeddings = wide_tokens()
+    embeddings = tokens_of(width=WIDE)
     with torch.no_grad():
         wanted = whole(inputs_embeds=embeddings).last_hidden_state
     found = backbone(embeddings, all_true(embeddings))
@@ -245,7 +242,7 @@ def test_four_bits_compute_with_the_rounded_weights(kind: Kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gradient_passes_through_four_bits_to_the_inputs_alone(kind: Kind, dtype: torch.dtype):
     backbone = load_tiny(kind, width=WIDE, dtype=dtype, load_in_4bit=True).train()
-    embeddings = wide_tokens().requires_grad_()
+    embeddings = tokens_of(width=WIDE).requires_grad_()
     states = backbone(embeddings, all_true(embeddings))
     assert states.dtype == backbone.dtype == dtype
     (states[:, -1].float() * torch.arange(WIDE)).sum().backward()
@@ -263,7 +260,7 @@ def fresh_in_4bit() -> Backbone:
 def test_fresh_weights_and_gguf_files_are_kept_in_four_bits_too(tmp_path: Path):
     fresh = fresh_in_4bit()
     again = fresh_in_4bit()
-    embeddings = wide_tokens()
+    embeddings = tokens_of(width=WIDE)
     states = fresh(embeddings, all_true(embeddings))
     assert torch.equal(states, again(embeddings, all_true(embeddings)))
     path = write_gguf(tiny_backbone("llama", 4, WIDE), tmp_path / "tiny.gguf")

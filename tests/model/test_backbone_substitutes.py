@@ -7,17 +7,13 @@ from torch import Tensor, nn
 from model.batch import ForecastInputs
 from model.config import BackboneConfig, LoraConfig, ModelConfig
 from model.forecaster import Forecaster
-from tests.helpers.backbones import load_tiny
+from tests.helpers.backbones import load_tiny, tokens_of
 
 KINDS = ("none", "attention", "transformer")
 
 
-def tokens_of(rows: int = 3, length: int = 7) -> Tensor:
-    return torch.randn(rows, length, 64, generator=torch.Generator().manual_seed(0))
-
-
 def test_none_hands_the_tokens_on():
-    embeddings = tokens_of()
+    embeddings = tokens_of(3, width=64)
     mask = torch.ones(3, 7, dtype=torch.bool)
     assert torch.equal(load_tiny("gpt2", width=64, kind="none")(embeddings, mask), embeddings)
 
@@ -30,7 +26,7 @@ def test_the_layer_equals_torchs_own(kind: str):
     wanted.in_proj_weight.data = attention.inward.weight.data
     wanted.in_proj_bias.data = attention.inward.bias.data
     wanted.out_proj.load_state_dict(attention.outward.state_dict())
-    embeddings = tokens_of()
+    embeddings = tokens_of(3, width=64)
     mask = torch.ones(3, 7, dtype=torch.bool)
     mask[1, :4] = False
     normed = attention.norm(embeddings)
@@ -46,7 +42,7 @@ def test_it_is_trained_the_words_are_not_and_padding_is_invisible(kind: str):
     words = load_tiny("llama", width=64).word_embeddings
     assert torch.equal(backbone.word_embeddings, words)
     assert not backbone.can_read_ahead
-    embeddings = tokens_of()
+    embeddings = tokens_of(3, width=64)
     mask = torch.ones(3, 7, dtype=torch.bool)
     mask[:, :2] = False
     changed = embeddings.clone()

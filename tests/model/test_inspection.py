@@ -189,7 +189,7 @@ def test_the_factored_map_tells_the_words_of_the_map_that_it_equals():
     words = random_words(40, 6)
     basis = word_basis(words)
     factored = TextPrototypes(40, 5, width=6)
-    by_word = mapping(factored.word_weights(words).detach(), factored.mapping.bias.detach())
+    by_word = mapping(factored.word_weights(basis, words).detach(), factored.mapping.bias.detach())
     torch.testing.assert_close(by_word(words), factored(basis), atol=1e-5, rtol=1e-4)
     one, other = find_words(by_word, words, 3), find_words(factored, words, 3)
     assert torch.equal(one.nearest, other.nearest)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.reprogramming import ReprogrammingLayer, TextPrototypes, word_basis
 
@@ -100,6 +100,8 @@ def test_both_maps_start_with_prototypes_of_one_spread():
     one = TextPrototypes(5000, 400)(words).detach()
     other = TextPrototypes(5000, 400, width=16)(word_basis(words)).detach()
     assert other.std() == pytest.approx(float(one.std()), rel=0.05)
+    published = nn.Linear(5000, 400)(words.T).detach()
+    assert one.std() == pytest.approx(float(published.std()), rel=0.05)
 
 
 def test_the_basis_does_not_need_more_words_than_directions():

@@ -89,6 +89,9 @@ class TrainConfig:
     seed: int = 2021
     """Seed of weights, order and dropout."""
 
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss that is not finite does: stop the run, or leave its step out and go on."""
+
     timeout_s: float = 600.0
     """Seconds a collective may wait for the other ranks before the job is stopped."""
 
@@ -143,6 +146,28 @@ class DeepSpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept, so that a run can go on after it was interrupted."""
+
+    save_steps: int = 500
+    """Optimizer steps between checkpoints step_<n>; 0: only best/, and where a signal stops it."""
+
+    save_total_limit: int = 2
+    """Newest step_<n> that are kept; best/ is always."""
+
+    def __post_init__(self) -> None:
+        if self.save_steps < 0:
+            raise ValueError(
+                f"checkpoint.save_steps must not be negative, got {self.save_steps}: 0 is off."
+            )
+        if self.save_total_limit < 1:
+            raise ValueError(
+                f"checkpoint.save_total_limit must be at least 1, got {self.save_total_limit}: "
+                "checkpoint.save_steps=0 keeps none."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run."""
 
@@ -163,6 +188,7 @@ class RunConfig:
     bank: BankConfig = field(default_factory=BankConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         # One folder name, so that a run can never be written or looked for outside runs_dir.
@@ -233,6 +259,21 @@ def add_run_arguments(parser: "ArgumentParser") -> None:
     parser.add_class_arguments(RunConfig)
 
 
+def add_resume_arguments(parser: "ArgumentParser") -> None:
+    """Add what a training takes beside its configuration."""
+    parser.add_argument(
+        "--resume",
+        type=str,
+        help="auto: go on with the run's newest checkpoint that verifies, or begin; or the path "
+        "of a checkpoint, or of a run, to start a new run from.",
+    )
+    parser.add_argument(
+        "--resume_counter",
+        type=int,
+        help="Validations without improvement so far, instead of the checkpoint's count.",
+    )
+
+
 def build_parser(prog: str) -> "ArgumentParser":
     """Make the parser of a command that takes a whole run configuration."""
     from jsonargparse import ArgumentParser, set_parsing_settings
@@ -281,6 +322,34 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: As :func:`parse_run_config`.
     """
     return parse_run_config(build_parser("timellm"), ["--config", str(path), *overrides])[0]
+
+
+RENAMED: dict[str, str] = {}
+"""Keys that configurations of older checkpoints have, and their names now."""
+
+
+def load_saved_config(path: Path) -> RunConfig:
+    """Read the configuration that a run or a checkpoint was saved with, of an older version too.
+
+    Raises:
+        ConfigError: It is not the configuration of a run.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = build_parser("timellm")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for old, new in RENAMED.items():
+            section, _, key = old.partition(".")
+            if key in content[section]:
+                content[section][new.partition(".")[2]] = content[section].pop(key)
+        values = parser.instantiate(parser.parse_object(content)).as_dict()
+        return RunConfig(**{item.name: values[item.name] for item in fields(RunConfig)})
+    except (
+        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError,
+        ArgumentError,
+    ) as error:  # fmt: skip
+        raise ConfigError(f"{path}: not the configuration of a run ({error}).") from error
 
 
 def config_to_dict(config: object) -> dict[str, Any]:

@@ -122,6 +122,11 @@ def gather_objects(value: object) -> list[object]:
     return values
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on one rank at least; collective, over gloo, some 0.1 ms."""
+    return rank_group("flags", "world").any(flag)
+
+
 def agree_or_raise(what: str) -> AbstractContextManager[None]:
     """Raise on all ranks of the job what one raises in a block; see :func:`agreed`."""
     return agreed(what, gather_objects)

@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,10 @@ class Engine:
         """
         return engine_state.weights(self._engine, prefix)
 
+    def trained_names(self) -> list[str]:
+        """Names of the parameters that are optimised."""
+        return list(engine_state.named_trained(self.module))
+
     def optimizer_state(self) -> dict[str, Tensor]:
         """Copy what AdamW keeps, see :func:`engine_state.optimizer_state`; collective."""
         return engine_state.optimizer_state(self._engine)
@@ -213,6 +218,19 @@ class Engine:
         engine_state.load(self._engine, weights, optimizer)
         engine_state.load_progress(self._engine, progress)
         engine_state.set_micro_steps(self._engine, micro_steps)
+
+    def warm_start(
+        self, take_over: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
+    ) -> list[str]:
+        """Begin with other weights, and a fresh optimizer; collective.
+
+        Args:
+            take_over: Makes the weights to begin with of the ones that are there, and says in
+                words what it did; the same on every rank.
+        """
+        weights, told = take_over(self.trained_parameters())
+        engine_state.load(self._engine, weights, {})
+        return told
 
     def load_trained_parameters(self, state: dict[str, Tensor]) -> None:
         """Put parameters back into the module for evaluation; collective.

@@ -152,7 +152,9 @@ def load_schedule(engine: Any, course: Mapping[str, Any]) -> None:
 
 def trains_itself(engine: Any) -> bool:
     """Whether the parameters themselves are what the optimizer trains: stage 0 in float32."""
-    return bool(engine.zero_optimization_stage() == 0) and engine.optimizer is engine.basic_optimizer
+    return (
+        bool(engine.zero_optimization_stage() == 0) and engine.optimizer is engine.basic_optimizer
+    )
 
 
 def set_micro_steps(engine: Any, micro_steps: int) -> None:
@@ -185,9 +187,9 @@ def _load_shares(engine: Any, values: Mapping[str, Tensor], state: Mapping[str, 
             }
         _link_shares(engine)
     for name, parameter in named_trained(engine.module).items():
-        wanted = {None: values[name]}
-        for key in MOMENTS if steps else ():
-            wanted[key] = state.get(f"{key}.{name}", torch.zeros_like(values[name]))
+        wanted: dict[str | None, Tensor] = {None: values[name]}
+        for moment in MOMENTS if steps else ():
+            wanted[moment] = state.get(f"{moment}.{name}", torch.zeros_like(values[name]))
         for key, value in wanted.items():
             _set_share(engine, parameter, value.to(distributed.device()), key)
 
@@ -199,7 +201,7 @@ def _set_share(engine: Any, parameter: nn.Parameter, value: Tensor, key: str | N
     if engine.zero_optimization_stage() == 3:
         # DeepSpeed's own cannot set what does not divide over the ranks: the last share is padded.
         wrapper = engine.optimizer
-        size = parameter.ds_tensor.numel()
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         rank = wrapper._get_param_partition_rank(parameter)
         flat = nn.functional.pad(value.flatten(), (0, size * (rank + 1)))
         wrapper.set_local_hp_param(flat.narrow(0, size * rank, size), parameter, key)
@@ -258,5 +260,3 @@ def _whole_shape(parameter: nn.Parameter) -> torch.Size:
 
 def _copy(value: Tensor) -> Tensor:
     return value.detach().float().cpu().clone().contiguous()
-
-

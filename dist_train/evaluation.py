@@ -29,6 +29,7 @@ def score_split(
     batch_size: int,
     prompt_builder: PromptBuilder | None = None,
     num_workers: int = 0,
+    between: Callable[[], None] | None = None,
 ) -> dict[str, ErrorSums]:
     """Score forecasters on all windows of a split; collective.
 
@@ -42,6 +43,7 @@ def score_split(
         batch_size: Windows per forward pass of one rank; does not change the sums.
         prompt_builder: Makes the prompts of a batch; None where no forecaster reads them.
         num_workers: Processes that prepare batches.
+        between: Called before each batch, on every rank as often; may be collective, and raise.
 
     Returns:
         The error sums of each forecaster over all ranks, equal on every rank.
@@ -55,6 +57,8 @@ def score_split(
     device = distributed.device()
     with torch.no_grad():
         for batch in loader:
+            if between is not None:
+                between()
             valid = batch.num_valid
             channels = torch.from_numpy(data.channels_of(batch.window_ids.numpy(), split))
             on_device = batch.to(device)

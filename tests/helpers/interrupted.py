@@ -56,5 +56,3 @@ def run_jobs(jobs: Sequence[Job], world_size: int = 1, timeout_s: float = 250) -
 def interrupted(config: RunConfig, steps: int) -> tuple[Job, Job]:
     """A run that is stopped after some steps, and the start that goes on with it."""
     return (config, steps, None), (config, None, Resume(where="auto"))
-
-

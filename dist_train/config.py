@@ -341,7 +341,9 @@ def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
         content = read_config_file(path)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "cannot be read"
-        raise ConfigError(f"--config {path}: {reason}; give the path of a YAML file.") from error
+        raise ConfigError(
+            f"--config {path!s:.500}: {reason}; give the path of a YAML file."
+        ) from error
     except (ValueError, RuntimeError) as error:  # resolve() meets links that lead in a circle
         raise ConfigError(f"--config {path!s:.500}: {_in_one_line(str(error))}.") from error
     if place in seen:

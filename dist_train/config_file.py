@@ -53,8 +53,9 @@ def _check_events(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 0
-        if getattr(event, "tag", None) is not None:
-            raise ValueError(f"line {line}: tags such as {event.tag} are not read; leave them out")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise ValueError(f"line {line}: tags such as {tag} are not read; leave them out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):

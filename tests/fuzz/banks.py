@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from dist_train.bank_command import info
 from memory_index.loading import check_manifest
-from memory_index.manifest import FILE_NAME, ManifestError, StaleMemoryError
+from memory_index.manifest import FILE_NAME, ManifestError, StaleMemoryError, version_of
 from memory_index.store import BankFolder
 from tests.fuzz.bounds import Reader
 from tests.fuzz.mutations import as_json, spoilt_bytes, spoilt_json
 from tests.memory_index.banks import build, plan_of
 
-VERSION = "aaaa"
+VERSION = version_of(plan_of("flat").identity)
 
 
 @cache

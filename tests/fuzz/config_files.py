@@ -94,5 +94,5 @@ READER = Reader(
     name="config",
     read=read,
     refusals=(ConfigError,),
-    words=lambda path: (str(path.parent), "Unknown key", "saved.yaml", *KEYS),
+    words=lambda path: (str(path.parent), "--config /", "Unknown key", "saved.yaml", *KEYS),
 )

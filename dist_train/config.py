@@ -36,7 +36,7 @@ TYPE_NAMES = {
 
 LARGEST_INT = 2**63 - 1  # what numpy and torch hold
 LONGEST_TIMEOUT_S = 365 * 24 * 3600.0
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+_CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*:/{1,2})[^/@\s]*@")  # a Path has one slash left
 
 
 SKIPPED_STEPS = 2
@@ -424,7 +424,7 @@ def _in_one_line(text: str) -> str:
 
 def without_credentials(text: str) -> str:
     """Replace ``user:password@`` of every address in a text by ``***@``."""
-    return _CREDENTIALS.sub("***@", text)
+    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 def _keys(cls: type, prefix: str = "") -> Iterator[str]:

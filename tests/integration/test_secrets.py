@@ -47,7 +47,8 @@ PLACES = ("--data.path", "--bank.path", "--runs_dir", "--backbone.name", "--trai
 
 @pytest.mark.parametrize("option", PLACES)
 def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path: Path, option: str):
-    (tmp_path / "run.yaml").write_text("name: a\n")
+    # Data that are not there: even if it were taken, nothing would begin.
+    (tmp_path / "run.yaml").write_text("data: {path: nowhere.csv}\n")
     ended = start(["train", "--config", str(tmp_path / "run.yaml"), option, ADDRESS])
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ")

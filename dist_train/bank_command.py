@@ -104,7 +104,8 @@ def _describe(folder: BankFolder, *, verify: bool) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint[:16],
         "retrieval_key": manifest.identity.get("retrieval_key"),
         "built": manifest.created,
-        "age_hours": round(age.total_seconds() / 3600, 2),
+        # A clock that was wrong then, or is now, makes no bank younger than new.
+        "age_hours": round(max(0.0, age.total_seconds()) / 3600, 2),
         "build_s": manifest.build_s,
         "built_by_ranks": manifest.ranks,
         "recall_at_5": "exact" if manifest.kind in ("exact", "flat") else recall

@@ -7,13 +7,15 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import yaml
 
+from dist_train.config_file import read_config_file
 from dist_train.data.config import DataConfig
 from memory_index.config import BankConfig
 from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig, num_patches
@@ -30,6 +32,11 @@ TYPE_NAMES = {
     "a <class 'bool'>": "true or false",
     "a <class 'str'>": "text",
 }
+
+
+LARGEST_INT = 2**63 - 1  # what numpy and torch hold
+LONGEST_TIMEOUT_S = 365 * 24 * 3600.0
+_CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*:/{1,2})[^/@\s]*@")  # a Path has one slash left
 
 
 SKIPPED_STEPS = 2
@@ -113,6 +120,10 @@ class TrainConfig:
         for key in ("learning_rate", "timeout_s"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"train.{key} must be positive, got {getattr(self, key)}.")
+        if self.timeout_s > LONGEST_TIMEOUT_S:
+            raise ValueError(
+                f"train.timeout_s must be at most {LONGEST_TIMEOUT_S:.0f}, got {self.timeout_s}."
+            )
         for key in ("weight_decay", "gradient_clipping", "seed", "warmup_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"train.{key} must not be negative, got {getattr(self, key)}.")
@@ -302,11 +313,14 @@ def parse_run_config(
 
     try:
         namespace = parser.parse_args(list(_with_extended_files(argv)))
+        _check_values(RunConfig, namespace.as_dict())
         values = parser.instantiate(namespace).as_dict()
+    except OverflowError as error:
+        raise ConfigError(f"a number of the command line is too large: {error}") from error
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(_explain(str(error))) from error
+        raise ConfigError(_in_one_line(_explain(str(error)))) from error
     names = {item.name for item in fields(RunConfig)}
     try:
         config = RunConfig(**{key: values[key] for key in names})
@@ -391,23 +405,95 @@ def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
-    if path.resolve() in seen:
-        raise ConfigError(f"extends={path}: the files extend each other in a circle.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        place = path.resolve()
+        content = read_config_file(path)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "cannot be read"
-        raise ConfigError(f"--config {path}: {reason}; give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not a YAML file: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: holds no keys; see --print_config for all of them.")
+        raise ConfigError(
+            f"--config {path!s:.500}: {reason}; give the path of a YAML file."
+        ) from error
+    except (ValueError, RuntimeError) as error:  # resolve() meets links that lead in a circle
+        raise ConfigError(f"--config {path!s:.500}: {_in_one_line(str(error))}.") from error
+    if place in seen:
+        raise ConfigError(f"extends={path}: the files extend each other in a circle.")
+    _check_keys(RunConfig, content, path)
     base = content.get("extends")
     if base is None:
         return [path]
     if not isinstance(base, str):
         raise ConfigError(f"extends in {path} must be the path of a file, got {base!r}.")
-    return [*_chain(path.parent / base, (*seen, path.resolve())), path]
+    return [*_chain(path.parent / base, (*seen, place)), path]
+
+
+def _check_keys(cls: type, content: Mapping[Any, Any], path: Path, prefix: str = "") -> None:
+    """Refuse keys that there are not, sections that hold no keys, and numbers out of all bounds."""
+    leaves = set(_keys(cls))
+    sections = {item.name: item.type for item in fields(cls) if item.name not in leaves}
+    types = get_type_hints(cls)
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if name in sections:
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{key}={value!r:.60} in {path}: a section; write its keys below it."
+                )
+            _check_keys(types[name], value, path, f"{key}.")
+        elif name in leaves:
+            _check_numbers(key, value)
+            _check_text(key, value)
+        else:
+            if isinstance(value, Mapping) and value:  # a misspelt section: what it holds tells more
+                key = f"{key}.{next(iter(value))}"
+            raise ConfigError(f"Unknown key {key:.200}: {_nearest_key(key[:200])}")
+
+
+def _check_values(cls: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse what has the right type and still is no value: null, nan, numbers beyond 64 bits.
+
+    Also text that no file or no folder can hold, and an address with a password in it: all that
+    is set here is written to the run's folder.
+    """
+    for name, kind in get_type_hints(cls).items():
+        key, value = f"{prefix}{name}", values.get(name)
+        if isinstance(value, Mapping) and is_dataclass(kind):
+            assert isinstance(kind, type)
+            _check_values(kind, value, f"{key}.")
+        elif value is None and type(None) not in get_args(kind):
+            raise ConfigError(f"{key}=null: needs a value; {_help_of(key)}")
+        else:
+            _check_numbers(key, value)
+            _check_text(key, value)
+
+
+def _check_numbers(key: str, value: object) -> None:
+    for number in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(number, float) and not isfinite(number):
+            raise ConfigError(f"{key} must be a finite number, got {number}.")
+        if isinstance(number, int) and abs(number) > LARGEST_INT:
+            raise ConfigError(f"{key} must be at most {LARGEST_INT}, got {number!s:.40}.")
+
+
+def _check_text(key: str, value: object) -> None:
+    for text in value if isinstance(value, (list, tuple)) else [value]:
+        if not isinstance(text, str):
+            continue
+        if "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise ConfigError(f"{key}={text!r:.60}: holds a sign that no file can be named with.")
+        if _CREDENTIALS.search(text):
+            raise ConfigError(
+                f"{key}={without_credentials(text):.60}: holds a user name or password, which "
+                "would be written to the run's folder: leave it out."
+            )
+
+
+def _in_one_line(text: str) -> str:
+    return repr(" ".join(text.split()))[1:-1][:500]
+
+
+def without_credentials(text: str) -> str:
+    """Replace ``user:password@`` of every address in a text by ``***@``."""
+    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 def _keys(cls: type, prefix: str = "") -> Iterator[str]:
@@ -475,7 +561,10 @@ def world_size_of_environment() -> int:
 def fail(error: Exception) -> int:
     """Print a refusal the way every command does, and return the exit code for it."""
     sys.stdout.flush()
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        message = f"{error.filename}: {error.strerror}; name a place that can be used."
     # One write: the messages of several ranks would otherwise run into each other.
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {without_credentials(message)}\n")
     sys.stderr.flush()
     return 2

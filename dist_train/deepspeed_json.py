@@ -45,7 +45,7 @@ def load_user_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"deepspeed.config_file={path}: cannot be read as JSON: {error}"
         ) from None

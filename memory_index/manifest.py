@@ -6,6 +6,7 @@ It is written last, so a folder without one is not a bank; it carries a checksum
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -71,6 +72,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ManifestError(f"{path}: not a file; build the bank anew.")
         content = json.loads(path.read_bytes())
         checksum = content.pop("checksum")
         actual = hashlib.sha256(_canonical(content)).hexdigest()
@@ -79,6 +82,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: no bank here ({FILE_NAME} cannot be read: {error.strerror}); build it, "
             "or copy the whole folder."
         ) from error
+    except ManifestError:
+        raise
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ManifestError(f"{path}: not a bank's manifest ({error}); build it anew.") from error
     if actual != checksum:
@@ -88,15 +93,39 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: a format that this version does not know, it reads format {FORMAT}; "
             "build the bank anew."
         )
+    outside = [name for name in content["files"] if not _is_plain(name)]
+    if outside:
+        raise ManifestError(
+            f"{path}: lists {outside[0]!r:.80}, which is no name of a file in its own folder; "
+            "build the bank anew."
+        )
     return Manifest(**content)
 
 
 def _fits(content: dict[str, Any]) -> bool:
     """Whether the names are those of a manifest, and each value of its type."""
     types = get_type_hints(Manifest)
-    return set(content) == set(types) and all(
-        isinstance(content[name], get_origin(kind) or kind) for name, kind in types.items()
+    return (
+        set(content) == set(types)
+        and all(isinstance(content[name], get_origin(kind) or kind) for name, kind in types.items())
+        and _is_time(content["created"])
     )
+
+
+def _is_plain(name: object) -> bool:
+    """Whether a name stays in the folder that it is looked for in."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..", FILE_NAME)
+        and not any(sign in name for sign in "/\\\0")
+    )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

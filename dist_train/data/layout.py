@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from dist_train.data.config import DataConfig, DataError
+from dist_train.data.config import DataConfig, DataError, quote
 from dist_train.data.dates import Dates, parse_dates, review_dates
 from dist_train.data.values import Values, read_values
 
@@ -66,9 +66,11 @@ def split_table(
     rows_of = table.groupby(ids.astype(str), sort=True).indices
     for id_, positions in rows_of.items():
         rows = np.asarray(positions, dtype=np.intp)
-        where = f" of series {id_!r}"
+        where = f" of series {quote(id_)}"
         if len(rows) < 2:
-            raise DataError(f"series {id_!r} has 1 row: a series needs at least 2, or remove it.")
+            raise DataError(
+                f"series {quote(id_)} has 1 row: a series needs at least 2, or remove it."
+            )
         review_dates(stamps[rows], config.dates, notes, where, rows)
         values = read_values(
             table[[value]].iloc[rows], stamps[rows], config.missing, sentinels, notes, where, rows
@@ -120,5 +122,5 @@ def _choose_columns(available: list[str], config: DataConfig) -> list[str]:
 
 
 def _listing(names: list[str]) -> str:
-    shown = ", ".join(names[:12])
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:60]}..." for name in names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown

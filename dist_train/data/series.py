@@ -77,16 +77,18 @@ def load_series(config: DataConfig) -> SeriesSet:
     """
     if config.path is not None:
         path = Path(config.path).expanduser()
-        table, notes = read_table(path, f"data.path={config.path}")
+        label = f"data.path={config.path}"
+        table, notes = read_table(path, label)
         return from_table(
-            table, config, name=path.stem, checksum=sha256_of(path), notes=tuple(notes)
+            table, config, name=path.stem, checksum=_checksum(path, label), notes=tuple(notes)
         )
     entry = lookup(config.dataset)
     if entry.file is None:
         return from_table(_embedded(entry), config, name=entry.name, entry=entry)
     path = find_file(entry, config.root)
-    table, notes = read_table(path, f"data.dataset={entry.name} ({path})")
-    checksum = sha256_of(path)
+    label = f"data.dataset={entry.name} ({path})"
+    table, notes = read_table(path, label)
+    checksum = _checksum(path, label)
     if entry.sha256 is not None and checksum != entry.sha256:
         note = f"{path.name} is not the published file: its checksum is {checksum}"
         warnings.warn(f"data.dataset={entry.name}: {note}", stacklevel=2)
@@ -151,6 +153,15 @@ def from_table(
         checksum=checksum if checksum is not None else _checksum_of_values(series),
         notes=tuple(found),
     )
+
+
+def _checksum(path: Path, label: str) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as failure:
+        raise DataError(
+            f"{label} was taken away while it was read ({failure.strerror}): check the path."
+        ) from failure
 
 
 def _embedded(entry: DatasetEntry) -> pd.DataFrame:

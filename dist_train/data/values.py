@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dist_train.data.config import DataError
+from dist_train.data.config import DataError, quote
 from dist_train.data.dates import Dates, show
 
 Values = npt.NDArray[np.float64]
@@ -70,13 +70,14 @@ def read_values(
             continue
         if gaps_T.all():
             raise DataError(
-                f"column {column!r}{where} has no value at all: leave it out with data.columns."
+                f"column {quote(column)}{where} has no value at all: leave it out with "
+                "data.columns."
             )
         t = int(gaps_T.argmax())
         if missing == "error":
             what = "no value" if np.isnan(values_TN[t, n]) else f"the value {values_TN[t, n]}"
             raise DataError(
-                f"column {column!r}{where} has {what} at row {file_rows[t] + 1} "
+                f"column {quote(column)}{where} has {what} at row {file_rows[t] + 1} "
                 f"({show(dates[t])}), and {gaps_T.sum()} missing or infinite values in all: fill "
                 "them, or set data.missing=interpolate."
             )
@@ -97,8 +98,8 @@ def _numbers(column: "pd.Series[float]", name: str, where: str, file_rows: Rows)
     if bad.any():
         t = int(bad.argmax())
         raise DataError(
-            f"column {name!r}{where} has {str(column.iloc[t])!r} at row {file_rows[t] + 1}, which "
-            "is not a number: correct it, or leave the column out with data.columns."
+            f"column {quote(name)}{where} has {quote(column.iloc[t])} at row {file_rows[t] + 1}, "
+            "which is not a number: correct it, or leave the column out with data.columns."
         )
     return np.asarray(cells.to_numpy(na_value=np.nan), dtype=np.float64)
 
@@ -108,6 +109,6 @@ def _refuse_too_large(values: Values, table: pd.DataFrame, where: str, file_rows
     if too_large_TN.any():
         t, n = np.argwhere(too_large_TN)[0]
         raise DataError(
-            f"column {table.columns[n]!r}{where} has {values[t, n]:g} at row "
+            f"column {quote(table.columns[n])}{where} has {values[t, n]:g} at row "
             f"{file_rows[t] + 1}, more than float32 can hold ({_LARGEST:.3g}): use a larger unit."
         )

@@ -19,6 +19,8 @@ Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_MOST_ROWS = 10**12
+
 
 def num_windows(
     rows: int, seq_len: int, pred_len: int, context_before: bool, stride: int = 1
@@ -240,7 +242,8 @@ def build_forecast_data(config: DataConfig, series_set: SeriesSet) -> ForecastDa
 
 
 def _standardise(series: Series, scaler: Scaler) -> Float32s:
-    with np.errstate(over="ignore"):
+    # A deviation may be too small for a float64; what comes of that is refused below.
+    with np.errstate(all="ignore"):
         values = scaler.transform(series.values).astype(np.float32)
     if not np.isfinite(values).all():
         t, n = np.argwhere(~np.isfinite(values))[0]
@@ -259,6 +262,25 @@ def _fits(rows: dict[Split, tuple[int, int]], seq_len: int, pred_len: int) -> bo
     )
 
 
+def _rows_needed(rows: int, series_set: SeriesSet, seq_len: int, pred_len: int) -> int | None:
+    """The fewest rows, more than ``rows``, that shares cut into long enough splits."""
+
+    def enough(count: int) -> bool:
+        return _fits(borders(count, series_set.borders), seq_len, pred_len)
+
+    high = rows
+    while not enough(high):
+        high *= 2
+        if high > _MOST_ROWS:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    # Shares are rounded, so a little fewer may do although one more does not.
+    return next(count for count in range(max(rows + 1, high - 8), high + 1) if enough(count))
+
+
 def _refuse_too_short(
     series: Series, series_set: SeriesSet, rows: dict[Split, tuple[int, int]], config: DataConfig
 ) -> None:
@@ -269,10 +291,13 @@ def _refuse_too_short(
     if all(isinstance(part, int) for part in series_set.borders):
         remedy = "shorten them, or set data.splits"
     else:
-        needed = len(series.values)
-        while not _fits(borders(needed, series_set.borders), seq_len, pred_len):
-            needed += 1
-        remedy = f"{needed} rows are needed; bring more, or shorten data.seq_len or data.pred_len"
+        needed = _rows_needed(len(series.values), series_set, seq_len, pred_len)
+        if needed is None:
+            remedy = "shorten data.seq_len or data.pred_len, or raise the smallest of data.splits"
+        else:
+            remedy = (
+                f"{needed} rows are needed; bring more, or shorten data.seq_len or data.pred_len"
+            )
     raise DataError(
         f"series {series.id!r} has {len(series.values)} rows, split into {lengths} for train, "
         f"validation and test: too short for data.seq_len={seq_len} and data.pred_len={pred_len} "

@@ -78,11 +78,46 @@ def test_the_resolved_configuration_extends_nothing(tmp_path: Path):
         ("extends: 3", "extends in .* must be the path of a file, got 3"),
         ("[1, 2", "not a YAML file"),
         ("", "holds no keys"),
+        ("train: {seed: 1, seed: 2}", "run.yaml: train.seed is given twice"),
+        ("train: null", "train=None in .*run.yaml: a section; write its keys below it"),
+        ("train: other.yaml", "train='other.yaml' in .*run.yaml: a section"),
+        ("config: other.yaml", "Unknown key config"),
+        ("data: {class_path: os.system}", "Unknown key data.class_path"),
+        ("name: null", "name=null: needs a value; name is: Name of the run"),
+        ("train: {seed: null}", "train.seed=null: needs a value"),
+        ("train: {weight_decay: .nan}", "train.weight_decay must be a finite number, got nan"),
+        ("train: {learning_rate: .inf}", "train.learning_rate must be a finite number, got inf"),
+        ("data: {splits: [.nan, .nan, .nan]}", "data.splits must be a finite number, got nan"),
+        ("train: {seed: 1" + "0" * 30 + "}", "train.seed must be at most 9223372036854775807"),
+        ("train: {learning_rate: 1" + "0" * 350 + "}", "train.learning_rate must be at most"),
+        ("train: {timeout_s: 1.0e300}", "train.timeout_s must be at most 31536000"),
+        ('data: {path: "a\\0b"}', "data.path='a..00b': holds a sign that no file can be named"),
+        ('data: {description: "\\ud800"}', "data.description=.* holds a sign that no file"),
+        ("data: {path: 'http://me:pw@host/a.csv'}", r"data.path=http://\*\*\*@host/a.csv: holds a"),
+        ('extends: "a\\0b"', "extends='a..00b': holds a sign that no file can be named"),
     ],
 )
 def test_refuses(tmp_path: Path, text: str, message: str):
     with pytest.raises(ConfigError, match=message):
         load_run_config(write(tmp_path, text))
+
+
+def test_a_refusal_is_one_line(tmp_path: Path):
+    for text in ("a: [", "train: {patience: [1, 2]}", "data: {layout: x}", "a: !!python/none x"):
+        with pytest.raises(ConfigError) as caught:
+            load_run_config(write(tmp_path, text))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_the_command_line_that_no_float_holds_is_refused():
+    with pytest.raises(ConfigError, match="a number of the command line is too large"):
+        parse_run_config(build_parser("timellm"), ["--train.learning_rate", "1" + "0" * 400])
+
+
+def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path):
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    with pytest.raises(ConfigError, match="--config .*loop.yaml: (Too many|Symlink loop)"):
+        load_run_config(tmp_path / "loop.yaml")
 
 
 def test_refuses_an_abbreviated_key_on_the_command_line():

@@ -21,7 +21,8 @@ def publish(folder: BankFolder, parts: dict[str, torch.Tensor] = PARTS) -> Manif
         files = {name: folder.write_part(name, {"keys": keys}) for name, keys in parts.items()}
         manifest = Manifest(
             identity={"x": folder.version}, fingerprint="f", num_entries=5, width=2, kind="flat",
-            nlist=0, metric="squared Euclidean", created="now", build_s=0.0, ranks=1, files=files,
+            nlist=0, metric="squared Euclidean", created="2026-01-01T00:00:00+00:00", build_s=0.0,
+            ranks=1, files=files,
         )  # fmt: skip
         folder.publish(manifest)
     return manifest

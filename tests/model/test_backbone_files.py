@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model import backbone_files
 from model.backbone_files import check_layers, fingerprint, locate_backbone, main
@@ -20,10 +22,10 @@ from tests.helpers.gguf_files import write_gguf
 ROOT = Path(__file__).parents[2]
 
 
-def write_config(folder: Path, **settings: object) -> str:
+def write_config(folder: Path, **changes: object) -> str:
     folder.mkdir(exist_ok=True)
-    settings = {"model_type": "gpt2", "n_layer": 3, "n_embd": 8} | settings
-    (folder / "config.json").write_text(json.dumps(settings))
+    content = {"model_type": "gpt2", "n_layer": 3, "n_embd": 8} | changes
+    (folder / "config.json").write_text(json.dumps(content))
     (folder / "model.safetensors").write_bytes(b"not read here")
     return str(folder)
 
@@ -215,3 +217,34 @@ def test_the_command_says_what_it_cannot_do(
         "no PyPI here",
         "usage: python -m model.backbone_files fetch",
     ]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "null", '{"a": 1' + "0" * 5000 + "}"])
+def test_a_configuration_that_is_no_object_is_refused_by_name(tmp_path: Path, text: str):
+    name = write_config(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"backbone\.name={name}: .*/config\.json "):
+        locate_backbone(name)
+
+
+@pytest.mark.parametrize("shard", ["../other.safetensors", "/etc/passwd", "a/b", "..", "", 3])
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, shard: object):
+    name = write_config(tmp_path)
+    index = {"weight_map": {"wte.weight": shard}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json names .*, which is no file of this folder"):
+        locate_backbone(name)
+    index = {"weight_map": {"wte.weight": "model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    locate_backbone(name)
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.binary(max_size=60), header=st.booleans())
+def test_whatever_lies_in_a_gguf_file_is_refused_by_name(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, header: bool
+):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.gguf"
+    path.write_bytes((b"GGUF\x03\0\0\0" if header else b"") + data)
+    with pytest.raises(ValueError, match=rf"backbone\.name={path}: not a readable GGUF"):
+        locate_backbone(str(path))

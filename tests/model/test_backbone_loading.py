@@ -365,3 +365,61 @@ def test_the_real_weights_in_four_bits_train_their_pairs_alone_and_come_back(smo
     smollm2(embeddings, all_true(embeddings))[0, -1, :9].sum().backward()
     assert embeddings.grad is not None
     assert embeddings.grad.abs().sum() > 0
+
+
+@pytest.fixture
+def hostile_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose folder brings code, and a user who says yes to everything."""
+    folder = tmp_path / "hostile"
+    shutil.copytree(tiny_backbone("gpt2"), folder)
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Hostile: ...\n"
+    (folder / "hostile.py").write_text(code)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("signal.alarm", lambda *_: 0)  # ends the wait for an answer
+    return folder
+
+
+def ask_for_code(file: Path, **changes: object) -> None:
+    calls = {
+        "AutoConfig": "hostile.Hostile",
+        "AutoModel": "hostile.Hostile",
+        "AutoTokenizer": ["hostile.Hostile", None],
+    }
+    content = json.loads(file.read_text()) | {"auto_map": calls} | changes
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "hostile"])
+def test_code_in_the_folder_of_a_model_is_never_run(
+    tmp_path: Path, hostile_folder: Path, model_type: str
+):
+    files = locate_backbone(str(hostile_folder))  # while it still looked harmless
+    ask_for_code(hostile_folder / "config.json", model_type=model_type)
+    with pytest.raises(ValueError, match="auto_map.*, which is never run"):
+        locate_backbone(str(hostile_folder))
+    try:
+        load_backbone(BackboneConfig(name=str(hostile_folder), llm_layers=1), files)
+    except ValueError as error:
+        assert f"backbone.name={hostile_folder}" in str(error)  # noqa: PT017
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("tokenizer", ["PreTrainedTokenizerFast", "Hostile"])
+def test_code_in_the_folder_of_a_tokenizer_is_never_run(
+    tmp_path: Path, hostile_folder: Path, tokenizer: str
+):
+    ask_for_code(hostile_folder / "tokenizer_config.json", tokenizer_class=tokenizer)
+    try:
+        load_tokenizer(locate_backbone(str(hostile_folder)))
+    except ValueError as error:
+        assert f"backbone.name={hostile_folder}" in str(error)  # noqa: PT017
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_code_of_the_folder_would_run_if_it_were_trusted(tmp_path: Path, hostile_folder: Path):
+    ask_for_code(hostile_folder / "config.json", model_type="hostile")
+    with pytest.raises(Exception):  # noqa: B017, PT011 - it is no model, whatever comes of it
+        transformers.AutoModel.from_pretrained(
+            hostile_folder, trust_remote_code=True, local_files_only=True
+        )
+    assert (tmp_path / "ran").exists()

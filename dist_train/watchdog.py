@@ -127,6 +127,8 @@ class Watchdog:
 
     def end(self, state: State, said: str = "") -> None:
         """Stop watching, and tell the others why this rank no longer beats."""
+        if self._leaving.is_set():  # the other thread ends the process, with its own code
+            threading.Event().wait(2 * LINGER_S + 2 * INTERVAL_S)
         self._state, self._said = state, said
         self._published.clear()
         self._hurry.set()
@@ -148,8 +150,6 @@ class Watchdog:
             self._state = "lost"
             self._hurry.set()
             self._leaving.wait(LOST_PATIENCE_S)
-            if self._leaving.is_set():  # the other thread ends the process
-                threading.Event().wait(2 * LINGER_S + LOST_PATIENCE_S)
         first_line = str(error).partition("\n")[0]
         self.end("failed", f"{type(error).__name__}: {first_line}".rstrip(": "))
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from dist_train import progress
 from dist_train.config import RunConfig
 from dist_train.data.prompts import PromptBuilder
 from dist_train.reproducibility import seed_everything
@@ -29,7 +30,9 @@ def build_forecaster(
         prompt_builder: Knows what all prompts of the run begin with; None: no prompt.
         zero3: DeepSpeed JSON where the backbone is shared out over the ranks as it is loaded.
     """
+    progress.enter("loading the backbone", patience=6)  # one call, which gives no marks
     backbone = load_backbone(config.backbone, files, dtype, seed=config.train.seed, zero3=zero3)
+    progress.enter("building the model")
     seed_everything(config.train.seed)
     return Forecaster(
         config.model,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_train import processes
 from dist_train.config import fail
 
 USAGE = """usage: timellm COMMAND [options]
@@ -170,6 +171,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit code: 0 done, 2 refused with a message."""
+    processes.begin()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")

@@ -35,12 +35,16 @@ TYPE_NAMES = {
 
 
 LARGEST_INT = 2**63 - 1  # what numpy and torch hold
-LONGEST_TIMEOUT_S = 365 * 24 * 3600.0
+LONGEST_WATCHDOG_S = 365 * 24 * 3600.0
 _CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*:/{1,2})[^/@\s]*@")  # a Path has one slash left
 
 
 SKIPPED_STEPS = 2
 """Optimizer steps before a profile: the first allocates, the second warms the profiler up."""
+
+
+SHORTEST_WATCHDOG_S = 5.0
+"""A busy machine may delay a beat by some seconds."""
 
 
 class ConfigError(ValueError):
@@ -99,8 +103,8 @@ class TrainConfig:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss that is not finite does: stop the run, or leave its step out and go on."""
 
-    timeout_s: float = 600.0
-    """Seconds a collective may wait for the other ranks before the job is stopped."""
+    watchdog_s: float = 600.0
+    """Seconds without progress of a rank after which the job ends and names it."""
 
     profile: bool = False
     """Record a torch profile of a few steps in the run's folder; --profile is short for it."""
@@ -117,16 +121,24 @@ class TrainConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"train.{key} must be at least 1, got {value}.")
-        for key in ("learning_rate", "timeout_s"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"train.{key} must be positive, got {getattr(self, key)}.")
-        if self.timeout_s > LONGEST_TIMEOUT_S:
+        if not self.learning_rate > 0:
+            raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
+        if not SHORTEST_WATCHDOG_S <= self.watchdog_s <= LONGEST_WATCHDOG_S:
             raise ValueError(
-                f"train.timeout_s must be at most {LONGEST_TIMEOUT_S:.0f}, got {self.timeout_s}."
+                f"train.watchdog_s must be at least {SHORTEST_WATCHDOG_S:g} seconds, and at most a "
+                f"year, got {self.watchdog_s}: choose more than the longest step takes, 600 by default."
             )
         for key in ("weight_decay", "gradient_clipping", "seed", "warmup_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"train.{key} must not be negative, got {getattr(self, key)}.")
+
+    @property
+    def collective_timeout_s(self) -> float:
+        """Seconds a collective may wait: so long that the watchdog, who can tell why, is first.
+
+        And that a rank may compute alone for longer than train.watchdog_s, as long as it gets on.
+        """
+        return 2 * self.watchdog_s + 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +350,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_run_config(build_parser("timellm"), ["--config", str(path), *overrides])[0]
 
 
-RENAMED: dict[str, str] = {}
+RENAMED = {"train.timeout_s": "train.watchdog_s"}
 """Keys that configurations of older checkpoints have, and their names now."""
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_train import distributed, engine_state
+from dist_train import distributed, engine_state, progress
 from dist_train.config import RunConfig, check_batch_size
 from dist_train.deepspeed_json import load_user_json
 from dist_train.optim import build_optimizer, build_schedule
@@ -107,6 +107,7 @@ def initialize(
         settings: What :func:`deepspeed_json` derived.
         total_steps: Optimizer steps of the whole run, for the learning-rate schedule.
     """
+    progress.enter("starting DeepSpeed", patience=3)
     prepare()
     import deepspeed
 
@@ -120,7 +121,7 @@ def initialize(
         config=settings,
         dist_init_required=False,
     )
-    distributed.set_timeouts(config.train.timeout_s)
+    distributed.set_timeouts(config.train.collective_timeout_s)
     return Engine(engine)
 
 

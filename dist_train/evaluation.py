@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.collate import WindowBatch, make_loader
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.sampler import EvaluationSampler
@@ -55,8 +55,10 @@ def score_split(
     )
     loader = make_loader(windows, sampler, prompt_builder, num_workers)
     device = distributed.device()
+    progress.enter(f"scoring {split}")
     with torch.no_grad():
         for batch in loader:
+            progress.mark()
             if between is not None:
                 between()
             valid = batch.num_valid

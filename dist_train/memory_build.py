@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.windows import ForecastData
 from memory_index.bank import MemoryBank
@@ -115,6 +115,8 @@ class MemoryBuilder:
                 cannot be used.
             ValueError: A key is not finite.
         """
+        # The training of an index gives no marks.
+        progress.enter("building the memory", patience=3)
         encoder = copy.deepcopy(self._encoder)
         encoder.load_state_dict(dict(state))
         encoder.to(self.device)
@@ -194,10 +196,11 @@ class MemoryBuilder:
         ) as bar:
             ranks = distributed.world_size()
 
-            def progress(entries: int) -> None:
+            def count(entries: int) -> None:
+                progress.mark()
                 bar.update(min(entries * ranks, len(plan.entry_ids) - bar.n))
 
-            build_bank(folder, plan, encode, sample, self._all, progress)
+            build_bank(folder, plan, encode, sample, self._all, count)
         # On all ranks: none may go on, and delete the folder in the end, while one still reads it.
         with self._all.agree("Loading the memory bank"):
             return self._load(folder, plan, encode, sample)
@@ -228,6 +231,7 @@ class MemoryBuilder:
                 part = slice(first, first + ENCODE_CHUNK)
                 windows_mL = self.bank.windows(ids[part]).to(self.device)
                 keys[part] = encoder(windows_mL).key.float().cpu()
+                progress.mark()
             return keys
 
         return encode

@@ -21,7 +21,7 @@ AUTO = "auto"
 MAY_DIFFER = (
     "name", "runs_dir", "extends", "data.path", "data.root", "data.num_workers",
     "train.micro_batch_size", "train.eval_batch_size", "train.max_epochs", "train.max_steps",
-    "train.patience", "train.log_every", "train.on_nonfinite", "train.timeout_s",
+    "train.patience", "train.log_every", "train.on_nonfinite", "train.watchdog_s",
     "train.profile", "train.profile_steps", "deepspeed.", "checkpoint.", "bank.path",
     "bank.build", "bank.device", "bank.shard_group",
 )  # fmt: skip

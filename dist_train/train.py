@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_train import preflight, run_folder, stop_signals
+from dist_train import preflight, processes, run_folder, stop_signals
 from dist_train.config import (
     ConfigError,
     RunConfig,
@@ -53,13 +53,14 @@ def run_training(
         run_folder.check_is_new(config)
     checked = preflight.check(config)
 
-    from dist_train import distributed
+    from dist_train import distributed, watchdog
     from dist_train.session import Resume, train_and_score
 
-    distributed.initialize_process_group(config.train.timeout_s)
+    distributed.initialize_process_group(config.train.collective_timeout_s)
     try:
         wanted = None if where is None else Resume(where=where, counter=counter)
-        return train_and_score(config, checked, wanted)
+        with watchdog.watch(config.train.watchdog_s):
+            return train_and_score(config, checked, wanted)
     finally:
         distributed.shut_down()
 
@@ -80,10 +81,12 @@ def is_refusal(error: RuntimeError) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line and train; returns the exit code.
 
-    0: finished. 2: refused, with a message. 75: stopped for a signal, to be started again with
-    ``--resume auto``.
+    0 done, 1 an error with its traceback, 2 a refusal; 3 another rank died or failed, 4 a rank
+    hung, which the watchdog ends the process with (:mod:`dist_train.watchdog`); 75 stopped for a
+    signal, to be started again with ``--resume auto``.
     """
     os.environ.setdefault("TIMELLM_STARTED_AT", str(time.time()))
+    processes.begin()
     parser = build_parser("timellm train")
     add_resume_arguments(parser)
     parser.add_argument("--local_rank", type=int, help="Given by the deepspeed launcher.")

@@ -40,12 +40,13 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
         "memory_build", "engine", "checkpoint", "optim", "tracking", "plots", "series_facts",
         "profiler",
     },
-    {"inspect_figure", "token_text"},
+    {"inspect_figure", "token_text", "watchdog"},
+    {"verdict"},
     {"precision", "metrics", "deepspeed_json", "profile_report"},
     {"data"},
     {
         "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
-        "step_breakdown",
+        "step_breakdown", "progress", "processes", "beats",
     },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
@@ -54,6 +55,7 @@ TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/cli.py", "dist_train/config.py", "dist_train/config_file.py",
     "dist_train/preflight.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
+    "dist_train/progress.py", "dist_train/processes.py",
     "model/config.py", "model/backbone_files.py",
 }  # fmt: skip
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))

@@ -3,6 +3,8 @@
 timellm train --config FILE [--profile]                        one process
 deepspeed --module dist_train.train --config FILE              every rank of this machine
 torchrun --nproc_per_node 2 -m dist_train.train --config FILE  the same
+
+Exit codes: 0 finished, 2 refused with one line, 71 out of memory with one line.
 """
 
 import os
@@ -11,8 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dist_train import preflight, run_folder
+from dist_train import out_of_memory, preflight, run_folder
 from dist_train.config import RunConfig, build_parser, fail, parse_run_config
+from dist_train.memory_account import account
 
 
 def run_training(config: RunConfig) -> dict[str, Any]:
@@ -27,7 +30,8 @@ def run_training(config: RunConfig) -> dict[str, Any]:
         LeakError: The memory shows windows their own futures.
     """
     run_folder.check_is_new(config)
-    checked = preflight.check(config)
+    with account.phase("data"):
+        checked = preflight.check(config)
 
     from dist_train import distributed
     from dist_train.session import train_and_score
@@ -39,7 +43,7 @@ def run_training(config: RunConfig) -> dict[str, Any]:
         distributed.shut_down()
 
 
-def is_refusal(error: RuntimeError) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether one line says it all. Torch's own errors are faults, and need their traceback."""
     from dist_train.leak_alarm import LeakError
     from memory_index.groups import OtherRankError
@@ -53,13 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TIMELLM_STARTED_AT", str(time.time()))
     parser = build_parser("timellm train")
     parser.add_argument("--local_rank", type=int, help="Given by the deepspeed launcher.")
+    config = None
     try:
         config, _ = parse_run_config(parser, sys.argv[1:] if argv is None else argv)
         result = run_training(config)
-    except (ValueError, OSError, FloatingPointError) as error:
-        return fail(error)
-    except RuntimeError as error:
-        if is_refusal(error):
+    except Exception as error:
+        if out_of_memory.is_out_of_memory(error):
+            return out_of_memory.report(error, config)
+        if isinstance(error, (ValueError, OSError, FloatingPointError)) or is_refusal(error):
             return fail(error)
         raise
     if int(os.environ.get("RANK", "0")) == 0:

@@ -42,9 +42,13 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
         "profiler",
     },
     {"inspect_figure", "token_text"},
-    {"precision", "metrics", "deepspeed_json", "profile_report"},
-    {"data"},
-    {"config", "distributed", "reproducibility", "stopwatch", "worker", "step_breakdown"},
+    {"precision", "metrics", "deepspeed_json", "profile_report", "out_of_memory"},
+    {"data", "memory_account", "memory_ladder"},
+    {"allocation_failure"},
+    {
+        "config", "distributed", "reproducibility", "stopwatch", "worker", "step_breakdown",
+        "process_memory",
+    },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
 ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}

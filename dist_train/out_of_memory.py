@@ -64,8 +64,6 @@ def message(
         config: The run; None where it has not been read.
     """
     on_gpu = failure.where == "gpu"
-    limit = "" if on_gpu else host_limit()[1]
-    kind = "gpu" if on_gpu else "virtual" if limit == "address space" else "resident"
     phase = None if failed is None else failed.name
     doing = "" if phase is None else f" while {PHASES[phase].doing}"
     asked = ""
@@ -75,7 +73,7 @@ def message(
     rank = f"rank {os.environ.get('RANK', '0')} of {ranks}: " if ranks > 1 else ""
     sentences = [f"{rank}out of {_what(failure)}{doing}{asked}"]
     if failed is not None:
-        sentences.append(_growth(failed, grown, kind))
+        sentences.append(_growth(failed, grown, on_gpu=on_gpu))
     if failure.others > WORTH_SAYING * (failure.capacity or 1):
         sentences.append(f"other processes hold {_gib(failure.others)} of that GPU")
     if failure.unused > (failure.requested or _GIB):
@@ -111,13 +109,16 @@ def _gpu(failure: AllocationFailure) -> tuple[int | None, int]:
     return torch.cuda.get_device_properties(number).total_memory, number
 
 
-def _growth(failed: FailedPhase, grown: MemoryAccount, kind: str) -> str:
+def _growth(failed: FailedPhase, grown: MemoryAccount, *, on_gpu: bool) -> str:
     def number(use: MemoryUse) -> int:
-        return int(getattr(use, kind))
+        # Not the address space: it grows by every library that is imported.
+        return use.gpu if on_gpu else use.resident
 
+    part = PHASES[failed.name].part
+    limited = not on_gpu and host_limit()[1] == "address space"
     text = (
-        f"{PHASES[failed.name].part} had grown by {_gib(max(0, number(failed.grown)))}, "
-        f"{_gib(number(failed.use))} are in use"
+        f"{part[0].upper()}{part[1:]} had grown by {_gib(max(0, number(failed.grown)))}, "
+        f"{_gib(failed.use.virtual if limited else number(failed.use))} are in use"
     )
     earlier = {
         phase.part: number(grown.grown(name))
@@ -151,4 +152,4 @@ def _advice(config: RunConfig | None, phase: str | None, ranks: int, *, on_gpu: 
 
 
 def _gib(count: int) -> str:
-    return f"{count / _GIB:.2f} GiB"
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB / 10 else f"{count / 2**20:.0f} MiB"

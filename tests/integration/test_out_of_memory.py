@@ -95,7 +95,7 @@ def test_the_forward_pass_of_one_rank_of_two(tmp_path: Path):
     assert line.startswith("error: rank 1 of 2: out of host memory (")
     assert "the limit of its address space" in line
     assert " while computing forward" in line
-    assert " activations had grown by " in line
+    assert " Activations had grown by " in line
     assert options == ["--train.micro_batch_size", "32"]
     assert "--backbone.activation_checkpointing true" in line
     assert can_be_read(config, options)
@@ -106,8 +106,8 @@ def test_the_backward_pass(tmp_path: Path):
     line, options = advice(exhaust("backward", config)[0])
     assert line.startswith("error: out of host memory (")
     assert "while computing backward: " in line
-    assert "gradients, beside the activations had grown by " in line
-    assert re.search(r"grown before: .*activations 0\.\d\d GiB", line)
+    assert "Gradients, beside the activations had grown by " in line
+    assert re.search(r"grown before: .*activations \d", line)
     assert options == ["--train.micro_batch_size", "64"]
 
 
@@ -116,7 +116,7 @@ def test_validation(tmp_path: Path):
     config = replace(config, train=replace(config.train, batch_size=8, eval_batch_size=256))
     line, options = advice(exhaust("evaluation", config)[0])
     assert " while evaluating" in line
-    assert "activations of an evaluation batch had grown by " in line
+    assert "Activations of an evaluation batch had grown by " in line
     assert options == ["--train.eval_batch_size", "128"]
     assert can_be_read(config, options)
 
@@ -125,6 +125,6 @@ def test_the_memory_bank(tmp_path: Path):
     config = large_run(tmp_path, bank=BankConfig(bank_stride=1))
     line, options = advice(exhaust("bank", config)[0])
     assert " while building the memory bank" in line
-    assert "keys and index of the bank had grown by " in line
+    assert "Keys and index of the bank had grown by " in line
     assert options == ["--bank.bank_stride", "2"]
     assert can_be_read(config, options)

@@ -15,6 +15,7 @@ from dist_train.data.collate import WindowBatch, make_loader
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.sampler import EvaluationSampler
 from dist_train.data.windows import ForecastData
+from dist_train.memory_account import account
 from dist_train.metrics import ErrorSums, Scores
 
 Forecast = Callable[[WindowBatch], Tensor]
@@ -56,7 +57,7 @@ def score_split(
     loader = make_loader(windows, sampler, prompt_builder, num_workers)
     device = distributed.device()
     progress.enter(f"scoring {split}")
-    with torch.no_grad():
+    with torch.no_grad(), account.phase("evaluation"):
         for batch in loader:
             progress.mark()
             if between is not None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dist_train import distributed, progress
 from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.windows import ForecastData
+from dist_train.memory_account import account
 from memory_index.bank import MemoryBank
 from memory_index.builder import BankPlan, build_bank
 from memory_index.config import BankConfig
@@ -136,8 +137,9 @@ class MemoryBuilder:
             seq_len=self.bank.seq_len, pred_len=self.bank.pred_len, past_only=False
         )
         hidden = self.bank.hidden(self.bank.series(ids), self.bank.starts(ids), training)
-        sample = SampleQueries(keys=encode(ids), hidden=hidden)
-        index = self._load_or_build(folder, plan, encode, sample)
+        with account.phase("bank"):
+            sample = SampleQueries(keys=encode(ids), hidden=hidden)
+            index = self._load_or_build(folder, plan, encode, sample)
         return LiveMemory(
             encoder=encoder,
             fingerprint=name,

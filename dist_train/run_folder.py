@@ -1,34 +1,15 @@
-"""The folder of a run: refuse a taken one, find a finished one.
-
-As a command it tells a start script what to do, before any launcher starts:
-
-    python -m dist_train.run_folder --config FILE [--section.key value ...] [--resume auto]
-
-checks configuration, data and backbone, and prints two lines: ``finished`` and the result line
-where the same run has finished before, else the free run name and the run's folder. With
-``--resume auto`` the name is the run's own.
-"""
+"""The folder of a run: refuse a taken one, keep others out of it, find a finished one."""
 
 import fcntl
 import json
 import os
 import socket
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dist_train import preflight
-from dist_train.config import (
-    ConfigError,
-    RunConfig,
-    add_resume_arguments,
-    build_parser,
-    fail,
-    parse_run_config,
-    world_size_of_environment,
-)
+from dist_train.config import ConfigError, RunConfig
 from memory_index.atomic_file import write_text
 
 RESULT_FILE = "result.json"
@@ -104,9 +85,9 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_stopped(folder: Path, signal_name: str) -> None:
+def write_stopped(folder: Path, signal_name: str, step: int) -> None:
     """Leave the mark by which a start script knows that the run wants to be started again."""
-    write_text(folder / STOPPED_FILE, json.dumps({"signal": signal_name}))
+    write_text(folder / STOPPED_FILE, json.dumps({"signal": signal_name, "step": step}))
 
 
 def find_result(folder: Path) -> dict[str, Any] | None:
@@ -125,12 +106,16 @@ def result_line(result: dict[str, Any]) -> str:
 
 
 def plan_start(config: RunConfig, identity: str, *, resume: bool = False) -> tuple[str, str]:
-    """Decide what a start script does; see the module docstring for the two values.
+    """Decide what a start script does.
 
     Args:
         config: The run.
         identity: What :func:`dist_train.preflight.identity` says of it.
         resume: Whether the run goes on under its own name.
+
+    Returns:
+        ``finished`` and the result line where the same run has finished before, else the run's
+        name, a free one unless it is resumed, and its folder.
 
     Raises:
         ConfigError: No folder can be made in ``runs_dir``.
@@ -161,23 +146,3 @@ def _check_runs_dir(config: RunConfig) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise ConfigError(f"runs_dir={config.runs_dir}: {nearest} is a file; name a folder.")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command of the module docstring."""
-    try:
-        parser = build_parser("python -m dist_train.run_folder")
-        add_resume_arguments(parser)
-        config, further = parse_run_config(parser, sys.argv[1:] if argv is None else argv)
-        checked = preflight.check(config)
-        ranks = world_size_of_environment()
-        identity = preflight.identity(config, checked, ranks)
-        plan = plan_start(config, identity, resume=further["resume"] == "auto")
-    except (ValueError, OSError) as error:
-        return fail(error)
-    print("\n".join(plan))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

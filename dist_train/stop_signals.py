@@ -20,6 +20,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class StopRequestedError(Exception):
     """A signal has asked this run, or another rank of it, to stop."""
 
+    step: int | None = None
+    """The step that was saved; None where there was nothing to save."""
+
 
 _received = ""
 _may_wait = False

@@ -3,6 +3,9 @@
 timellm train --config FILE [--profile] [--resume auto|PATH]   one process
 deepspeed --module dist_train.train --config FILE              every rank of this machine
 torchrun --nproc_per_node 2 -m dist_train.train --config FILE  the same
+
+Exit codes: 0 finished, 2 refused with one line, 3 another rank died or failed, 4 a rank hung,
+71 out of memory, 75 stopped for a signal, to be started again with --resume auto; 1 anything else.
 """
 
 import os
@@ -12,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_train import preflight, processes, run_folder, stop_signals
+from dist_train import out_of_memory, preflight, processes, run_folder, stop_signals
 from dist_train.config import (
     ConfigError,
     RunConfig,
@@ -21,6 +24,7 @@ from dist_train.config import (
     fail,
     parse_run_config,
 )
+from dist_train.memory_account import account
 
 
 def run_training(
@@ -51,7 +55,8 @@ def run_training(
         run_folder.check_can_be_resumed(config)
     elif where is None or not _is_inside(Path(where), config.run_folder):
         run_folder.check_is_new(config)
-    checked = preflight.check(config)
+    with account.phase("data"):
+        checked = preflight.check(config)
 
     from dist_train import distributed, watchdog
     from dist_train.session import Resume, train_and_score
@@ -69,7 +74,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
 
-def is_refusal(error: RuntimeError) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether one line says it all. Torch's own errors are faults, and need their traceback."""
     from dist_train.leak_alarm import LeakError
     from memory_index.groups import OtherRankError
@@ -81,9 +86,7 @@ def is_refusal(error: RuntimeError) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line and train; returns the exit code.
 
-    0 done, 1 an error with its traceback, 2 a refusal; 3 another rank died or failed, 4 a rank
-    hung, which the watchdog ends the process with (:mod:`dist_train.watchdog`); 75 stopped for a
-    signal, to be started again with ``--resume auto``.
+    The module's docstring lists the codes.
     """
     os.environ.setdefault("TIMELLM_STARTED_AT", str(time.time()))
     processes.begin()
@@ -92,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help="Given by the deepspeed launcher.")
     with stop_signals.listening():
         try:
-            config, further = parse_run_config(parser, sys.argv[1:] if argv is None else argv)
+            try:
+                config, further = parse_run_config(parser, sys.argv[1:] if argv is None else argv)
+            except ValueError as error:
+                return fail(error)
             return _train(config, further["resume"], further["resume_counter"])
         except stop_signals.StopRequestedError as error:
             sys.stderr.write(f"stopped: {error}\n")
@@ -104,15 +110,15 @@ def _train(config: RunConfig, where: str | None, counter: int | None) -> int:
     try:
         result = run_training(config, where, counter)
     except stop_signals.StopRequestedError as error:
-        if is_main and config.run_folder.is_dir():
-            run_folder.write_stopped(config.run_folder, str(error))
+        if is_main and error.step is not None:
+            run_folder.write_stopped(config.run_folder, str(error), error.step)
         raise
     except Exception as error:
         if stop_signals.received():  # what another rank's end has caused is of no interest
             raise stop_signals.StopRequestedError(stop_signals.received()) from error
-        if isinstance(error, (ValueError, OSError, FloatingPointError)):
-            return fail(error)
-        if isinstance(error, RuntimeError) and is_refusal(error):
+        if out_of_memory.is_out_of_memory(error):
+            return out_of_memory.report(error, config)
+        if isinstance(error, (ValueError, OSError, FloatingPointError)) or is_refusal(error):
             return fail(error)
         raise
     if is_main:

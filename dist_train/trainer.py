@@ -5,7 +5,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from dist_train import distributed, stop_signals
+from dist_train import distributed, progress, stop_signals
 from dist_train.checkpoint import Checkpoint, Content, check_is_finite
 from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
 from dist_train.config import RunConfig
@@ -23,6 +24,7 @@ from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
 from dist_train.engine import Engine
 from dist_train.evaluation import score_split
+from dist_train.memory_account import account
 from dist_train.nonfinite import NonFiniteSteps
 from dist_train.objective import TrainingSums, loss_terms
 from dist_train.profiler import NoProfiler
@@ -34,6 +36,17 @@ from dist_train.stopwatch import Stopwatch
 from dist_train.tracking import Tracker
 from dist_train.training_state import TrainingState, gather_ranks
 from model.losses import total_loss
+
+MEMORY_PHASES = {
+    "retrieval wait": "search",
+    "forward": "forward",
+    "loss": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "refresh": "bank",
+    "checkpoint": "checkpoint",
+}
+"""What the parts of a step are to the account of memory; validation says so itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +161,7 @@ class Trainer:
                 state.step += 1
                 bar.update()
                 if state.step % self.config.train.log_every == 0 or self._is_last(state.step):
-                    with self.profiler.part("metrics"):
+                    with self._part("metrics"):
                         self._log(state.step, watch.lap(), bar)
                 if self._between_steps(watch, bar, passed):
                     break
@@ -187,7 +200,7 @@ class Trainer:
         state, step = self.state, self.state.step
         try:
             if self._validates_after(step) and state.validated_step < step:
-                with watch.paused(), self.profiler.part("validation"):
+                with watch.paused(), self._part("validation"):
                     passed()
                     self._validate(step)
                     state.validated_step = step
@@ -195,26 +208,35 @@ class Trainer:
             if state.counter >= self.config.train.patience or self._is_last(step):
                 return True
             if state.refreshed_step < step:
-                with self.profiler.part("refresh"):
+                with self._part("refresh"):
                     self._refresh_on_schedule(step)
                 state.refreshed_step = step
             self._stop_if_asked()
-        except StopRequestedError:
+        except StopRequestedError as request:
             passed()
             if self._saved_step != step:
                 self._save_step()
             with distributed.agree_or_raise("Saving the checkpoint"):
-                self.writer.wait()  # before any rank ends: a launcher then ends the others
+                saved = self.writer.wait()  # before any rank ends: a launcher ends the others then
+            request.step = step if saved else None
             raise
         every = self.config.checkpoint.save_steps
         if every and step > 0 and step % every == 0 and self._saved_step != step:
-            with watch.paused(), self.profiler.part("checkpoint"):
+            with watch.paused(), self._part("checkpoint"):
                 passed()
                 self._save_step()
         if step > 0:
             with watch.paused():
                 self.profiler.step()
         return False
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """Say what a block does: to the watchdog, the profile, and the account of memory."""
+        progress.enter(name, self.state.step + 1)
+        phase = MEMORY_PHASES.get(name)
+        with self.profiler.part(name), account.phase(phase) if phase else nullcontext():
+            yield
 
     def _is_last(self, step: int) -> bool:
         return step >= self.total_steps
@@ -307,7 +329,7 @@ class Trainer:
     def _train_step(
         self, batches: list[WindowBatch], neighbours: Neighbours | None, step: int
     ) -> None:
-        part = self.profiler.part
+        part = self._part
         self.engine.module.train()
         losses: list[Tensor] = []
         applied = True

@@ -10,8 +10,7 @@ import torch
 
 from dist_train.checkpoint import load_checkpoint
 from dist_train.checkpoint_writer import step_folders
-from dist_train.config import CheckpointConfig, DeepSpeedConfig, RunConfig
-from dist_train.session import Resume
+from dist_train.config import DeepSpeedConfig, RunConfig
 from memory_index.config import BankConfig
 from model.config import GramConfig
 from tests.helpers.interrupted import Job, interrupted, run_jobs
@@ -85,9 +84,8 @@ def test_resuming_is_as_if_nothing_had_happened_at_every_zero_stage(tmp_path: Pa
             ))  # fmt: skip
     first, second = zip(*(interrupted(two, CUT) for _, two in cases), strict=True)
     # Stage 3 comes last: DeepSpeed replaces torch's linear layers for the rest of a process then.
-    pairs: list[tuple[Job, Job]] = [((one, None, None), job)
-                                    for (one, _), job in zip(cases, first, strict=True)]  # fmt: skip
-    run_jobs([job for pair in pairs for job in pair], ranks)
+    whole: list[Job] = [(one, None, None) for one, _ in cases]
+    run_jobs([job for pair in zip(whole, first, strict=True) for job in pair], ranks)
     for _, two in cases:
         checkpoint = load_checkpoint(two.run_folder / f"step_{CUT}")
         assert checkpoint.training["sampler"]["epoch"] == 1

@@ -1,6 +1,6 @@
 """Kill trainings at random moments, damage files, feed nonsense: nothing may be lost.
 
-    python -m benchmarks.faults [--kills 200] [--flips 500] [--inputs 5000] [--seed 0] [--quick]
+    python -m tests.faults.campaign [--kills 200] [--flips 500] [--inputs 5000] [--seed 0] [--quick]
 
 A chain is one small run (GPT-2 of two layers, memory with learned keys, both modules on) under the
 real ``deepspeed`` launcher that is killed again and again with SIGKILL - one rank, all of them, or
@@ -30,17 +30,17 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from benchmarks.faults_rank import VARIABLE, Fault, draw_fault
 from dist_train.checkpoint import load_checkpoint
 from dist_train.checkpoint_writer import BEST, step_folders
 from dist_train.config import CheckpointConfig, DeepSpeedConfig, RunConfig, config_to_yaml
 from dist_train.resume import find_newest
 from memory_index.config import BankConfig
 from model.config import GramConfig
+from tests.faults.rank import VARIABLE, Fault, draw_fault
 from tests.fuzz import campaign, flips
 from tests.helpers.runs import tiny_run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MARK = "TIMELLM_FAULT_CHAIN"
 
 KILLS_PER_CHAIN = 20
@@ -88,7 +88,7 @@ class Chain:
             process = subprocess.Popen(
                 ["deepspeed", "--log_level", "error", "--no_local_rank",
                  "--num_gpus", str(self.ranks), "--master_port", str(port),
-                 "--module", "benchmarks.faults_rank", "--config", str(self.file),
+                 "--module", "tests.faults.rank", "--config", str(self.file),
                  "--resume", "auto"],
                 cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -263,7 +263,7 @@ def run_kills(folder: Path, kills: int, seed: int, *, per_chain: int) -> dict[st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaign; 1 where anything was lost."""
-    parser = ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser = ArgumentParser(prog="python -m tests.faults.campaign", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs in all.")
     parser.add_argument("--flips", type=int, default=500, help="Damaged files.")
     parser.add_argument("--inputs", type=int, default=5000, help="Hostile files.")

@@ -1,6 +1,6 @@
 """One training rank that is killed at a chosen moment; started by a launcher in its place.
 
-    deepspeed --module benchmarks.faults_rank --config FILE --resume auto
+    deepspeed --module tests.faults.rank --config FILE --resume auto
 
 ``TIMELLM_FAULT`` holds what :class:`Fault` says, as JSON. Nothing else of the training is changed:
 a thread waits for the moment, and sends SIGKILL to the processes that are meant.
@@ -120,8 +120,8 @@ def main() -> int:
     from dist_train import baselines, plots, train
 
     # Neither is looked at, and both take longer than the steps of these small runs.
-    baselines.fit_dlinear = lambda data, seed: baselines.repeat_last  # type: ignore[assignment]
-    plots.save_run_figure = lambda *given: None  # type: ignore[assignment]
+    baselines.fit_dlinear = lambda data, seed: baselines.repeat_last
+    plots.save_run_figure = lambda *given: None
     if fault is not None and fault.rank == rank:
         wait_for(fault)
     return train.main(sys.argv[1:])

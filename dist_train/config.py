@@ -126,7 +126,8 @@ class TrainConfig:
         if not SHORTEST_WATCHDOG_S <= self.watchdog_s <= LONGEST_WATCHDOG_S:
             raise ValueError(
                 f"train.watchdog_s must be at least {SHORTEST_WATCHDOG_S:g} seconds, and at most a "
-                f"year, got {self.watchdog_s}: choose more than the longest step takes, 600 by default."
+                f"year, got {self.watchdog_s}: choose more than the longest step takes, 600 by "
+                "default."
             )
         for key in ("weight_decay", "gradient_clipping", "seed", "warmup_steps"):
             if getattr(self, key) < 0:

@@ -24,7 +24,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class Chain:
     kills: int = 0
     resumed: int = 0
     starts: int = 0
+    faults: list[Fault] = field(default_factory=list)
 
     def start(self, fault: Fault | None) -> int:
         """Run until it ends or is killed; returns the launcher's exit code."""
@@ -166,9 +168,13 @@ def run_chain(chain: Chain, kills: int, numbers: random.Random) -> None:
             struck = Path(folder, "struck").exists()
         if struck:
             chain.kills += 1
-            done = chain.config.run_folder / "resumes.jsonl"
-            print(f"  kill {chain.kills}: {fault.victim} in {fault.moment}, "
-                  f"{chain.resumes() if done.exists() else 0} resumes", flush=True)  # fmt: skip
+            chain.faults.append(fault)
+            print(
+                f"{chain.config.name}: {chain.ranks} rank(s), ZeRO-"
+                f"{chain.config.deepspeed.zero_stage}, kill {chain.kills}: {fault.victim} in "
+                f"{fault.moment}; resumed {chain.resumes()} times",
+                flush=True,
+            )
         elif not chain.finished:
             raise LostError(f"{chain.file}: start {chain.starts} ended of itself, see its log")
     code = 0
@@ -246,31 +252,49 @@ def make_chain(folder: Path, name: str, ranks: int, stage: int, steps: int) -> C
     return Chain(config=config, file=file, ranks=ranks)
 
 
-def run_kills(folder: Path, kills: int, seed: int, *, per_chain: int) -> dict[str, Any]:
-    """Do one chain after the other until there were enough kills."""
-    total, resumed, equal, number = 0, 0, 0, 0
+def run_kills(
+    folder: Path, kills: int, seed: int, *, per_chain: int, parallel: int = 2
+) -> dict[str, Any]:
+    """Do chains, some at a time, until there were enough kills."""
+    chains: list[Chain] = []
+    planned: list[int] = []
+    while sum(planned) < kills:
+        ranks, stage = SETTINGS[len(chains) % len(SETTINGS)]
+        planned.append(min(per_chain, kills - sum(planned)))
+        name = f"chain-{len(chains)}"
+        chains.append(make_chain(folder, name, ranks, stage, STEPS_PER_KILL * per_chain))
+    used = sorted({(c.ranks, c.config.deepspeed.zero_stage) for c in chains})
+    wholes = {
+        (ranks, stage): make_chain(
+            folder, f"whole-{ranks}-{stage}", ranks, stage, STEPS_PER_KILL * per_chain
+        )
+        for ranks, stage in used
+    }
+    with ThreadPoolExecutor(parallel) as pool:
+        for done in [
+            *(pool.submit(whole.start, None) for whole in wholes.values()),
+            *(
+                pool.submit(run_chain, chain, number, random.Random(f"{seed}-{chain.config.name}"))
+                for chain, number in zip(chains, planned, strict=True)
+            ),
+        ]:
+            done.result()
     differing: list[str] = []
-    wholes: dict[tuple[int, int], Chain] = {}
-    while total < kills:
-        ranks, stage = SETTINGS[number % len(SETTINGS)]
-        wanted = min(per_chain, kills - total)
-        print(f"chain {number}: {ranks} rank(s), ZeRO-{stage}, {wanted} kills", flush=True)
-        chain = make_chain(folder, f"chain-{number}", ranks, stage, STEPS_PER_KILL * per_chain)
-        run_chain(chain, wanted, random.Random(f"{seed}-{number}"))
-        if (ranks, stage) not in wholes:
-            name = f"whole-{ranks}-{stage}"
-            whole = make_chain(folder, name, ranks, stage, STEPS_PER_KILL * per_chain)
-            whole.start(None)
-            wholes[ranks, stage] = whole
-        found = compare(wholes[ranks, stage].config, chain.config)
-        differing += [f"chain-{number}: {name}" for name in found]
-        total, resumed = total + chain.kills, resumed + chain.resumed
+    equal = 0
+    for chain in chains:
+        whole = wholes[chain.ranks, chain.config.deepspeed.zero_stage]
+        found = compare(whole.config, chain.config)
+        differing += [f"{chain.config.name}: {name}" for name in found]
         equal += 0 if found else chain.kills
-        number += 1
+    struck = [f"{fault.victim}, {fault.moment}" for chain in chains for fault in chain.faults]
     return {
-        "kills": total, "resumed": resumed, "bitwise_equal": equal, "chains": number,
+        "kills": sum(chain.kills for chain in chains),
+        "resumed": sum(chain.resumed for chain in chains),
+        "bitwise_equal": equal,
+        "chains": len(chains),
         "differing": differing,
-    }  # fmt: skip
+        "struck": {what: struck.count(what) for what in sorted(set(struck))},
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -280,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flips", type=int, default=500, help="Damaged files.")
     parser.add_argument("--inputs", type=int, default=5000, help="Hostile files.")
     parser.add_argument("--seed", type=int, default=0, help="Of all that is drawn.")
+    parser.add_argument("--parallel", type=int, default=2, help="Chains at a time.")
     parser.add_argument("--out", type=str, help="Folder to keep the runs and their logs in.")
     parser.add_argument("--quick", action="store_true", help="20 kills, 100 flips, 500 inputs.")
     options = parser.parse_args(argv)
@@ -291,7 +316,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(options.out or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         result = run_kills(
-            folder, kills, options.seed, per_chain=10 if kills <= 20 else KILLS_PER_CHAIN
+            folder,
+            kills,
+            options.seed,
+            per_chain=10 if kills <= 20 else KILLS_PER_CHAIN,
+            parallel=options.parallel,
         )
     if num_flips:
         result |= flips.flips(num_flips, options.seed)

@@ -85,20 +85,20 @@ def test_a_full_prompt_tells_the_description_and_the_task(config: RunConfig):
     assert told_ids.shape[1] > untold_ids.shape[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "phase"), [("load_backbone", "backbone"), ("Forecaster", "layers")]
+)
 def test_memory_of_backbone_and_layers_is_counted_apart(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    name: str, phase: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ):
-    counted = MemoryAccount()
-    monkeypatch.setattr(build, "account", counted)
-    build_forecaster(config, located(config), torch.float32)
-    assert counted.grown("backbone").resident > counted.grown("bank").resident == 0
-
     def refuse(*arguments: object, **options: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(build, "Forecaster", refuse)
+    counted = MemoryAccount()
+    monkeypatch.setattr(build, "account", counted)
+    monkeypatch.setattr(build, name, refuse)
     with pytest.raises(MemoryError) as caught:
         build_forecaster(config, located(config), torch.float32)
     failed = counted.failed_phase(caught.value)
     assert failed is not None
-    assert failed.name == "layers"
+    assert failed.name == phase

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dist_train import build
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.config import RunConfig
+from dist_train.memory_account import MemoryAccount
 from model.backbone_files import BackboneFiles, locate_backbone
 from model.backbone_loading import load_backbone
 from tests.helpers.runs import tiny_run
@@ -81,3 +83,22 @@ def test_a_full_prompt_tells_the_description_and_the_task(config: RunConfig):
     untold_ids, _ = untold(context)
     assert told_ids.shape == told_mask.shape
     assert told_ids.shape[1] > untold_ids.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"), [("load_backbone", "backbone"), ("Forecaster", "layers")]
+)
+def test_memory_of_backbone_and_layers_is_counted_apart(
+    name: str, phase: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    counted = MemoryAccount()
+    monkeypatch.setattr(build, "account", counted)
+    monkeypatch.setattr(build, name, refuse)
+    with pytest.raises(MemoryError) as caught:
+        build_forecaster(config, located(config), torch.float32)
+    failed = counted.failed_phase(caught.value)
+    assert failed is not None
+    assert failed.name == phase

@@ -21,6 +21,7 @@ pytestmark = [
 # step are announced here as the training loop announces them.
 SCRIPT = """
 import os, resource, sys
+from contextlib import nullcontext
 where, rank, config = sys.argv[1], sys.argv[2], sys.argv[3]
 import torch
 from dist_train import engine, memory_build, train
@@ -35,9 +36,9 @@ def limit():
 def announce(name, phase):
     plain = getattr(engine.Engine, name)
     def announced(self, *arguments):
-        now = phase if self.module.training else "evaluation"
-        with account.phase(now):
-            if now == where:
+        training = self.module.training
+        with account.phase(phase) if training else nullcontext():
+            if where == (phase if training else "evaluation"):
                 limit()
             return plain(self, *arguments)
     setattr(engine.Engine, name, announced)

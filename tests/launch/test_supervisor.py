@@ -108,7 +108,7 @@ class Jobs:
         process = subprocess.Popen(
             [sys.executable, "-c", SUPERVISE, str(grace_s), *command],
             cwd=self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
         )  # fmt: skip
         self.started.append(Job(self.folder, process, ranks))
         return self.started[-1]
@@ -132,9 +132,9 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
     yield jobs
     for job in jobs.started:
         job.process.kill()
-        job.process.communicate()
-        for pid in job.alive():
+        for pid in job.alive():  # before communicate, which waits for all who hold the pipe
             os.kill(pid, signal.SIGKILL)
+        job.process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,14 @@ def test_a_closed_terminal_reaches_the_ranks_as_sigterm(jobs: Jobs):
     job.process.send_signal(signal.SIGHUP)
     assert job.finish() == [75, "SIGHUP"]
     assert job.saved() == ["SIGTERM", "SIGTERM"]
+
+
+def test_an_interrupt_of_a_terminal_does_not_reach_launcher_and_ranks_directly(jobs: Jobs):
+    job = jobs.under_stand_in()
+    job.wait_until_ready()
+    os.killpg(job.process.pid, signal.SIGINT)  # as Ctrl-C goes to the whole group
+    assert job.finish() == [75, "SIGINT"]
+    assert job.saved() == ["SIGINT", "SIGINT"]
 
 
 def test_ranks_that_a_killed_launcher_leaves_behind_save_too(jobs: Jobs):

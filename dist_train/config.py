@@ -36,8 +36,8 @@ TYPE_NAMES = {
 
 LARGEST_INT = 2**63 - 1  # what numpy and torch hold
 LONGEST_TIMEOUT_S = 365 * 24 * 3600.0
-# A Path has one slash left. The search starts at the colon: from the scheme on it would take minutes
-# with a long text.
+# A Path has one slash left. The search starts at the colon: from the scheme on, a long text would
+# take minutes.
 _CREDENTIALS = re.compile(r"(?<=[A-Za-z0-9])(:/{1,2})[^/@\s]{1,1000}@")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dist_train import distributed
+from dist_train import distributed, watchdog
 from dist_train.config import ConfigError, RunConfig, load_run_config
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
@@ -30,11 +30,12 @@ def build(config: RunConfig, run: Path | None) -> dict[str, Any] | None:
         ConfigError: There is nothing to build, or nowhere.
         ManifestError: The folder cannot be used.
     """
-    distributed.initialize_process_group(config.train.timeout_s)
+    distributed.initialize_process_group(config.train.collective_timeout_s)
     try:
         began = time.monotonic()
-        builder, state = _of_run(run) if run is not None else _of_config(config)
-        live = builder.open(state)
+        with watchdog.watch(config.train.watchdog_s):
+            builder, state = _of_run(run) if run is not None else _of_config(config)
+            live = builder.open(state)
         if not distributed.is_main_rank():
             return None
         folder = BankFolder(builder.root, live.version)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, WindowSet
 from dist_train.evaluation import Forecast
@@ -124,7 +124,9 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     batch = min(DLINEAR_BATCH, len(train), max(1, DLINEAR_MAX_ROWS // train.num_variates))
     optimizer = torch.optim.Adam(module.parameters(), lr=DLINEAR_LEARNING_RATE)
     best, best_state, bad = float("inf"), module.state_dict(), 0
+    progress.enter("training DLinear")
     for step in range(1, DLINEAR_STEPS + 1):
+        progress.mark()
         ids = torch.randint(len(train), (batch,)).numpy()
         context_RL, target_RH = _rows(train, ids)
         loss = F.mse_loss(module(context_RL), target_RH)
@@ -150,7 +152,9 @@ def _grams(windows: WindowSet) -> list[GramAccumulator]:
     world_size, rank = distributed.world_size(), distributed.rank()
     begin, end = (len(windows) * part // world_size for part in (rank, rank + 1))
     chunk = max(1, CHUNK_ROWS // windows.num_variates)
+    progress.enter("ridge")
     for first in range(begin, end, chunk):
+        progress.mark()
         context_RL, target_RH = _rows(windows, np.arange(first, min(first + chunk, end)))
         for gram in grams:
             gram.add(context_RL, target_RH)

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 
+from dist_train import progress
 from dist_train.config import RunConfig
 from dist_train.data.prompts import PromptBuilder
+from dist_train.memory_account import account
 from dist_train.reproducibility import seed_everything
 from model.backbone_files import BackboneFiles
 from model.backbone_loading import load_backbone, load_tokenizer
@@ -29,17 +31,21 @@ def build_forecaster(
         prompt_builder: Knows what all prompts of the run begin with; None: no prompt.
         zero3: DeepSpeed JSON where the backbone is shared out over the ranks as it is loaded.
     """
-    backbone = load_backbone(config.backbone, files, dtype, seed=config.train.seed, zero3=zero3)
+    progress.enter("loading the backbone", patience=6)  # one call, which gives no marks
+    with account.phase("backbone"):
+        backbone = load_backbone(config.backbone, files, dtype, seed=config.train.seed, zero3=zero3)
+    progress.enter("building the model")
     seed_everything(config.train.seed)
-    return Forecaster(
-        config.model,
-        config.data.seq_len,
-        config.data.pred_len,
-        backbone,
-        tapr=config.tapr,
-        gram=config.gram,
-        prompt_prefix=None if prompt_builder is None else prompt_builder.prefix_ids,
-    )
+    with account.phase("layers"):
+        return Forecaster(
+            config.model,
+            config.data.seq_len,
+            config.data.pred_len,
+            backbone,
+            tapr=config.tapr,
+            gram=config.gram,
+            prompt_prefix=None if prompt_builder is None else prompt_builder.prefix_ids,
+        )
 
 
 def build_prompt_builder(

@@ -1,28 +1,45 @@
 """A checkpoint on disk: save, verify, load.
 
-A checkpoint folder holds the trained parameters and the anchor (``model.safetensors``), the
-encoder that the memory was searched with (``memory.safetensors``), the scalers of the series
-(``series.json``), the resolved configuration (``config.yaml``) and, written
-last, ``manifest.json`` with the checksum of each. The frozen backbone is kept by name and
-fingerprint only. Nothing in it is unpickled.
+A checkpoint folder holds
+
+    model.safetensors         trained parameters, anchor and thresholds, in float32
+    memory.safetensors        the encoder that the memory was searched with
+    memory_next.safetensors   the encoder of a bank that was being built, if any
+    optimizer.safetensors     what AdamW keeps of each parameter
+    closed_form.safetensors   the ridges that were solved before training
+    ranks.safetensors         random generators, and sums of the log, of every rank
+    training.json             step, schedule, place in the epoch, early stopping
+    series.json               scalers and variates of the series
+    config.yaml               the resolved configuration
+    manifest.json             written last: the checksum of each file, and of itself
+
+The frozen backbone is kept by name and fingerprint only. Nothing in it is unpickled.
 """
 
 import hashlib
 import json
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dist_train.config import RunConfig, config_to_yaml
-from memory_index.atomic_file import write_text
+from memory_index.atomic_file import sync_folder, write_text
 
-FORMAT = 2  # 2: text prototypes by direction, backbone.kind
-FILES = ("model.safetensors", "memory.safetensors", "series.json", "config.yaml")
+FORMAT = 3  # 2: text prototypes by direction, backbone.kind; 3: all that resuming needs
+TENSOR_FILES = ("model", "memory", "memory_next", "optimizer", "closed_form", "ranks")
+FILES = (
+    *(f"{name}.safetensors" for name in TENSOR_FILES),
+    "training.json",
+    "series.json",
+    "config.yaml",
+)
+FILES_OF_FORMAT_2 = ("model.safetensors", "memory.safetensors", "series.json", "config.yaml")
 
 
 class CheckpointError(ValueError):
@@ -30,97 +47,185 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A verified checkpoint."""
+class Content:
+    """What a checkpoint holds; tensors are on the CPU and shared with nobody."""
 
-    folder: Path
-    state: dict[str, Tensor]
+    model: dict[str, Tensor]
     """Trained parameters and the buffers outside the backbone, in float32."""
-
-    memory: dict[str, Tensor]
-    """State of the encoder that the memory was searched with; empty where it has none."""
 
     series: dict[str, Any]
     """Columns, scalers, frequency, seasonal period and description of the series."""
 
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """State of the encoder that the memory was searched with; empty where it has none."""
+
+    memory_next: dict[str, Tensor] = field(default_factory=dict)
+    """State of the encoder whose bank was being built; empty where none was."""
+
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """See :func:`dist_train.engine_state.optimizer_state`."""
+
+    closed_form: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the ridges; their other facts are in ``training``."""
+
+    ranks: dict[str, Tensor] = field(default_factory=dict)
+    """State of each rank; a name is rank/what."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """Where the training was, as plain JSON values; empty in a checkpoint of format 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Content):
+    """A verified checkpoint."""
+
+    folder: Path
     manifest: dict[str, Any]
     """step, val_mse, dtype, backbone fingerprint."""
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps that its model has had."""
+        return int(self.manifest["step"])
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    state: dict[str, Tensor],
-    memory: dict[str, Tensor],
-    series: dict[str, Any],
-    config: RunConfig,
-    facts: dict[str, Any],
-) -> None:
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether it holds the state of the training too."""
+        return bool(self.training)
+
+
+def save_checkpoint(folder: Path, content: Content, *, config: str, facts: dict[str, Any]) -> None:
     """Write a checkpoint beside its place and move it there; on one rank only.
 
-    An older checkpoint at that place is replaced after the new one is whole.
+    An older checkpoint at that place is replaced after the new one is whole and on the disk.
 
     Args:
         folder: Its place, such as ``runs/name/best``.
-        state: Trained parameters and buffers.
-        memory: State of the encoder snapshot of the memory; empty where there is none.
-        series: What forecasting needs to know of the series; plain JSON values.
-        config: The resolved configuration.
+        content: What to write.
+        config: The resolved configuration, as YAML.
         facts: Written into the manifest: step, val_mse, dtype, backbone.
+
+    Raises:
+        OSError: The disk is full or cannot be written; what lay at that place is still there.
     """
-    beside, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    beside, old = _beside(folder, "new"), _beside(folder, "old")
+    if not _is_whole(folder) and _is_whole(old):
+        old.replace(folder)  # killed between the two renames below
     for leftover in (beside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file(state, beside / "model.safetensors")
-    save_file(memory, beside / "memory.safetensors")
-    write_text(beside / "series.json", json.dumps(series))
-    write_text(beside / "config.yaml", config_to_yaml(config))
-    checksums = {name: _sha256(beside / name) for name in FILES}
-    manifest = {"format": FORMAT, **facts, "sha256": checksums}
-    write_text(beside / "manifest.json", json.dumps(manifest, indent=2))
+    try:
+        for name in TENSOR_FILES:
+            path = beside / f"{name}.safetensors"
+            save_file(getattr(content, name), path)
+            _sync_file(path)
+        write_text(beside / "training.json", json.dumps(content.training))
+        write_text(beside / "series.json", json.dumps(content.series))
+        write_text(beside / "config.yaml", config)
+        checksums = {name: _sha256(beside / name) for name in FILES}
+        manifest = {"format": FORMAT, **facts, "sha256": checksums}
+        manifest["manifest_sha256"] = _sha256_of_manifest(manifest)
+        write_text(beside / "manifest.json", json.dumps(manifest, indent=2))
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    sync_folder(beside)
     if folder.exists():
         folder.replace(old)
     beside.replace(folder)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
+    One whose saving was cut off between its two renames is found beside its place.
+
     Raises:
         CheckpointError: It is absent, incomplete, altered or of an unknown format.
     """
-    manifest_file = folder / "manifest.json"
-    if not manifest_file.is_file():
-        raise CheckpointError(
-            f"{folder}: no checkpoint here (manifest.json is missing); "
-            "the run has not saved one, or the copy is incomplete."
-        )
-    try:
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        checksums = manifest["sha256"]
-        known = manifest["format"] == FORMAT and set(checksums) == set(FILES)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{manifest_file}: not a checkpoint manifest ({error}).") from error
-    if not known:
-        raise CheckpointError(
-            f"{manifest_file}: format {manifest['format']} is not known to this version, "
-            f"which reads format {FORMAT}."
-        )
-    for name, expected in checksums.items():
+    if not _is_whole(folder):
+        folder = next((p for p in (_beside(folder, "new"), _beside(folder, "old")) if _is_whole(p)),
+                      folder)  # fmt: skip
+    manifest = _read_manifest(folder / "manifest.json")
+    for name, expected in manifest["sha256"].items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; copy the whole checkpoint folder.")
         if _sha256(path) != expected:
             raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
+    read: dict[str, Any] = {}
     try:
-        state = load_file(folder / "model.safetensors")
-        memory = load_file(folder / "memory.safetensors")
-        series = json.loads((folder / "series.json").read_text(encoding="utf-8"))
-    except (SafetensorError, ValueError) as error:
+        for name in manifest["sha256"]:
+            key = name.partition(".")[0]
+            if name.endswith(".safetensors"):
+                read[key] = load_file(folder / name)
+            elif name.endswith(".json"):
+                read[key] = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be read: {error}") from error
-    return Checkpoint(folder=folder, state=state, memory=memory, series=series, manifest=manifest)
+    return Checkpoint(folder=folder, manifest=manifest, **read)
+
+
+def check_is_finite(content: Content) -> None:
+    """Refuse to save a model that no training can go on from.
+
+    Raises:
+        FloatingPointError: A trained parameter is not finite; the message names it.
+    """
+    for name, value in content.model.items():
+        if not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(
+                f"{name} is not finite any more, so nothing was saved: lower "
+                "train.learning_rate, or use train.precision=fp32, and resume."
+            )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent}: no checkpoint here (manifest.json is missing); "
+            "the run has not saved one, or the copy is incomplete."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        number, checksums = manifest["format"], manifest["sha256"]
+        files = {FORMAT: FILES, 2: FILES_OF_FORMAT_2}.get(number)
+        if files is None:
+            raise CheckpointError(
+                f"{path}: format {number} is not known to this version, which reads formats 2 "
+                f"and {FORMAT}."
+            )
+        own = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+        if number != 2 and manifest["manifest_sha256"] != _sha256_of_manifest(own):
+            raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
+        if set(checksums) != set(files) or not isinstance(manifest["step"], int):
+            raise CheckpointError(f"{path}: not a checkpoint manifest (files or step are missing).")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not a checkpoint manifest ({error}).") from error
+    return dict(manifest)
+
+
+def _sha256_of_manifest(own: dict[str, Any]) -> str:
+    """Checksum of all that a manifest says, its own checksum aside."""
+    text = json.dumps(own, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()  # written last
+
+
+def _beside(folder: Path, word: str) -> Path:
+    return folder.with_name(f".{folder.name}.{word}")
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_train import processes
 from dist_train.config import fail
 
 USAGE = """usage: timellm COMMAND [options]
@@ -169,7 +170,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command; returns the exit code: 0 done, 2 refused with a message."""
+    """Run a sub-command; returns the exit code: 0 done, 2 refused, 71 out of memory."""
+    processes.begin()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -180,12 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(ValueError(f"{arguments[0]}: unknown command, one of {', '.join(COMMANDS)}."))
     try:
         return command(arguments[1:])
-    except (ValueError, OSError) as error:
-        return fail(error)
-    except RuntimeError as error:
+    except Exception as error:
+        from dist_train import out_of_memory
         from dist_train.train import is_refusal
 
-        if is_refusal(error):
+        if out_of_memory.is_out_of_memory(error):
+            return out_of_memory.report(error, None)
+        if isinstance(error, (ValueError, OSError)) or is_refusal(error):
             return fail(error)
         raise
 

@@ -35,7 +35,7 @@ TYPE_NAMES = {
 
 
 LARGEST_INT = 2**63 - 1  # what numpy and torch hold
-LONGEST_TIMEOUT_S = 365 * 24 * 3600.0
+LONGEST_WATCHDOG_S = 365 * 24 * 3600.0
 # A Path has one slash left. The search starts at the colon: from the scheme on, a long text would
 # take minutes.
 _CREDENTIALS = re.compile(r"(?<=[A-Za-z0-9])(:/{1,2})[^/@\s]{1,1000}@")
@@ -43,6 +43,10 @@ _CREDENTIALS = re.compile(r"(?<=[A-Za-z0-9])(:/{1,2})[^/@\s]{1,1000}@")
 
 SKIPPED_STEPS = 2
 """Optimizer steps before a profile: the first allocates, the second warms the profiler up."""
+
+
+SHORTEST_WATCHDOG_S = 5.0
+"""A busy machine may delay a beat by some seconds."""
 
 
 class ConfigError(ValueError):
@@ -98,8 +102,11 @@ class TrainConfig:
     seed: int = 2021
     """Seed of weights, order and dropout."""
 
-    timeout_s: float = 600.0
-    """Seconds a collective may wait for the other ranks before the job is stopped."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss that is not finite does: stop the run, or leave its step out and go on."""
+
+    watchdog_s: float = 600.0
+    """Seconds without progress of a rank after which the job ends and names it."""
 
     profile: bool = False
     """Record a torch profile of a few steps in the run's folder; --profile is short for it."""
@@ -116,16 +123,25 @@ class TrainConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"train.{key} must be at least 1, got {value}.")
-        for key in ("learning_rate", "timeout_s"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"train.{key} must be positive, got {getattr(self, key)}.")
-        if self.timeout_s > LONGEST_TIMEOUT_S:
+        if not self.learning_rate > 0:
+            raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
+        if not SHORTEST_WATCHDOG_S <= self.watchdog_s <= LONGEST_WATCHDOG_S:
             raise ValueError(
-                f"train.timeout_s must be at most {LONGEST_TIMEOUT_S:.0f}, got {self.timeout_s}."
+                f"train.watchdog_s must be at least {SHORTEST_WATCHDOG_S:g} seconds, and at most a "
+                f"year, got {self.watchdog_s}: choose more than the longest step takes, 600 by "
+                "default."
             )
         for key in ("weight_decay", "gradient_clipping", "seed", "warmup_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"train.{key} must not be negative, got {getattr(self, key)}.")
+
+    @property
+    def collective_timeout_s(self) -> float:
+        """Seconds a collective may wait: so long that the watchdog, who can tell why, is first.
+
+        And that a rank may compute alone for longer than train.watchdog_s, as long as it gets on.
+        """
+        return 2 * self.watchdog_s + 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +172,28 @@ class DeepSpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept, so that a run can go on after it was interrupted."""
+
+    save_steps: int = 500
+    """Optimizer steps between checkpoints step_<n>; 0: only best/, and where a signal stops it."""
+
+    save_total_limit: int = 2
+    """Newest step_<n> that are kept; best/ is always."""
+
+    def __post_init__(self) -> None:
+        if self.save_steps < 0:
+            raise ValueError(
+                f"checkpoint.save_steps must not be negative, got {self.save_steps}: 0 is off."
+            )
+        if self.save_total_limit < 1:
+            raise ValueError(
+                f"checkpoint.save_total_limit must be at least 1, got {self.save_total_limit}: "
+                "checkpoint.save_steps=0 keeps none."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run."""
 
@@ -176,6 +214,7 @@ class RunConfig:
     bank: BankConfig = field(default_factory=BankConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         # One folder name, so that a run can never be written or looked for outside runs_dir.
@@ -246,6 +285,21 @@ def add_run_arguments(parser: "ArgumentParser") -> None:
     parser.add_class_arguments(RunConfig)
 
 
+def add_resume_arguments(parser: "ArgumentParser") -> None:
+    """Add what a training takes beside its configuration."""
+    parser.add_argument(
+        "--resume",
+        type=str,
+        help="auto: go on with the run's newest checkpoint that verifies, or begin; or the path "
+        "of a checkpoint, or of a run, to start a new run from.",
+    )
+    parser.add_argument(
+        "--resume_counter",
+        type=int,
+        help="Validations without improvement so far, instead of the checkpoint's count.",
+    )
+
+
 def build_parser(prog: str) -> "ArgumentParser":
     """Make the parser of a command that takes a whole run configuration."""
     from jsonargparse import ArgumentParser, set_parsing_settings
@@ -297,6 +351,34 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: As :func:`parse_run_config`.
     """
     return parse_run_config(build_parser("timellm"), ["--config", str(path), *overrides])[0]
+
+
+RENAMED = {"train.timeout_s": "train.watchdog_s"}
+"""Keys that configurations of older checkpoints have, and their names now."""
+
+
+def load_saved_config(path: Path) -> RunConfig:
+    """Read the configuration that a run or a checkpoint was saved with, of an older version too.
+
+    Raises:
+        ConfigError: It is not the configuration of a run.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = build_parser("timellm")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for old, new in RENAMED.items():
+            section, _, key = old.partition(".")
+            if key in content[section]:
+                content[section][new.partition(".")[2]] = content[section].pop(key)
+        values = parser.instantiate(parser.parse_object(content)).as_dict()
+        return RunConfig(**{item.name: values[item.name] for item in fields(RunConfig)})
+    except (
+        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError,
+        ArgumentError,
+    ) as error:  # fmt: skip
+        raise ConfigError(f"{path}: not the configuration of a run ({error}).") from error
 
 
 def config_to_dict(config: object) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import socket
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from dist_train.beats import Store
 from dist_train.worker import abandon_all
 from memory_index.groups import RankGroup, agreed
 
@@ -50,10 +51,54 @@ def set_timeouts(timeout_s: float) -> None:
         distributed_c10d._set_pg_timeout(timeout, group)
 
 
+def connect_to_store(name: str, timeout_s: float) -> Store:
+    """Open a further connection to the store in which the job met; not collective.
+
+    A store has one connection, and whoever waits for a key holds it.
+
+    Args:
+        name: Put in front of all keys; equal on all ranks. A second connection of one name, in
+            one process group, has keys of its own.
+        timeout_s: Seconds to wait for a key.
+    """
+    _connections[name] = _connections.get(name, 0) + 1
+    shared: Any = distributed_c10d._get_default_store()
+    own = shared.clone()
+    own.set_timeout(timedelta(seconds=timeout_s))
+    store: Store = distributed_c10d.PrefixStore(f"{name}/{_connections[name]}", own)
+    return store
+
+
+def is_store_lost(error: RuntimeError) -> bool:
+    """Whether the store is gone, rather than slow."""
+    return not isinstance(error, dist.DistStoreError)
+
+
+def is_connection_error(error: RuntimeError) -> bool:
+    """Whether torch calls it one of the network or of the backend; gloo has no type for its own."""
+    return isinstance(error, (dist.DistNetworkError, dist.DistBackendError))
+
+
+def exchanges() -> tuple[int, int]:
+    """Count the collectives that this rank has entered, waits included; not collective.
+
+    Returns:
+        Those of all ranks of the job, and those of any group.
+    """
+    size, of_all, of_any = world_size(), 0, 0
+    groups: list[Any] = list(distributed_c10d._world.pg_map)
+    for group in groups:
+        count = group._get_sequence_number_for_group()
+        of_any += count
+        of_all += count if group.size() == size else 0
+    return of_all, of_any
+
+
 def shut_down() -> None:
     """End the threads and leave the process group, so that the exit of the process cannot abort."""
     abandon_all()
     _groups.clear()
+    _connections.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -122,6 +167,11 @@ def gather_objects(value: object) -> list[object]:
     return values
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on one rank at least; collective, over gloo, some 0.1 ms."""
+    return rank_group("flags", "world").any(flag)
+
+
 def agree_or_raise(what: str) -> AbstractContextManager[None]:
     """Raise on all ranks of the job what one raises in a block; see :func:`agreed`."""
     return agreed(what, gather_objects)
@@ -158,6 +208,7 @@ def rank_group(name: str, members: Literal["rank", "node", "world"]) -> RankGrou
     return _groups[key]
 
 
+_connections: dict[str, int] = {}
 _groups: dict[tuple[str, str], RankGroup] = {}
 _timeout = timedelta(seconds=600)
 

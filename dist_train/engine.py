@@ -1,8 +1,9 @@
-"""From the run configuration to a DeepSpeed engine; the only importer of deepspeed."""
+"""From the run configuration to a DeepSpeed engine; it and engine_state alone import deepspeed."""
 
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from dist_train import distributed
+from dist_train import distributed, engine_state, progress
 from dist_train.config import RunConfig, check_batch_size
 from dist_train.deepspeed_json import load_user_json
 from dist_train.optim import build_optimizer, build_schedule
@@ -106,6 +107,7 @@ def initialize(
         settings: What :func:`deepspeed_json` derived.
         total_steps: Optimizer steps of the whole run, for the learning-rate schedule.
     """
+    progress.enter("starting DeepSpeed", patience=3)
     prepare()
     import deepspeed
 
@@ -119,7 +121,7 @@ def initialize(
         config=settings,
         dist_init_required=False,
     )
-    distributed.set_timeouts(config.train.timeout_s)
+    distributed.set_timeouts(config.train.collective_timeout_s)
     return Engine(engine)
 
 
@@ -148,9 +150,35 @@ class Engine:
         """Accumulate the gradients of one micro-batch; collective at the last of a step."""
         self._engine.backward(loss)
 
-    def step(self) -> None:
-        """Count one micro-batch; update the parameters after the last of a step. Collective."""
+    def step(self) -> bool:
+        """Count one micro-batch; update the parameters after the last of a step. Collective.
+
+        Returns:
+            Whether the parameters may have changed. False after the last micro-batch of a step:
+            a gradient was not finite on some rank, and all of them left the step out.
+        """
+        engine = self._engine
+        last = engine.is_gradient_accumulation_boundary()
+        if last and engine_state.trains_itself(engine) and not self._gradient_is_finite():
+            self._leave_out_step()
+            return False
+        engine.step()
+        return not last or bool(engine.was_step_applied())
+
+    def _leave_out_step(self) -> None:
+        """Do for stage 0 in float32, where DeepSpeed looks at no gradient, what other stages do."""
+        before = self.progress()["scheduler"]
+        for parameter in self.module.parameters():
+            parameter.grad = None  # AdamW leaves out what has none
         self._engine.step()
+        engine_state.load_schedule(self._engine, before)
+        self._engine.skipped_steps += 1
+
+    def _gradient_is_finite(self) -> bool:
+        """Whether every gradient of a whole (stage 0) model is; the ranks have the same."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients)
+        return bool(torch.stack(norms).isfinite().all()) if norms else True
 
     def trained_parameters(self, prefix: str = "") -> dict[str, Tensor]:
         """Copy trained parameters in full and in float32, on the CPU; collective.
@@ -158,15 +186,52 @@ class Engine:
         Args:
             prefix: Only those whose name begins so.
         """
-        from deepspeed.utils import safe_get_full_fp32_param
+        return engine_state.weights(self._engine, prefix)
 
-        full: dict[str, Tensor] = {}
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad and name.startswith(prefix):
-                master = safe_get_full_fp32_param(parameter)
-                value = parameter if master is None else master
-                full[name] = value.detach().float().cpu().clone().contiguous()
-        return full
+    def trained_names(self) -> list[str]:
+        """Names of the parameters that are optimised."""
+        return list(engine_state.named_trained(self.module))
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Copy what AdamW keeps, see :func:`engine_state.optimizer_state`; collective."""
+        return engine_state.optimizer_state(self._engine)
+
+    def progress(self) -> dict[str, Any]:
+        """Counters, learning rate and loss scale as plain JSON values. Not collective."""
+        return engine_state.progress(self._engine)
+
+    def resume(
+        self,
+        weights: dict[str, Tensor],
+        optimizer: dict[str, Tensor],
+        progress: dict[str, Any],
+        *,
+        micro_steps: int,
+    ) -> None:
+        """Go on where a checkpoint was made, on any number of ranks at any stage; collective.
+
+        Args:
+            weights: What :meth:`trained_parameters` returned.
+            optimizer: What :meth:`optimizer_state` returned on the main rank.
+            progress: What :meth:`progress` returned.
+            micro_steps: Micro-batches that this rank would have done by then.
+        """
+        engine_state.load(self._engine, weights, optimizer)
+        engine_state.load_progress(self._engine, progress)
+        engine_state.set_micro_steps(self._engine, micro_steps)
+
+    def warm_start(
+        self, take_over: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
+    ) -> list[str]:
+        """Begin with other weights, and a fresh optimizer; collective.
+
+        Args:
+            take_over: Makes the weights to begin with of the ones that are there, and says in
+                words what it did; the same on every rank.
+        """
+        weights, told = take_over(self.trained_parameters())
+        engine_state.load(self._engine, weights, {})
+        return told
 
     def load_trained_parameters(self, state: dict[str, Tensor]) -> None:
         """Put parameters back into the module for evaluation; collective.
@@ -176,18 +241,7 @@ class Engine:
         Args:
             state: What :meth:`trained_parameters` returned.
         """
-        import deepspeed
-
-        partitioned = self._engine.zero_optimization_stage() == 3
-        for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            with deepspeed.zero.GatheredParameters(
-                [parameter], modifier_rank=0, enabled=partitioned
-            ):
-                if not partitioned or distributed.is_main_rank():
-                    with torch.no_grad():
-                        parameter.copy_(state[name])
+        engine_state.load_weights(self._engine, state)
 
     def optimizer_bytes(self) -> int:
         """Count what the optimizer keeps on this rank: its state, and its copies of parameters."""

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.collate import WindowBatch, make_loader
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.sampler import EvaluationSampler
 from dist_train.data.windows import ForecastData
+from dist_train.memory_account import account
 from dist_train.metrics import ErrorSums, Scores
 
 Forecast = Callable[[WindowBatch], Tensor]
@@ -29,6 +30,7 @@ def score_split(
     batch_size: int,
     prompt_builder: PromptBuilder | None = None,
     num_workers: int = 0,
+    between: Callable[[], None] | None = None,
 ) -> dict[str, ErrorSums]:
     """Score forecasters on all windows of a split; collective.
 
@@ -42,6 +44,7 @@ def score_split(
         batch_size: Windows per forward pass of one rank; does not change the sums.
         prompt_builder: Makes the prompts of a batch; None where no forecaster reads them.
         num_workers: Processes that prepare batches.
+        between: Called before each batch, on every rank as often; may be collective, and raise.
 
     Returns:
         The error sums of each forecaster over all ranks, equal on every rank.
@@ -53,8 +56,12 @@ def score_split(
     )
     loader = make_loader(windows, sampler, prompt_builder, num_workers)
     device = distributed.device()
-    with torch.no_grad():
+    progress.enter(f"scoring {split}")
+    with torch.no_grad(), account.phase("evaluation"):
         for batch in loader:
+            progress.mark()
+            if between is not None:
+                between()
             valid = batch.num_valid
             channels = torch.from_numpy(data.channels_of(batch.window_ids.numpy(), split))
             on_device = batch.to(device)

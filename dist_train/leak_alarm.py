@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.collate import Collator
 from dist_train.retrieval import Retriever
 
@@ -82,6 +82,7 @@ def message(report: LeakReport) -> str:
 
 def _measure(retriever: Retriever, split: str) -> tuple[float, int]:
     """Return the ratio on a sample of a split, and how many neighbours overlap; collective."""
+    progress.enter(f"leak alarm, {split}")
     windows = retriever.data.windows[split]
     limit = min(NUM_WINDOWS, max(MIN_WINDOWS, MAX_ROWS // windows.num_variates))
     ids = windows.even_sample(limit)

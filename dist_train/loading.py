@@ -83,7 +83,7 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
     description = checkpoint.series["description"]
     prompt_builder = build_prompt_builder(config, files, description)
     module = build_forecaster(config, files, dtype, prompt_builder)
-    module.load_trained_state_dict(checkpoint.state)
+    module.load_trained_state_dict(checkpoint.model)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.windows import ForecastData
+from dist_train.memory_account import account
 from memory_index.bank import MemoryBank
 from memory_index.builder import BankPlan, build_bank
 from memory_index.config import BankConfig
@@ -115,6 +116,8 @@ class MemoryBuilder:
                 cannot be used.
             ValueError: A key is not finite.
         """
+        # The training of an index gives no marks.
+        progress.enter("building the memory", patience=3)
         encoder = copy.deepcopy(self._encoder)
         encoder.load_state_dict(dict(state))
         encoder.to(self.device)
@@ -134,8 +137,9 @@ class MemoryBuilder:
             seq_len=self.bank.seq_len, pred_len=self.bank.pred_len, past_only=False
         )
         hidden = self.bank.hidden(self.bank.series(ids), self.bank.starts(ids), training)
-        sample = SampleQueries(keys=encode(ids), hidden=hidden)
-        index = self._load_or_build(folder, plan, encode, sample)
+        with account.phase("bank"):
+            sample = SampleQueries(keys=encode(ids), hidden=hidden)
+            index = self._load_or_build(folder, plan, encode, sample)
         return LiveMemory(
             encoder=encoder,
             fingerprint=name,
@@ -194,10 +198,11 @@ class MemoryBuilder:
         ) as bar:
             ranks = distributed.world_size()
 
-            def progress(entries: int) -> None:
+            def count(entries: int) -> None:
+                progress.mark()
                 bar.update(min(entries * ranks, len(plan.entry_ids) - bar.n))
 
-            build_bank(folder, plan, encode, sample, self._all, progress)
+            build_bank(folder, plan, encode, sample, self._all, count)
         # On all ranks: none may go on, and delete the folder in the end, while one still reads it.
         with self._all.agree("Loading the memory bank"):
             return self._load(folder, plan, encode, sample)
@@ -228,6 +233,7 @@ class MemoryBuilder:
                 part = slice(first, first + ENCODE_CHUNK)
                 windows_mL = self.bank.windows(ids[part]).to(self.device)
                 keys[part] = encoder(windows_mL).key.float().cpu()
+                progress.mark()
             return keys
 
         return encode

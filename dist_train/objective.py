@@ -81,6 +81,14 @@ class TrainingSums:
                 self._count(f"{name}/correct", correct_count(logits, classes)[0][None])
                 self._count(f"{name}/classes", class_counts(classes, number))
 
+    def merge(self, other: "TrainingSums") -> None:
+        """Add the sums of another one."""
+        self.num_batches += other.num_batches
+        self.weights |= other.weights
+        for mine, theirs in ((self.values, other.values), (self.counts, other.counts)):
+            for name, tensor in theirs.items():
+                mine[name] = mine[name] + tensor if name in mine else tensor
+
     def reduce(self) -> dict[str, float]:
         """Means over steps and ranks, by the name they are logged under; collective.
 
@@ -98,6 +106,17 @@ class TrainingSums:
                 metrics[f"train/accuracy_{name}"] = float(correct) / float(total)
                 metrics[f"train/majority_{name}"] = float(largest) / float(total)
         return metrics
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums themselves, by a name that says which kind they are."""
+        values = {f"value.{name}": tensor for name, tensor in self.values.items()}
+        return values | {f"count.{name}": tensor for name, tensor in self.counts.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what :meth:`tensors` gave."""
+        for name, tensor in tensors.items():
+            kind, _, name = name.partition(".")
+            {"value": self.values, "count": self.counts}[kind][name] = tensor
 
     def _value(self, name: str, value: Tensor) -> None:
         self.values[name] = self.values.get(name, torch.zeros_like(value)) + value.detach().double()

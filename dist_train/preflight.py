@@ -31,14 +31,14 @@ class Preflight:
 
 
 def identity(config: RunConfig, checked: Preflight, world_size: int) -> str:
-    """Hash everything that decides the numbers of a run; its name is not part of it.
+    """Hash everything that decides the numbers of a run, not its name or checkpoints.
 
     Args:
         config: The run.
         checked: Its data and backbone.
         world_size: Ranks of the job.
     """
-    settings = config_to_dict(config) | {"name": None, "runs_dir": None}
+    settings = config_to_dict(config) | {"name": None, "runs_dir": None, "checkpoint": None}
     own_json = config.deepspeed.config_file
     parts = {
         "config": settings,

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function
 
-from dist_train import distributed, profile_report
+from dist_train import distributed, profile_report, progress
 from dist_train.config import SKIPPED_STEPS, RunConfig
 from dist_train.engine import Engine, whole_numel
 from dist_train.profile_report import Operator, Recording, Sizes
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class NoProfiler:
-    """What training uses when nobody asked for a profile: it does nothing."""
+    """What training uses when nobody asked for a profile: only the watchdog hears of the parts."""
 
     def __enter__(self) -> Self:
         return self
@@ -51,11 +51,19 @@ class NoProfiler:
 
     def part(self, name: str) -> AbstractContextManager[object]:
         """Name what a block does."""
+        progress.enter(name)
         return nullcontext()
 
-    def iterate(self, name: str, items: Iterable[T]) -> Iterable[T]:
+    def iterate(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Name what waiting for the next item is."""
-        return items
+        iterator = iter(items)
+        while True:
+            with self.part(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
 
     def step(self) -> None:
         """Count an optimizer step; collective where there is a profile."""
@@ -92,18 +100,8 @@ class StepProfiler(NoProfiler):
 
     def part(self, name: str) -> AbstractContextManager[object]:
         """Name what a block does."""
+        progress.enter(name)
         return record_function(PREFIX + name) if self._hooks else nullcontext()
-
-    def iterate(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Name what waiting for the next item is."""
-        iterator = iter(items)
-        while True:
-            with self.part(name):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
 
     def step(self) -> None:
         """Count an optimizer step, and go on to what the next one is for; collective."""

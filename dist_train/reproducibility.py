@@ -3,8 +3,13 @@
 import hashlib
 import platform
 import random
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PACKAGES = ("dist_train", "model", "memory_index")
 
@@ -17,6 +22,39 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, "Tensor"]:
+    """State of this process's generators (Python, numpy, torch, its GPU), as tensors."""
+    import numpy as np
+    import torch
+
+    version, inner, gauss = random.getstate()
+    numbers = np.random.get_state(legacy=False)
+    assert isinstance(numbers, dict)
+    assert (version, gauss, numbers["has_gauss"]) == (3, None, 0)  # nobody asks them here
+    inside = numbers["state"]
+    state = {
+        "python": torch.tensor(inner, dtype=torch.int64),
+        "numpy": torch.tensor([*inside["key"].tolist(), inside["pos"]], dtype=torch.int64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, "Tensor"]) -> None:
+    """Put the generators where :func:`random_state` found them."""
+    import numpy as np
+    import torch
+
+    random.setstate((3, tuple(state["python"].tolist()), None))
+    *keys, place = state["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), place, 0, 0.0))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def code_fingerprint() -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder
@@ -167,6 +167,7 @@ class Retriever:
         self, context: Tensor, series: np.ndarray, starts: np.ndarray, *, past_only: bool
     ) -> Neighbours:
         began = time.monotonic()
+        progress.enter("search")
         live, num_variates = self.live, context.shape[2]
         rows_RL = to_rows(context).to(self.builder.device)
         series_R, starts_R = (

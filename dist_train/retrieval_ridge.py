@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dist_train import distributed
+from dist_train import distributed, progress
 from dist_train.data.collate import Collator, WindowBatch
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import Forecast
@@ -117,7 +117,9 @@ def _accumulate(
     mine = ids[distributed.rank() :: ranks]
     chunk = max(1, CHUNK_ROWS // windows.num_variates)
     # As many rounds on every rank, the last one empty on some: the search is collective.
+    progress.enter(f"ridge with retrieval, {split}")
     for first in range(0, -(-len(ids) // ranks), chunk):
+        progress.mark()
         batch = Collator(windows, None)([int(number) for number in mine[first : first + chunk]])
         context, target, retrieved = (
             to_rows(values)

@@ -1,30 +1,20 @@
-"""The folder of a run: refuse a taken one, find a finished one.
+"""The folder of a run: refuse a taken one, keep others out of it, find a finished one."""
 
-As a command it tells a start script what to do, before any launcher starts:
-
-    python -m dist_train.run_folder --config FILE [--section.key value ...]
-
-checks configuration, data and backbone, and prints two lines: ``finished`` and the result line
-where the same run has finished before, else the free run name and the run's folder.
-"""
-
+import fcntl
 import json
-import sys
-from collections.abc import Sequence
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dist_train import preflight
-from dist_train.config import (
-    ConfigError,
-    RunConfig,
-    build_parser,
-    fail,
-    parse_run_config,
-    world_size_of_environment,
-)
+from dist_train.config import ConfigError, RunConfig
+from memory_index.atomic_file import write_text
 
 RESULT_FILE = "result.json"
+STOPPED_FILE = "stopped.json"
+LOCK_FILE = ".lock"
 
 
 def check_is_new(config: RunConfig) -> None:
@@ -38,11 +28,66 @@ def check_is_new(config: RunConfig) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         state = "a finished run" if (folder / RESULT_FILE).exists() else "an unfinished run"
         raise ConfigError(
-            f"name={config.name}: {folder} already holds {state}. Choose another --name; to run "
-            "it again under this name, move the folder away first."
+            f"name={config.name}: {folder} already holds {state}. Choose another --name, or go on "
+            "with it: --resume auto; to run it again under this name, move the folder away first."
         )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"name={config.name}: {folder} is a file; choose another --name.")
+
+
+def check_can_be_resumed(config: RunConfig) -> None:
+    """Refuse a run folder in which no run can go on or begin.
+
+    Raises:
+        ConfigError: It is a file, cannot be made, or holds something that is not a run.
+    """
+    _check_runs_dir(config)
+    folder = config.run_folder
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"name={config.name}: {folder} is a file; choose another --name.")
+    known = {"config.yaml", LOCK_FILE, STOPPED_FILE}
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / n).exists() for n in known):
+        raise ConfigError(
+            f"name={config.name}: {folder} holds something else than a run (no config.yaml); "
+            "choose another --name."
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second job out of a run folder for as long as this one lasts; on the main rank.
+
+    The lock ends with the process, however that ends.
+
+    Raises:
+        ConfigError: Another job runs there right now, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror}); name another folder with runs_dir."
+        ) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
+            raise ConfigError(
+                f"{folder}: another job runs there right now ({owner or 'unknown'}); wait until "
+                "it has ended, or stop it."
+            ) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_stopped(folder: Path, signal_name: str, step: int) -> None:
+    """Leave the mark by which a start script knows that the run wants to be started again."""
+    write_text(folder / STOPPED_FILE, json.dumps({"signal": signal_name, "step": step}))
 
 
 def find_result(folder: Path) -> dict[str, Any] | None:
@@ -60,17 +105,28 @@ def result_line(result: dict[str, Any]) -> str:
     return json.dumps({key: result[key] for key in keys})
 
 
-def plan_start(config: RunConfig, identity: str) -> tuple[str, str]:
-    """Decide what a start script does; see the module docstring for the two values.
+def plan_start(config: RunConfig, identity: str, *, resume: bool = False) -> tuple[str, str]:
+    """Decide what a start script does.
 
     Args:
         config: The run.
         identity: What :func:`dist_train.preflight.identity` says of it.
+        resume: Whether the run goes on under its own name.
+
+    Returns:
+        ``finished`` and the result line where the same run has finished before, else the run's
+        name, a free one unless it is resumed, and its folder.
 
     Raises:
         ConfigError: No folder can be made in ``runs_dir``.
     """
     _check_runs_dir(config)
+    if resume:
+        result = find_result(config.run_folder)
+        if result is not None:
+            return "finished", result_line(result)
+        check_can_be_resumed(config)
+        return config.name, str(config.run_folder)
     base = config.name
     number = 1
     while True:
@@ -90,22 +146,3 @@ def _check_runs_dir(config: RunConfig) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise ConfigError(f"runs_dir={config.runs_dir}: {nearest} is a file; name a folder.")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command of the module docstring."""
-    try:
-        config, _ = parse_run_config(
-            build_parser("python -m dist_train.run_folder"), sys.argv[1:] if argv is None else argv
-        )
-        checked = preflight.check(config)
-        ranks = world_size_of_environment()
-        plan = plan_start(config, preflight.identity(config, checked, ranks))
-    except (ValueError, OSError) as error:
-        return fail(error)
-    print("\n".join(plan))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_train import baselines, distributed, report
+from dist_train import baselines, distributed, report, watchdog
 from dist_train.comparison import score_beside_baselines
+from dist_train.config import TrainConfig
 from dist_train.loading import load_run, load_training_data
 
 
@@ -30,16 +31,18 @@ def evaluate_run(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {batch_size}.")
-    distributed.initialize_process_group(timeout_s=600.0)
+    defaults = TrainConfig()
+    distributed.initialize_process_group(defaults.collective_timeout_s)
     try:
-        run = load_run(folder, root)
-        data = load_training_data(run.config, run.series)
-        batch_size = batch_size or run.config.train.eval_batch_size
-        scores = score_beside_baselines(
-            partial(run.forecast, split=split), run.config, data, split,
-            module=run.module, retriever=run.retriever, prompt_builder=run.prompt_builder,
-            ridge=baselines.fit_ridge(data), batch_size=batch_size,
-        )  # fmt: skip
+        with watchdog.watch(defaults.watchdog_s):
+            run = load_run(folder, root)
+            data = load_training_data(run.config, run.series)
+            batch_size = batch_size or run.config.train.eval_batch_size
+            scores = score_beside_baselines(
+                partial(run.forecast, split=split), run.config, data, split,
+                module=run.module, retriever=run.retriever, prompt_builder=run.prompt_builder,
+                ridge=baselines.fit_ridge(data), batch_size=batch_size,
+            )  # fmt: skip
         if not distributed.is_main_rank():
             return None
         print(report.table(scores), flush=True)

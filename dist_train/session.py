@@ -1,61 +1,76 @@
-"""One run on the ranks of the process group: prepare, fit, score, report."""
+"""One run on the ranks of the process group: prepare or resume, fit, score, report."""
 
-import copy
 import dataclasses
 import json
-import math
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
-
-from dist_train import baselines, distributed, engine, leak_alarm, precision, report, run_folder
+from dist_train import (
+    closed_form,
+    distributed,
+    engine,
+    leak_alarm,
+    precision,
+    report,
+    resume,
+    run_folder,
+    stop_signals,
+    training_state,
+)
 from dist_train.build import build_forecaster, build_prompt_builder
+from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from dist_train.checkpoint_writer import BEST, CheckpointWriter
+from dist_train.closed_form import ClosedForm
 from dist_train.comparison import score_beside_baselines
 from dist_train.config import RunConfig, config_to_yaml, count_steps
-from dist_train.data.clock import overlapping_without_clock
+from dist_train.data.config import DataError
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
-from dist_train.evaluation import score_split
 from dist_train.memory_build import bank_root
 from dist_train.metrics import Scores
 from dist_train.preflight import Preflight, identity
 from dist_train.profiler import build_profiler
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
+from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
-from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
 from dist_train.tracking import Tracker
 from dist_train.trainer import FitResult, Trainer
-from dist_train.trend_fit import training_changes
+from dist_train.training_state import TrainingState
 from memory_index.atomic_file import write_text
 from model.backbone_files import fingerprint
 from model.forecaster import Forecaster
-from model.linear_anchor import AnchorFit
+from model.warm_start import take_over
 
 _IMPORTED = time.time()
 
+RESUMES_FILE = "resumes.jsonl"
+
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedForm:
-    """What is known before any training."""
+class Resume:
+    """What the command line said about going on."""
 
-    ridge: AnchorFit
-    """The ridge without retrieval: the row beside every result."""
+    where: str
+    """auto, or the path of a checkpoint or of a run."""
 
-    verdict: RetrievalVerdict | None
-    """Ridge with against without retrieval; None where nobody asked."""
+    counter: int | None = None
+    """Validations without improvement so far; None: the checkpoint's."""
 
 
-def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
+def train_and_score(
+    config: RunConfig, checked: Preflight, wanted: Resume | None = None
+) -> dict[str, Any]:
     """Train and score what has been checked; collective.
 
     Args:
-        config: The run; its folder is new.
+        config: The run; its folder is new, unless it is resumed.
         checked: Its data and backbone.
+        wanted: Where to go on; None: a new run.
 
     Returns:
         What ``result.json`` holds, on every rank.
@@ -63,139 +78,250 @@ def train_and_score(config: RunConfig, checked: Preflight) -> dict[str, Any]:
     Raises:
         FloatingPointError: The loss is not finite.
         LeakError: The memory shows windows their own futures.
+        CheckpointError: There is none to go on from, or it belongs to something else.
+        StopRequestedError: A signal asked to stop; a checkpoint has been saved if it trained.
     """
     data, files, folder = checked.data, checked.backbone_files, config.run_folder
     main = distributed.is_main_rank()
     run_identity = identity(config, checked, distributed.world_size())
     # May still refuse: before the folder, so that the name is not taken by a run that never began.
     prompt_builder = build_prompt_builder(config, files, data.series_set.description)
-    with distributed.agree_or_raise("Creating the run folder"):
-        if main:
-            _create_folder(folder, config)
-    dtype = precision.resolve_dtype(config.train.precision)
-    settings = engine.deepspeed_json(config, distributed.world_size(), dtype)
-    if main:
-        write_text(folder / "deepspeed.json", json.dumps(settings, indent=2))
-        _say(report.opening(config, data, distributed.world_size(), dtype))
+    resumption = None if wanted is None else resume.choose(config, wanted.where)
+    with ExitStack() as held:
+        with distributed.agree_or_raise("Opening the run folder"):
+            if resumption is not None:
+                _check_fits(resumption.checkpoint, checked)
+                if resumption.is_exact:
+                    _check_same_data(resumption.checkpoint, checked.data)
+            if main:
+                held.enter_context(run_folder.locked(folder))
+                _open_folder(folder, config, resumption)
+        return _Run(config, checked, prompt_builder, resumption, wanted).train(run_identity)
 
-    banks = bank_root(folder)
-    config, closed = _solve_closed_form(config, data, banks)
-    engine.prepare()
-    zero3 = settings if engine.divides_parameters(settings) else None
-    model = build_forecaster(config, files, dtype, prompt_builder, zero3=zero3)
-    retriever = None
-    if config.gram.use_gram is True:
-        retriever = Retriever(data, config.gram, config.bank, banks)
-        if not retriever.needs_refresh:
-            retriever.refresh({})
-    ridge_val_mse = _set_solutions(model, config, data, closed, retriever)
-    if main:
-        _say(report.parameters(model, closed.ridge, closed.verdict, retriever))
 
-    sampler = _build_sampler(config, data, settings)
-    total_steps = count_steps(config.train, sampler.steps_per_epoch)
-    ds_engine = engine.initialize(model, config, settings, total_steps)
-    # From here on each rank draws its own dropout; until here all had to draw the same weights.
-    seed_everything(config.train.seed + 1 + distributed.rank())
-    facts = {
-        "dtype": precision.dtype_name(dtype),
-        "backbone": {"name": config.backbone.name, "fingerprint": fingerprint(files)},
-    }
-    profiler = build_profiler(config, ds_engine)
-    with Tracker(folder, enabled=main) as tracker, profiler:
+class _Run:
+    """The steps of :func:`train_and_score` once the folder is this run's."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        checked: Preflight,
+        prompt_builder: Any,
+        resumption: Resumption | None,
+        wanted: Resume | None,
+    ) -> None:
+        self.config, self.data, self.files = config, checked.data, checked.backbone_files
+        self.prompt_builder, self.resumption, self.wanted = prompt_builder, resumption, wanted
+        self.folder, self.main = config.run_folder, distributed.is_main_rank()
+        exact = resumption is not None and resumption.is_exact
+        self.known = resumption.checkpoint if resumption is not None and exact else None
+        self.dtype = precision.resolve_dtype(config.train.precision)
+        if self.known is not None and config.train.precision == "auto":
+            self.dtype = precision.DTYPES[self.known.manifest["dtype"]]
+        self.settings = engine.deepspeed_json(config, distributed.world_size(), self.dtype)
+
+    def train(self, run_identity: str) -> dict[str, Any]:
+        """Do it all; collective."""
+        if self.main:
+            write_text(self.folder / "deepspeed.json", json.dumps(self.settings, indent=2))
+            world_size = distributed.world_size()
+            _say(report.opening(self.config, self.data, world_size, self.dtype))
+            _say(*_opening_of(self.resumption))
+        banks = bank_root(self.folder)
+        if self.known is not None:
+            closed, ridge_val_mse = closed_form.unpack(
+                self.known.closed_form, self.known.training["closed_form"]
+            )
+            config = _decided(self.config, self.known)
+        else:
+            config, closed = closed_form.solve(self.config, self.data, banks)
+        engine.prepare()
+        zero3 = self.settings if engine.divides_parameters(self.settings) else None
+        model = build_forecaster(config, self.files, self.dtype, self.prompt_builder, zero3=zero3)
+        retriever = None
+        if config.gram.use_gram is True:
+            retriever = Retriever(self.data, config.gram, config.bank, banks)
+            if not retriever.needs_refresh:
+                retriever.refresh({})
+        if self.known is not None:
+            model.load_buffers(self.known.model)
+        else:
+            ridge_val_mse = closed_form.set_solutions(model, config, self.data, closed, retriever)
+        if self.main:
+            _say(report.parameters(model, closed.ridge, closed.verdict, retriever))
+
+        trainer, writer = self._build_trainer(
+            config, model, retriever, closed_form.pack(closed, ridge_val_mse)
+        )
+        with trainer.tracker, trainer.profiler:
+            self._enter_training(trainer)
+            with stop_signals.finishing_steps():
+                fit = trainer.fit()
+            writer.close()
+            trainer.restore_best()
+            scores = score_beside_baselines(
+                partial(trainer.forecast, split="test"), config, self.data, "test",
+                module=trainer.engine.module, retriever=retriever,
+                prompt_builder=self.prompt_builder, ridge=closed.ridge,
+                batch_size=config.train.eval_batch_size,
+            )  # fmt: skip
+            test = {f"test/mse/{name}": row.mse for name, row in scores.items()}
+            trainer.tracker.log(fit.steps, test)
+
+        forecast = partial(trainer.forecast, split="test")
+        example = report.collect_example(forecast, closed.ridge, self.data, self.prompt_builder)
+        trainer.engine.close()
+        if retriever is not None:
+            retriever.close()
+        result = _result(config, fit, closed, scores)
+        result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
+        with distributed.agree_or_raise("Writing the report"):
+            if self.main:
+                report.write(self.folder, config, self.data, result, scores, example)
+                write_text(self.folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
+                _say(report.table(scores))
+        return result
+
+    def _build_trainer(
+        self, config: RunConfig, model: Forecaster, retriever: Retriever | None, closed: Any
+    ) -> tuple[Trainer, CheckpointWriter]:
+        sampler = _build_sampler(config, self.data, self.settings)
+        total_steps = count_steps(config.train, sampler.steps_per_epoch)
+        ds_engine = engine.initialize(model, config, self.settings, total_steps)
+        # From here on each rank draws its own dropout; until here all drew the same weights.
+        seed_everything(config.train.seed + 1 + distributed.rank())
+        state = TrainingState()
+        if self.known is not None:
+            sampler.load_state_dict(self.known.training["sampler"])
+            state = TrainingState.from_json(self.known.training["state"])
+            if self.wanted is not None and self.wanted.counter is not None:
+                state.counter = self.wanted.counter
+        tracker = Tracker(
+            self.folder, enabled=self.main, resume_at=state.step if self.known else None
+        )
+        writer = CheckpointWriter(
+            self.folder,
+            config_to_yaml(config),
+            keep=config.checkpoint.save_total_limit,
+            enabled=self.main,
+        )
         trainer = Trainer(
-            config, ds_engine, data, sampler, prompt_builder, tracker,
-            retriever=retriever, total_steps=total_steps, facts=facts, profiler=profiler,
+            config, ds_engine, self.data, sampler, self.prompt_builder, tracker,
+            retriever=retriever, total_steps=total_steps, writer=writer, closed_form=closed,
+            profiler=build_profiler(config, ds_engine), state=state if self.known else None,
+            facts={
+                "dtype": precision.dtype_name(self.dtype),
+                "backbone": {
+                    "name": config.backbone.name, "fingerprint": fingerprint(self.files)
+                },
+                "code": code_fingerprint(),
+            },
         )  # fmt: skip
+        return trainer, writer
+
+    def _enter_training(self, trainer: Trainer) -> None:
+        """Put weights, memory and generators where the training begins, or goes on; collective."""
+        retriever, known = trainer.retriever, self.known
+        if known is not None:
+            steps = trainer.state.step * trainer.sampler.accumulation_steps
+            trained = trainer.engine.trained_names()
+            trainer.engine.resume(
+                {name: known.model[name] for name in trained},
+                known.optimizer,
+                known.training["engine"],
+                micro_steps=steps,
+            )
+            trainer.restore_memory(known)
+            self._find_best(trainer, known)
+            training_state.restore_rank(known.ranks, trainer.state, self.config.train.seed)
+            return
+        if self.resumption is not None:
+            told = trainer.engine.warm_start(partial(take_over, self.resumption.checkpoint.model))
+            if self.main:
+                _say(*told)
         if retriever is not None and retriever.needs_refresh:
             trainer.refresh_memory()
         if retriever is not None:
-            _check_for_leaks(retriever, tracker)
-        fit = trainer.fit()
-        trainer.restore_best()
-        scores = score_beside_baselines(
-            partial(trainer.forecast, split="test"), config, data, "test",
-            module=ds_engine.module, retriever=retriever, prompt_builder=prompt_builder,
-            ridge=closed.ridge, batch_size=config.train.eval_batch_size,
-        )  # fmt: skip
-        tracker.log(fit.steps, {f"test/mse/{name}": row.mse for name, row in scores.items()})
+            _check_for_leaks(retriever, trainer.tracker)
 
-    forecast = partial(trainer.forecast, split="test")
-    example = report.collect_example(forecast, closed.ridge, data, prompt_builder)
-    ds_engine.close()
-    if retriever is not None:
-        retriever.close()
-    result = _result(config, fit, closed, scores)
-    result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
-    with distributed.agree_or_raise("Writing the report"):
-        if main:
-            report.write(folder, config, data, result, scores, example)
-            write_text(folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
-            _say(report.table(scores))
-    return result
+    def _find_best(self, trainer: Trainer, known: Checkpoint) -> None:
+        """Load the best model so far, which the run ends with unless a better one comes."""
+        best: Checkpoint | None = known
+        assert self.resumption is not None
+        if trainer.state.best_step != known.step:
+            origin = self.folder if self.resumption.in_place else known.folder.parent
+            try:
+                best = load_checkpoint(origin / BEST)
+            except CheckpointError as error:
+                best = None
+                if self.main:
+                    _say(f"warning: {error} The next validation makes another best/.")
+        trainer.adopt_best(best)
 
 
-def _create_folder(folder: Path, config: RunConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", config_to_yaml(config))
-    write_text(folder / "environment.json", json.dumps(environment(), indent=2))
+def _check_fits(checkpoint: Checkpoint, checked: Preflight) -> None:
+    """Refuse another backbone than the checkpoint's."""
+    expected = checkpoint.manifest["backbone"]["fingerprint"]
+    found = fingerprint(checked.backbone_files)
+    if found != expected:
+        raise CheckpointError(
+            f"{checkpoint.folder}: was trained on another backbone (fingerprint {expected[:12]}, "
+            f"found {found[:12]}); restore it, or start anew under another --name."
+        )
 
 
-def _solve_closed_form(
-    config: RunConfig, data: ForecastData, banks: Path | None
-) -> tuple[RunConfig, ClosedForm]:
-    """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
-    verdict = None
-    undecided = config.gram.use_gram == "auto"
-    no_clock = overlapping_without_clock(data.series_set) is not None
-    if (undecided and not no_clock) or config.model.anchor == "ridge_retrieval":
-        verdict = judge_retrieval(data, config.gram, config.bank, banks)
-    if undecided:
-        if no_clock and distributed.is_main_rank():
-            _say("memory: the series overlap in time but share no regular clock")
-        use_gram = verdict is not None and verdict.helps
-        gram = dataclasses.replace(config.gram, use_gram=use_gram)
-        config = dataclasses.replace(config, gram=gram)
-    return config, ClosedForm(ridge=baselines.fit_ridge(data), verdict=verdict)
+def _check_same_data(checkpoint: Checkpoint, data: ForecastData) -> None:
+    found, expected = data.series_set.checksum, checkpoint.series["checksum"]
+    if found != expected:
+        raise DataError(
+            f"{data.series_set.name}: the file is not the one that {checkpoint.folder} was trained "
+            f"on (checksum {found[:12]}, expected {expected[:12]}); restore it."
+        )
 
 
-def _set_solutions(
-    model: Forecaster,
-    config: RunConfig,
-    data: ForecastData,
-    closed: ClosedForm,
-    retriever: Retriever | None,
-) -> float:
-    """Give the model its anchor and the thresholds of its trend labels; collective.
+def _decided(config: RunConfig, known: Checkpoint) -> RunConfig:
+    """Take over whether the memory is on where the checkpoint's run has decided it."""
+    if config.gram.use_gram != "auto":
+        return config
+    use_gram = resume.load_config_of(known).gram.use_gram
+    return dataclasses.replace(config, gram=dataclasses.replace(config.gram, use_gram=use_gram))
 
-    The ridge with retrieval is solved on a sample of windows, so it may be worse than the ridge
-    on all of them. Whichever is better on the windows of model selection becomes the anchor: no
-    run starts below the ridge.
 
-    Returns:
-        MSE of the ridge on the windows of model selection.
-    """
-    if model.trend is not None and not isinstance(config.tapr.trend_thresholds, list):
-        model.trend.thresholds.fit(training_changes(data.windows["train"]))
-    candidates = {"ridge": baselines.ridge_forecast(closed.ridge)}
-    if config.model.anchor == "ridge_retrieval":
-        assert model.anchor is not None
-        assert closed.verdict is not None
-        assert retriever is not None
-        fit = closed.verdict.with_retrieval
-        model.anchor.set_solution(fit.weight, fit.norm)
-        anchor = copy.deepcopy(model.anchor).to(distributed.device())
-        candidates["retrieval"] = anchor_forecast(anchor, retriever, "val_selection")
-    batch_size = config.train.eval_batch_size
-    sums = score_split(candidates, data, "val_selection", batch_size=batch_size)
-    mse = {name: total.mse() for name, total in sums.items()}
-    if model.anchor is not None and mse["ridge"] <= mse.get("retrieval", math.inf):
-        if "retrieval" in mse and distributed.is_main_rank():
-            _say("anchor: the ridge without retrieval is better on validation and takes its place")
-        weight = closed.ridge.weight
-        unread = model.anchor.weight.shape[1] - weight.shape[1]  # the retrieved future counts 0
-        model.anchor.set_solution(F.pad(weight, (0, unread)), closed.ridge.norm)
-    return mse["ridge"]
+def _open_folder(folder: Path, config: RunConfig, resumption: Resumption | None) -> None:
+    """Make the folder a run's, or go on in it: nothing that is there is lost."""
+    (folder / run_folder.STOPPED_FILE).unlink(missing_ok=True)
+    if not (folder / "config.yaml").exists():
+        write_text(folder / "config.yaml", config_to_yaml(config))
+        write_text(folder / "environment.json", json.dumps(environment(), indent=2))
+    if resumption is not None:
+        if resumption.in_place:
+            _say(*resume.set_aside(folder, resumption))
+        resume.write_down(folder / RESUMES_FILE, resumption, environment())
+
+
+def _opening_of(resumption: Resumption | None) -> list[str]:
+    """Say where a resumed run goes on, and what was passed over."""
+    if resumption is None:
+        return []
+    checkpoint = resumption.checkpoint
+    lines = [f"resume: passed over {reason}" for reason in resumption.skipped]
+    if resumption.is_exact:
+        state = TrainingState.from_json(checkpoint.training["state"])
+        lines.append(f"resume: {checkpoint.folder}, {training_state.describe(state)}")
+        if checkpoint.manifest.get("code") != code_fingerprint():
+            lines.append("note: the code is not the one that saved it; numbers may differ")
+        ranks = checkpoint.training["ranks"]
+        if ranks != distributed.world_size():
+            lines.append(
+                f"note: saved on {ranks} rank(s), now {distributed.world_size()}: the same global "
+                "batches; dropout draws from other seeds"
+            )
+    else:
+        lines.append(
+            f"resume: the weights of {checkpoint.folder} alone, its settings differ: "
+            f"{'; '.join(resumption.differing)}"
+        )
+    return lines
 
 
 def _build_sampler(
@@ -251,5 +377,6 @@ def _result(
     return result
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, flush=True)

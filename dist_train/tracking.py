@@ -1,20 +1,39 @@
-"""What a run writes down while it goes on: one JSON object per line of ``metrics.jsonl``."""
+"""What a run writes down while it goes on: one JSON object per line of ``metrics.jsonl``.
+
+A tracker that cannot write, on a full disk say, says so once and never ends a training.
+"""
 
 import json
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
+
+from memory_index.atomic_file import write_text
+
+FILE = "metrics.jsonl"
+SUPERSEDED = "metrics.superseded.jsonl"
 
 
 class Tracker:
     """Append metrics to the run folder; on ranks other than 0 it does nothing."""
 
-    def __init__(self, folder: Path, *, enabled: bool) -> None:
+    def __init__(self, folder: Path, *, enabled: bool, resume_at: int | None = None) -> None:
+        """Open the file.
+
+        Args:
+            folder: Of the run.
+            enabled: False: nothing is written.
+            resume_at: The step that a resumed run goes on from: later lines, of steps that are
+                done again, are moved to ``metrics.superseded.jsonl``. None: a run from the start.
+        """
         self._started = time.monotonic()
-        # Line buffered: what was logged survives whatever ends the process.
-        self._file = (
-            (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) if enabled else None
-        )
+        self._path = folder / FILE
+        self._failed = False
+        if enabled and self._path.exists():
+            _supersede(folder, -1 if resume_at is None else resume_at)
+        # Unbuffered: what was logged survives whatever ends the process.
+        self._file = self._path.open("ab", buffering=0) if enabled else None
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one line.
@@ -26,7 +45,18 @@ class Tracker:
         if self._file is None:
             return
         seconds = round(time.monotonic() - self._started, 3)
-        self._file.write(json.dumps({"step": step, "time_s": seconds, **values}) + "\n")
+        line = json.dumps({"step": step, "time_s": seconds, **values}) + "\n"
+        try:
+            # After a line that was cut off, a new line begins.
+            self._file.write(("\n" + line if self._failed else line).encode())
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                sys.stderr.write(
+                    f"warning: {self._path} cannot be written ({error.strerror}); the training "
+                    "goes on without it.\n"
+                )
+            self._failed = True
 
     def __enter__(self) -> "Tracker":
         return self
@@ -39,3 +69,22 @@ class Tracker:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _supersede(folder: Path, step: int) -> None:
+    """Move the lines of steps after ``step``, and of a test that came after it, out of the way."""
+    path = folder / FILE
+    kept: list[str] = []
+    moved: list[str] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            late = values["step"] > step or any(key.startswith("test/") for key in values)
+        except (ValueError, KeyError, TypeError):
+            late = bool(line)  # cut off by whatever ended the run
+        if line:
+            (moved if late else kept).append(line)
+    if moved:
+        with (folder / SUPERSEDED).open("a", encoding="utf-8") as file:
+            file.write("\n".join(moved) + "\n")
+        write_text(path, "\n".join([*kept, ""]) if kept else "")

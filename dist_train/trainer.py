@@ -1,11 +1,12 @@
 """The training loop: what happens in a step, and every so many steps."""
 
+import json
 import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,23 +14,39 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from dist_train import distributed
-from dist_train.checkpoint import save_checkpoint
+from dist_train import distributed, progress, stop_signals
+from dist_train.checkpoint import Checkpoint, Content, check_is_finite
+from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
 from dist_train.config import RunConfig
-from dist_train.data.collate import WindowBatch, make_loader
+from dist_train.data.collate import WindowBatch
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
 from dist_train.engine import Engine
 from dist_train.evaluation import score_split
+from dist_train.memory_account import account
+from dist_train.nonfinite import NonFiniteSteps
 from dist_train.objective import TrainingSums, loss_terms
 from dist_train.profiler import NoProfiler
 from dist_train.retrieval import Retriever
 from dist_train.series_facts import describe
+from dist_train.step_feed import Neighbours, RefreshSchedule, micro_batches, with_neighbours
+from dist_train.stop_signals import StopRequestedError
 from dist_train.stopwatch import Stopwatch
 from dist_train.tracking import Tracker
-from model.batch import RetrievedWindows
+from dist_train.training_state import TrainingState, gather_ranks
 from model.losses import total_loss
+
+MEMORY_PHASES = {
+    "retrieval wait": "search",
+    "forward": "forward",
+    "loss": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "refresh": "bank",
+    "checkpoint": "checkpoint",
+}
+"""What the parts of a step are to the account of memory; validation says so itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +87,28 @@ class Trainer:
         retriever: Retriever | None,
         total_steps: int,
         facts: dict[str, Any],
+        writer: CheckpointWriter,
         profiler: NoProfiler | None = None,
+        state: TrainingState | None = None,
+        closed_form: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
     ) -> None:
+        """Take what a run has built.
+
+        Args:
+            config: The run.
+            engine: The model to train.
+            data: Where the windows come from.
+            sampler: Which of them, and when.
+            prompt_builder: Writes the prompts; None: no prompts.
+            tracker: Gets the metrics.
+            retriever: The memory; None: none.
+            total_steps: Optimizer steps of the whole run.
+            facts: Written into the manifest of every checkpoint.
+            writer: Saves them.
+            profiler: Told what the time is spent on.
+            state: Where to go on; None: at the beginning.
+            closed_form: Tensors and facts of the ridges, kept in every checkpoint.
+        """
         self.config = config
         self.engine = engine
         self.data = data
@@ -81,14 +118,22 @@ class Trainer:
         self.retriever = retriever
         self.total_steps = total_steps
         self.facts = facts
+        self.writer = writer
         self.profiler = profiler or NoProfiler()
+        self.state = state or TrainingState()
         self.best_state: dict[str, Tensor] = {}
         self.best_snapshot: dict[str, Tensor] = {}
-        self._best_val_mse, self._best_step, self._bad = math.inf, 0, 0
-        self._sums = TrainingSums()
-        self._train_s, self._windows_timed = 0.0, 0
-        self._best_bank, self._waited_s = "", 0.0
-        self._memory_of = 0  # the step whose encoder made the keys
+        self._closed_form = closed_form or ({}, {})
+        self._later_best: Checkpoint | None = None
+        self._waited_s = 0.0
+        self._memory_next: dict[str, Tensor] = {}  # the encoder of the bank that is being built
+        self._saved_step = self.state.step if state else -1
+        self._nonfinite = NonFiniteSteps(config, data, scales_loss=facts.get("dtype") == "fp16")
+        self._refreshes = RefreshSchedule(
+            config.gram,
+            sampler.steps_per_epoch,
+            enabled=retriever is not None and retriever.needs_refresh,
+        )
 
     def fit(self) -> FitResult:
         """Train, keeping the parameters with the lowest validation MSE in ``best/``.
@@ -99,45 +144,112 @@ class Trainer:
         with an anchor, is a candidate like any other.
 
         Raises:
-            FloatingPointError: The loss is not finite.
+            FloatingPointError: The loss is not finite, and ``train.on_nonfinite`` is stop.
+            StopRequestedError: A signal asked a rank to stop; a checkpoint has been saved.
         """
-        started = time.monotonic()
-        eval_every = self.config.train.eval_every or self.sampler.steps_per_epoch
-        step = 0
-        self._validate(step)
+        started, before_s, state = time.monotonic(), self.state.fit_s, self.state
         bar = self._progress_bar()
         watch = Stopwatch()
-        for batches, retrieved in self._steps_with_neighbours():
-            self._train_step(batches, retrieved, step)
-            step += 1
-            bar.update()
-            if step % self.config.train.log_every == 0 or step == self.total_steps:
-                with self.profiler.part("metrics"):
-                    self._log(step, watch.lap(), bar)
-            if step % eval_every == 0 or step == self.total_steps:
-                with watch.paused(), self.profiler.part("validation"):
-                    self._validate(step)
-                    bar.set_postfix(self._postfix())
-                if self._bad >= self.config.train.patience:
+
+        def passed() -> None:
+            state.fit_s = before_s + time.monotonic() - started
+
+        done = self._between_steps(watch, bar, passed)
+        if not done:
+            for batches, neighbours in self._steps_with_neighbours():
+                self._train_step(batches, neighbours, state.step)
+                state.step += 1
+                bar.update()
+                if state.step % self.config.train.log_every == 0 or self._is_last(state.step):
+                    with self._part("metrics"):
+                        self._log(state.step, watch.lap(), bar)
+                if self._between_steps(watch, bar, passed):
                     break
-            if step == self.total_steps:
-                break
-            with self.profiler.part("refresh"):
-                self._refresh_on_schedule(step)
-            with watch.paused():
-                self.profiler.step()
         self.profiler.finish()
         bar.close()
         if self.retriever is not None:
             self.retriever.finish_refresh(swap=False)
+            self._memory_next = {}
+        if self._later_best is not None:  # its step was done again, and ended elsewhere
+            state.best_step = self._later_best.step
+            state.best_val_mse = float(self._later_best.manifest["val_mse"])
+            state.best_bank = self._later_best.manifest["bank"] or ""
+        if self.config.checkpoint.save_steps and self._saved_step != state.step:
+            self._save_step()
+        passed()
         return FitResult(
-            steps=step,
-            best_step=self._best_step,
-            best_val_mse=self._best_val_mse,
-            train_s=time.monotonic() - started,
-            windows_per_s=self._windows_timed / max(self._train_s, 1e-9),
+            steps=state.step,
+            best_step=state.best_step,
+            best_val_mse=state.best_val_mse,
+            train_s=state.fit_s,
+            windows_per_s=state.windows_timed / max(state.train_s, 1e-9),
             peak_rss_gib=peak_rss_gib(),
         )
+
+    def _between_steps(
+        self, watch: Stopwatch, bar: "tqdm[Any]", passed: Callable[[], None]
+    ) -> bool:
+        """Do what is due after a step, each thing once, also where a run is resumed here.
+
+        Returns:
+            Whether the training is over.
+
+        Raises:
+            StopRequestedError: As :meth:`fit`.
+        """
+        state, step = self.state, self.state.step
+        try:
+            if self._validates_after(step) and state.validated_step < step:
+                with watch.paused(), self._part("validation"):
+                    passed()
+                    self._validate(step)
+                    state.validated_step = step
+                    bar.set_postfix(self._postfix())
+            if state.counter >= self.config.train.patience or self._is_last(step):
+                return True
+            if state.refreshed_step < step:
+                with self._part("refresh"):
+                    self._refresh_on_schedule(step)
+                state.refreshed_step = step
+            self._stop_if_asked()
+        except StopRequestedError as request:
+            passed()
+            if self._saved_step != step:
+                self._save_step()
+            with distributed.agree_or_raise("Saving the checkpoint"):
+                saved = self.writer.wait()  # before any rank ends: a launcher ends the others then
+            request.step = step if saved else None
+            raise
+        every = self.config.checkpoint.save_steps
+        if every and step > 0 and step % every == 0 and self._saved_step != step:
+            with watch.paused(), self._part("checkpoint"):
+                passed()
+                self._save_step()
+        if step > 0:
+            with watch.paused():
+                self.profiler.step()
+        return False
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """Say what a block does: to the watchdog, the profile, and the account of memory."""
+        progress.enter(name, self.state.step + 1)
+        phase = MEMORY_PHASES.get(name)
+        with self.profiler.part(name), account.phase(phase) if phase else nullcontext():
+            yield
+
+    def _is_last(self, step: int) -> bool:
+        return step >= self.total_steps
+
+    def _validates_after(self, step: int) -> bool:
+        every = self.config.train.eval_every or self.sampler.steps_per_epoch
+        return step % every == 0 or self._is_last(step)
+
+    def _stop_if_asked(self) -> None:
+        """End the training on all ranks where one was sent a signal; collective."""
+        asked = stop_signals.received()
+        if distributed.any_rank(bool(asked)):
+            raise StopRequestedError(asked or "another rank")
 
     def forecast(self, batch: WindowBatch, split: str) -> Tensor:
         """Forecast a batch of ``data.windows[split]``; collective under ZeRO-3.
@@ -158,6 +270,29 @@ class Trainer:
             return
         self.retriever.refresh(self._encoder_state())
 
+    def restore_memory(self, checkpoint: Checkpoint) -> None:
+        """Search the memory that a checkpoint was made with, and build on what it began."""
+        if self.retriever is None:
+            return
+        if self.retriever.needs_refresh:
+            self.retriever.refresh(checkpoint.memory)
+        if checkpoint.memory_next:
+            self._memory_next = checkpoint.memory_next
+            self.retriever.start_refresh(checkpoint.memory_next)
+
+    def adopt_best(self, best: Checkpoint | None) -> None:
+        """Take the best model so far from a checkpoint; None: forget that there was one.
+
+        It may be a later one than :attr:`state` knows, of steps that are done again now: then it
+        stands until the same step makes it anew.
+        """
+        if best is None:
+            self.state.best_val_mse, self.state.best_step = math.inf, 0
+            return
+        self.best_state = {name: best.model[name] for name in self.engine.trained_names()}
+        self.best_snapshot = best.memory
+        self._later_best = best if best.step > self.state.step else None
+
     def _encoder_state(self) -> dict[str, Tensor]:
         assert self.retriever is not None
         prefix = "memory.encoder."
@@ -169,57 +304,36 @@ class Trainer:
         self.engine.load_trained_parameters(self.best_state)
         if self.retriever is not None and self.retriever.needs_refresh:
             self.retriever.refresh(self.best_snapshot)
-            self.retriever.prune({self._best_bank})
+            self.retriever.prune({self.state.best_bank})
 
-    def _steps(self) -> Iterator[list[WindowBatch]]:
-        """The micro-batches of one optimizer step after the other, epoch after epoch."""
-        for epoch in range(self.config.train.max_epochs):
-            self.sampler.set_position(epoch, 0)
-            loader = make_loader(
-                self.data.windows["train"],
-                self.sampler,
-                self.prompt_builder,
-                self.config.data.num_workers,
-            )
-            batches: list[WindowBatch] = []
-            for batch in self.profiler.iterate("data loading", loader):
-                batches.append(batch)
-                if len(batches) == self.sampler.accumulation_steps:
-                    yield batches
-                    batches = []
+    def _steps_with_neighbours(self) -> Any:
+        return with_neighbours(
+            self._steps(),
+            self.retriever,
+            self._refreshes.swaps_after,
+            first_step=self.state.step,
+            total_steps=self.total_steps,
+        )
 
-    def _steps_with_neighbours(
-        self,
-    ) -> Iterator[tuple[list[WindowBatch], list[Future[RetrievedWindows]] | None]]:
-        """Each step's micro-batches and their neighbours, searched for while the last one ran.
-
-        Not before the memory is swapped: a step sees the memory that its number says, however fast
-        the search is, so a run is the same each time.
-        """
-        retriever, step = self.retriever, 0
-        if retriever is None:
-            yield from ((batches, None) for batches in self._steps())
-            return
-        steps = self._steps()
-        batches = next(steps, None)
-        ahead: list[Future[RetrievedWindows]] | None = None
-        while batches is not None:
-            current = ahead or [retriever.retrieve_ahead(batch, "train") for batch in batches]
-            following = next(steps, None) if step + 1 < self.total_steps else None
-            ahead = None
-            if following is not None and not self._swaps_after(step + 1):
-                ahead = [retriever.retrieve_ahead(batch, "train") for batch in following]
-            yield batches, current
-            batches, step = following, step + 1
+    def _steps(self) -> Any:
+        return micro_batches(
+            self.data.windows["train"],
+            self.sampler,
+            self.prompt_builder,
+            num_workers=self.config.data.num_workers,
+            max_epochs=self.config.train.max_epochs,
+            first_step=self.state.step,
+            profiler=self.profiler,
+        )
 
     def _train_step(
-        self,
-        batches: list[WindowBatch],
-        neighbours: "list[Future[RetrievedWindows]] | None",
-        step: int,
+        self, batches: list[WindowBatch], neighbours: Neighbours | None, step: int
     ) -> None:
-        part = self.profiler.part
+        part = self._part
         self.engine.module.train()
+        losses: list[Tensor] = []
+        applied = True
+        sums = TrainingSums()
         for number, batch in enumerate(batches):
             retrieved = None
             if neighbours is not None:
@@ -236,45 +350,36 @@ class Trainer:
             with part("backward"):
                 self.engine.backward(loss)
             with part("optimizer"):
-                self.engine.step()
+                applied = self.engine.step()
             with part("metrics"):
-                self._sums.add(loss, terms, output)
+                sums.add(loss, terms, output)
+            losses.append(loss.detach())
+        if applied:
+            self.state.left_out_in_a_row = 0
+            self.state.sums.merge(sums)
+        else:
+            self._nonfinite.left_out(self.state, batches, losses)
 
     def _refresh_on_schedule(self, step: int) -> None:
         """Begin to encode the memory anew, or take over what was begun; at fixed steps."""
         if self.retriever is None:
             return
-        if self._refreshes_after(step) and step + self._refresh_lag < self.total_steps:
-            self.retriever.start_refresh(self._encoder_state())
-        if self._swaps_after(step):
+        schedule = self._refreshes
+        if schedule.begins_after(step) and step + schedule.lag < self.total_steps:
+            self._memory_next = self._encoder_state()
+            self.retriever.start_refresh(self._memory_next)
+        if schedule.swaps_after(step):
             self.retriever.finish_refresh()
-            self._memory_of = step - self._refresh_lag
-            self.retriever.prune({self._best_bank})
-
-    @property
-    def _refresh_every(self) -> int:
-        return self.config.gram.refresh_every or self.sampler.steps_per_epoch
-
-    @property
-    def _refresh_lag(self) -> int:
-        lag = self.config.gram.refresh_lag
-        return min(self._refresh_every // 4 if lag is None else lag, self._refresh_every - 1)
-
-    def _refreshes_after(self, step: int) -> bool:
-        """Whether the encoder of this step makes new keys."""
-        if self.retriever is None or not self.retriever.needs_refresh:
-            return False
-        return step > 0 and step % self._refresh_every == 0
-
-    def _swaps_after(self, step: int) -> bool:
-        """Whether new keys are searched from the step after this one on."""
-        return self._refreshes_after(step - self._refresh_lag)
+            self._memory_next = {}
+            self.state.memory_step = step - schedule.lag
+            self.retriever.prune({self.state.best_bank, *self.writer.banks()})
 
     def _log(self, step: int, seconds: float, bar: "tqdm[Any]") -> None:
-        num_steps = self._sums.num_batches // self.sampler.accumulation_steps
-        metrics = self._sums.reduce()
-        self._sums = TrainingSums()
-        loss = metrics["train/loss"]
+        state = self.state
+        num_steps = state.sums.num_batches // self.sampler.accumulation_steps
+        metrics: dict[str, float] = state.sums.reduce() if num_steps else {}
+        state.sums = TrainingSums()
+        loss = metrics.get("train/loss", 0.0)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"The training loss is {loss} in steps {step - num_steps + 1} to {step}: lower "
@@ -282,19 +387,20 @@ class Trainer:
                 "train.precision=fp32."
             )
         windows = num_steps * self.config.train.batch_size
-        self._train_s += seconds
-        self._windows_timed += windows
-        windows_per_s = windows / max(seconds, 1e-9)
+        state.train_s += seconds
+        state.windows_timed += windows
         metrics |= {
             "train/learning_rate": self.engine.learning_rate,
-            "perf/windows_per_s": round(windows_per_s, 2),
+            "perf/windows_per_s": round(windows / max(seconds, 1e-9), 2),
             "perf/rss_gib": round(peak_rss_gib(), 3),
         }
+        if state.left_out:
+            metrics["train/steps_left_out"] = state.left_out
         if self.retriever is not None:
             metrics |= {
                 "retrieval/search_ms": 1000 * self.retriever.search_s / max(1, num_steps),
                 "retrieval/wait_ms": 1000 * self._waited_s / max(1, num_steps),
-                "retrieval/staleness_steps": step - self._memory_of,
+                "retrieval/staleness_steps": step - state.memory_step,
             }
             self.retriever.search_s, self._waited_s = 0.0, 0.0
         self.tracker.log(step, metrics)
@@ -308,6 +414,7 @@ class Trainer:
             batch_size=self.config.train.eval_batch_size,
             prompt_builder=self.prompt_builder,
             num_workers=self.config.data.num_workers,
+            between=self._stop_if_asked,
         )
         mse = sums["model"].mse()
         if not math.isfinite(mse):
@@ -316,39 +423,77 @@ class Trainer:
                 f"{self.config.train.learning_rate}, or use train.precision=fp32."
             )
         self.tracker.log(step, {"val/mse": mse})
-        if mse < self._best_val_mse:
-            self._best_val_mse, self._best_step, self._bad = mse, step, 0
-            self._save_best(step)
+        state = self.state
+        if mse < state.best_val_mse:
+            state.best_val_mse, state.best_step, state.counter = mse, step, 0
+            state.validated_step = step
+            self._save_best()
         else:
-            self._bad += 1
+            state.counter += 1
 
-    def _save_best(self, step: int) -> None:
+    def _save_best(self) -> None:
+        content, bank = self._content()
+        self.best_state = {name: content.model[name] for name in self.engine.trained_names()}
+        self.best_snapshot = content.memory
+        self._later_best = None
+        self.writer.save(BEST, content, self._facts_of_now(bank))
+
+    def _save_step(self) -> None:
+        content, bank = self._content()
+        self._saved_step = self.state.step
+        self.writer.save(step_name(self.state.step), content, self._facts_of_now(bank))
+
+    def _facts_of_now(self, bank: str) -> dict[str, Any]:
+        val_mse = self.state.best_val_mse if math.isfinite(self.state.best_val_mse) else None
+        return {**self.facts, "step": self.state.step, "val_mse": val_mse, "bank": bank or None}
+
+    def _content(self) -> tuple[Content, str]:
+        """Copy all that a checkpoint holds, and name the bank that is searched; collective."""
         trained = self.engine.trained_parameters()
-        with distributed.agree_or_raise("Saving the best checkpoint"):
+        optimizer = self.engine.optimizer_state()
+        ranks = gather_ranks(self.state.sums)
+        snapshot, bank = {}, ""
+        if self.retriever is not None:
+            snapshot, bank = self.retriever.snapshot(), self.retriever.live.version
+        self.state.best_bank = bank if self.state.best_step == self.state.step else (
+            self.state.best_bank
+        )  # fmt: skip
+        tensors, facts = self._closed_form
+        with distributed.agree_or_raise("Saving a checkpoint"):
             buffers = self.engine.module.trained_state_dict()
-            buffers = {name: value for name, value in buffers.items() if name not in trained}
-            self.best_state = trained
-            if self.retriever is not None:
-                self.best_snapshot = self.retriever.snapshot()
-                self._best_bank = self.retriever.live.version
-            if distributed.is_main_rank():
-                save_checkpoint(
-                    self.config.run_folder / "best",
-                    state=trained | {name: value.cpu() for name, value in buffers.items()},
-                    memory=self.best_snapshot,
-                    series=describe(self.data),
-                    config=self.config,
-                    facts={
-                        **self.facts,
-                        "step": step,
-                        "val_mse": self._best_val_mse,
-                        "bank": self._best_bank or None,
-                    },
-                )
+            buffers = {name: value.cpu() for name, value in buffers.items() if name not in trained}
+            content = Content(
+                model=trained | buffers,
+                memory=snapshot,
+                memory_next={name: value.clone() for name, value in self._memory_next.items()},
+                optimizer=optimizer,
+                closed_form=tensors,
+                ranks=ranks,
+                training={
+                    "state": self.state.to_json(),
+                    "engine": self.engine.progress(),
+                    "sampler": self._position(),
+                    "accumulation_steps": self.sampler.accumulation_steps,
+                    "total_steps": self.total_steps,
+                    "ranks": distributed.world_size(),
+                    "zero_stage": self.config.deepspeed.zero_stage,
+                    "closed_form": facts,
+                },
+                series=describe(self.data),
+            )
+            json.dumps(content.training)  # here, on every rank, rather than in the background
+            check_is_finite(content)
+        return content, bank
+
+    def _position(self) -> dict[str, int]:
+        """The sampler's state, at the step that was really done; a loader reads ahead."""
+        epoch, step = divmod(self.state.step, self.sampler.steps_per_epoch)
+        return {**self.sampler.state_dict(), "epoch": epoch, "step": step}
 
     def _progress_bar(self) -> "tqdm[Any]":
         return tqdm(
             total=self.total_steps,
+            initial=self.state.step,
             disable=not distributed.is_main_rank(),
             unit="step",
             desc="training",
@@ -357,7 +502,7 @@ class Trainer:
         )
 
     def _postfix(self) -> dict[str, str]:
-        return {"best val mse": f"{self._best_val_mse:.4f}"}
+        return {"best val mse": f"{self.state.best_val_mse:.4f}"}
 
 
 def peak_rss_gib() -> float:

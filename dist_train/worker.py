@@ -12,11 +12,25 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from dist_train import progress
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # How long the end of a process waits for what a thread has begun: a search, not a whole bank.
 PATIENCE_S = 5.0
+
+
+class _Answer(Future[R]):
+    """A future for which the one who waits takes the thread's progress as its own."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        super().__init__()
+        self._thread = thread
+
+    def result(self, timeout: float | None = None) -> R:
+        with progress.waiting_for(self._thread):
+            return super().result(timeout)
 
 
 class OrderedWorker:
@@ -34,7 +48,7 @@ class OrderedWorker:
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Do something after all that was given before; returns at once."""
-        future: Future[R] = Future()
+        future: Future[R] = _Answer(self._thread)
         self._work.put((future, lambda: function(*args, **kwargs)))
         return future
 

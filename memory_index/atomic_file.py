@@ -26,3 +26,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either absent or whole, whenever the process ends."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

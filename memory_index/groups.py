@@ -104,7 +104,11 @@ class RankGroup:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on one rank at least."""
-        return bool(self.all_gather(torch.tensor([flag], dtype=torch.uint8)).any())
+        if self._group is None:
+            return flag
+        flags = torch.tensor([flag], dtype=torch.uint8)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(flags)
 
     def gather_objects(self, value: object) -> list[object]:
         """Collect one small picklable object of every rank, in rank order."""

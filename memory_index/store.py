@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memory_index.atomic_file import replacing, write_text
+from memory_index.atomic_file import replacing, sync_folder, write_text
 from memory_index.manifest import Manifest, ManifestError, read_manifest, write_manifest
 
 TRAINED = "trained.safetensors"
@@ -103,13 +103,13 @@ class BankFolder:
             if path.name not in known:  # of a killed build
                 path.unlink()
         write_manifest(self.building, manifest)
-        _sync_folder(self.building)
+        sync_folder(self.building)
         old = self.root / f".{self.version}.old"
         shutil.rmtree(old, ignore_errors=True)
         if self.path.exists():  # a damaged one, or one that bank.build=always replaces
             self.path.replace(old)
         self.building.replace(self.path)
-        _sync_folder(self.root)
+        sync_folder(self.root)
         shutil.rmtree(old, ignore_errors=True)
 
     def open(self) -> Manifest:
@@ -211,11 +211,3 @@ def _owner(path: Path) -> tuple[str, str] | None:
     except (SafetensorError, OSError):
         return None
     return (version, name) if slash else None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

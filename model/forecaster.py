@@ -238,6 +238,25 @@ class Forecaster(nn.Module):
             )
         self.load_state_dict(dict(state), strict=False)
 
+    def load_buffers(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the persistent buffers alone: the anchor's solution, the thresholds.
+
+        Args:
+            state: What :meth:`trained_state_dict` gave; it may hold more.
+
+        Raises:
+            ValueError: A buffer is missing, or has another shape.
+        """
+        own = self.state_dict()
+        names = [name for name in self._trained_names() if name not in self.trained_parameters()]
+        wrong = [n for n in names if n not in state or state[n].shape != own[n].shape]
+        if wrong:
+            raise ValueError(
+                f"state does not fit this model ({', '.join(wrong)}): build the model with the "
+                "configuration that the state was saved with."
+            )
+        self.load_state_dict({name: state[name] for name in names}, strict=False)
+
     def _trained_names(self) -> list[str]:
         trained = self.trained_parameters().keys()
         return [

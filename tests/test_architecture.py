@@ -11,9 +11,10 @@ MAY_IMPORT = {  # package -> the packages of this repository it may use
     "model": {"model"},
     "memory_index": {"memory_index"},
     "dist_train": {"dist_train", "model", "memory_index"},
+    "launch": {"launch", "dist_train"},
 }
 ONE_OWNER = {  # heavy dependency -> the only files that may name it
-    "deepspeed": {"dist_train/engine.py"},
+    "deepspeed": {"dist_train/engine.py", "dist_train/engine_state.py"},
     "wandb": {"dist_train/tracking.py"},
     "faiss": {
         "memory_index/faiss_flat.py", "memory_index/faiss_ivf.py", "memory_index/faiss_hnsw.py",
@@ -30,30 +31,36 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"cli"},
     {"train", "scoring", "bank_command", "inspect_command"},
     {"session"},
-    {"trainer", "report", "loading", "prediction", "inspection"},
+    {"trainer", "report", "loading", "prediction", "inspection", "closed_form", "resume"},
+    {"step_feed", "nonfinite", "checkpoint_writer"},
+    {"training_state"},
     {"comparison", "leak_alarm"},
     {"retrieval_ridge", "objective", "trend_fit"},
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
     {"retrieval"},
     {
-        "memory_build", "engine", "checkpoint", "optim", "tracking", "plots", "series_facts",
-        "profiler",
+        "memory_build", "engine", "engine_state", "checkpoint", "optim", "tracking", "plots",
+        "series_facts", "profiler",
     },
-    {"inspect_figure", "token_text"},
-    {"precision", "metrics", "deepspeed_json", "profile_report"},
-    {"data"},
+    {"inspect_figure", "token_text", "watchdog"},
+    {"verdict"},
+    {"precision", "metrics", "deepspeed_json", "profile_report", "out_of_memory"},
+    {"data", "memory_account", "memory_ladder"},
+    {"allocation_failure"},
     {
         "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
-        "step_breakdown",
+        "step_breakdown", "progress", "processes", "beats", "process_memory", "stop_signals",
     },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
-ALSO_ALLOWED = {("dist_train/config.py", "data"), ("dist_train/run_folder.py", "preflight")}
+ALSO_ALLOWED = {("dist_train/config.py", "data")}
 TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/cli.py", "dist_train/config.py", "dist_train/config_file.py",
     "dist_train/preflight.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
+    "dist_train/progress.py", "dist_train/processes.py",
+    "launch/local.py",
     "model/config.py", "model/backbone_files.py",
 }  # fmt: skip
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))

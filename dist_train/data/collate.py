@@ -127,7 +127,9 @@ def make_loader(
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # typed for lists of samples
         prefetch_factor=2 if num_workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_quiet_tokenizer if num_workers else None,
+        worker_init_fn=_start_worker if num_workers else None,
+        # Of its own: it draws a seed each time it starts, and must not draw from the training's.
+        generator=torch.Generator(),
     )
 
 
@@ -135,8 +137,11 @@ def _as_it_is(batch: WindowBatch) -> WindowBatch:
     return batch
 
 
-def _quiet_tokenizer(worker: int) -> None:
-    """Stop the tokenizer's own threads, which do not survive a fork, before they complain."""
+def _start_worker(worker: int) -> None:
+    """Leave signals to the rank; stop the tokenizer's threads, which do not survive a fork."""
     import os
+    import signal
 
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

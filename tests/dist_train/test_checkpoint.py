@@ -37,7 +37,7 @@ def test_what_is_saved_comes_back(tmp_path: Path):
 def test_a_second_save_replaces_the_first_and_leaves_nothing_beside(tmp_path: Path):
     save(tmp_path / "best", 1.0)
     save(tmp_path / "best", 2.0)
-    assert load_checkpoint(tmp_path / "best").state["a.weight"][0, 0] == 2.0
+    assert load_checkpoint(tmp_path / "best").model["a.weight"][0, 0] == 2.0
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 

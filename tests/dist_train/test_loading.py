@@ -22,7 +22,7 @@ from tests.helpers.runs import claim_other_data, tiny_run, train_runs
 
 def test_the_loaded_model_has_the_saved_parameters(finished_run: Path):
     run = load_run(finished_run)
-    saved = load_checkpoint(finished_run / "best").state
+    saved = load_checkpoint(finished_run / "best").model
     loaded = run.module.trained_state_dict()
     assert loaded.keys() == saved.keys()
     assert all(torch.equal(loaded[name], value) for name, value in saved.items())

@@ -68,11 +68,11 @@ def test_the_checkpoint_has_thresholds_of_the_training_split_and_the_memorys_enc
     data = load_forecast_data(load_run_config(finished_run / "config.yaml").data)
     changes = training_changes(data.windows["train"]).double().numpy()
     np.testing.assert_allclose(
-        checkpoint.state["trend.thresholds.values"].numpy(),
+        checkpoint.model["trend.thresholds.values"].numpy(),
         np.quantile(changes, [0.15, 0.40, 0.60, 0.85]),
         rtol=1e-5,
     )
-    encoder = {name for name in checkpoint.state if name.startswith("memory.encoder.")}
+    encoder = {name for name in checkpoint.model if name.startswith("memory.encoder.")}
     assert {f"memory.encoder.{name}" for name in checkpoint.memory} == encoder != set()
 
 

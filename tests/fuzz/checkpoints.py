@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from dist_train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from dist_train.config import RunConfig
+from dist_train.checkpoint import CheckpointError, Content, load_checkpoint, save_checkpoint
+from dist_train.config import RunConfig, config_to_yaml
 from tests.fuzz.bounds import Reader
 from tests.fuzz.mutations import as_json, spoilt_bytes, spoilt_json
 
@@ -26,10 +26,14 @@ def whole_files() -> dict[str, bytes]:
         folder = Path(root) / "best"
         save_checkpoint(
             folder,
-            state={"a.weight": torch.ones(2, 3), "anchor": torch.arange(4.0)},
-            memory={"b": torch.ones(2)},
-            series={"name": "x", "series": [], "description": "d", "checksum": "0" * 64},
-            config=RunConfig(name="n"),
+            Content(
+                model={"a.weight": torch.ones(2, 3), "anchor": torch.arange(4.0)},
+                memory={"b": torch.ones(2)},
+                optimizer={"step.a.weight": torch.ones(())},
+                training={"state": {"step": 3}},
+                series={"name": "x", "series": [], "description": "d", "checksum": "0" * 64},
+            ),
+            config=config_to_yaml(RunConfig(name="n")),
             facts={"step": 3, "val_mse": 0.5, "dtype": "fp32", "backbone": {"fingerprint": "f"}},
         )
         return {

@@ -4,10 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+MARK = "TIMELLM_TEST_JOB"
+"""In the environment of every process of a job, whoever started it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,45 +25,92 @@ class Ended:
     error: str
 
 
+class Job:
+    """The ranks of a job, started and not waited for."""
+
+    def __init__(self, script: str, *arguments: str, world_size: int = 2) -> None:
+        """Run Python code on every rank; they meet through a port, as those of a real job do.
+
+        Args:
+            script: What each rank runs; ``sys.argv[1:]`` are the arguments.
+            arguments: Passed on.
+            world_size: Number of ranks.
+        """
+        self.mark = uuid.uuid4().hex
+        self.port = free_port()
+        self.ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, *arguments],
+                cwd=ROOT,
+                env=_environment(rank, world_size, self.port) | {MARK: self.mark},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for rank in range(world_size)
+        ]
+
+    def wait(self, rank: int, timeout_s: float = 90) -> Ended:
+        """Wait for one rank.
+
+        Raises:
+            subprocess.TimeoutExpired: It still ran then.
+        """
+        out, error = self.ranks[rank].communicate(timeout=timeout_s)
+        return Ended(code=self.ranks[rank].returncode, out=out, error=error)
+
+    def kill(self) -> None:
+        """End what still runs."""
+        for process in self.ranks:
+            process.kill()
+
+
 def run_job(
     script: str, *arguments: str, world_size: int = 2, timeout_s: float = 90
 ) -> list[Ended]:
-    """Run Python code on every rank, and wait for all of them.
-
-    They meet through a port, as those of a real job do.
-
-    Args:
-        script: What each rank runs; ``sys.argv[1:]`` are the arguments.
-        arguments: Passed on.
-        world_size: Number of ranks.
-        timeout_s: Seconds before the job is killed.
+    """Run Python code on every rank, see :class:`Job`, and wait for all of them.
 
     Raises:
-        subprocess.TimeoutExpired: A rank still ran then.
+        subprocess.TimeoutExpired: A rank still ran after ``timeout_s``; all are killed.
     """
+    job = Job(script, *arguments, world_size=world_size)
+    try:
+        return [job.wait(rank, timeout_s) for rank in range(world_size)]
+    finally:
+        job.kill()
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            cwd=ROOT,
-            env=_environment(rank, world_size, port),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        told = [process.communicate(timeout=timeout_s) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    return [
-        Ended(code=process.returncode, out=out, error=error)
-        for process, (out, error) in zip(ranks, told, strict=True)
-    ]
+        return int(probe.getsockname()[1])
+
+
+def is_port_free(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def processes_of(mark: str) -> list[int]:
+    """Processes of a job that still run, by what their environment holds."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_of_job = mark.encode() in (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if is_of_job and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+def wait_until_gone(mark: str, timeout_s: float) -> list[int]:
+    """Wait for the end of a job's processes; returns those that remain."""
+    deadline = time.monotonic() + timeout_s
+    while (left := processes_of(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:

@@ -121,7 +121,7 @@ def test_auto_builds_the_memory_where_validation_says_that_it_helps(
     assert told["use_gram"] is helps
     assert (told["ridge_retrieval_val_mse"] < told["ridge_sample_val_mse"]) is helps
     checkpoint = load_checkpoint(runs / name / "best")
-    assert any(key.startswith("memory.") for key in checkpoint.state) is helps
+    assert any(key.startswith("memory.") for key in checkpoint.model) is helps
     assert load_run_config(runs / name / "best/config.yaml").gram.use_gram is helps
     assert load_run_config(runs / name / "config.yaml").gram.use_gram == "auto"
     assert (load_run(runs / name).retriever is not None) is helps
@@ -169,5 +169,5 @@ def test_a_loaded_run_searches_with_the_encoder_that_its_best_step_searched_with
 def test_series_without_variance_train_to_finite_numbers(runs: Path, name: str):
     assert np.isfinite(losses(runs / name)).all()
     assert np.isfinite(result(runs / name)["test_mse"])
-    for tensor in load_checkpoint(runs / name / "best").state.values():
+    for tensor in load_checkpoint(runs / name / "best").model.values():
         assert torch.isfinite(tensor.float()).all()

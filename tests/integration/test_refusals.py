@@ -28,7 +28,7 @@ LIMIT_S = 20.0  # 10 s on a quiet machine; tests share theirs
 HEAVY = ("torch", "transformers", "deepspeed")
 COMMANDS = {
     "train": ("-m", "dist_train.cli", "train"),
-    "run_folder": ("-m", "dist_train.run_folder"),
+    "local": ("-m", "launch.local", "1"),
 }
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_train.config import config_to_yaml
+from dist_train.config import RunConfig, config_to_yaml, load_run_config
+from launch import local
+from launch.supervisor import Ended
 from model.config import GramConfig
 from tests.helpers.runs import tiny_run
 
@@ -24,6 +26,9 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
+needs_resume = pytest.mark.skipif(
+    '"--resume"' not in (ROOT / "dist_train/train.py").read_text(), reason="no --resume yet"
+)
 RANKS = min(2, torch.cuda.device_count()) or 2
 KEYS = ["run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks"]
 
@@ -78,6 +83,18 @@ def ranks_of(config: Path) -> list[int]:
     return found
 
 
+ENDLESS = ["--train.max_steps", "1000000", "--train.max_epochs", "1000000"]
+ENDLESS += ["--train.patience", "1000000"]
+
+
+def wait_for_training(process: "subprocess.Popen[str]", folder: Path) -> None:
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 100
+    while not (metrics.exists() and "train/loss" in metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the training has not begun"
+        time.sleep(0.1)
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -107,14 +124,8 @@ class Killed:
 @pytest.fixture(scope="module")
 def killed(config: Path) -> Killed:
     folder = config.parent / "runs/x"
-    endless = ["--train.max_steps", "1000000", "--train.max_epochs", "1000000"]
-    endless += ["--train.patience", "1000000"]
-    process = start(config, "--name", "x", *endless)
-    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 100
-    while not (metrics.exists() and "train/loss" in metrics.read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the training has not begun"
-        time.sleep(0.1)
+    process = start(config, "--name", "x", *ENDLESS)
+    wait_for_training(process, folder)
     ranks = ranks_of(config)
     assert len(ranks) == RANKS
     for rank in ranks:
@@ -133,6 +144,7 @@ def test_a_killed_run_is_not_called_a_success(killed: Killed):
     assert "error: the run did not finish" in killed.call.error
     assert str(killed.folder) in killed.call.error
     assert not (killed.folder / "result.json").exists()
+    assert "SIGKILL. If nobody did that, the host memory was used up" in killed.call.error
     assert (killed.folder / "best/manifest.json").exists()
 
 
@@ -165,3 +177,127 @@ def test_the_same_call_again_only_repeats_the_result(config: Path, trained: Fini
     assert "finished before" in again.out
     assert again.seconds < 10
     assert content(config.parent / "runs") == before
+
+
+@pytest.mark.parametrize("name", ["SIGUSR2", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+def test_a_signal_stops_the_run_with_code_75_and_leaves_no_process(name: str, config: Path):
+    folder = config.parent / f"stopped-{name}"
+    options = ["--runs_dir", str(folder), "--name", "s"]
+    process = start(config, *options, *ENDLESS)
+    wait_for_training(process, folder / "s")
+    ranks = ranks_of(config)
+    process.send_signal(getattr(signal, name))
+    stopped = finish(process, config)
+    assert (stopped.code, ranks_of(config)) == (local.EXIT_STOPPED, []), stopped.error
+    assert len(ranks) == RANKS
+    assert f"stopped by {name}" in stopped.error
+    assert stopped.seconds < 60
+
+
+@needs_resume
+def test_a_stopped_run_goes_on_under_its_own_name(config: Path):
+    folder = config.parent / "resumed"
+    options = ["--runs_dir", str(folder), "--name", "r", "--train.max_steps", "300"]
+    process = start(config, *options)
+    wait_for_training(process, folder / "r")
+    process.send_signal(signal.SIGUSR2)
+    stopped = finish(process, config)
+    assert stopped.code == local.EXIT_STOPPED, stopped.error
+    step = json.loads((folder / "r/stopped.json").read_text())["step"]
+    assert 0 < step < 300
+    assert f"after step {step}" in stopped.error
+    resumed = finish(start(config, *options, "--resume", "auto"), config)
+    assert resumed.code == 0, resumed.error
+    assert json.loads(resumed.last_line)["run"] == "r"
+    assert [path.name for path in folder.iterdir()] == ["r"]
+    assert not (folder / "r/stopped.json").exists()
+    again = finish(start(config, *options, "--resume", "auto"), config)
+    assert (again.code, again.last_line) == (0, resumed.last_line)
+
+
+def run_in(folder: Path, name: str) -> tuple[RunConfig, list[str]]:
+    """A run whose folder is taken, and its command line."""
+    config = tiny_run(folder, name=name, gram=GramConfig(use_gram=False))
+    (folder / "run.yaml").write_text(config_to_yaml(config))
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "config.yaml").touch()
+    assert load_run_config(folder / "run.yaml") == config
+    return config, ["--config", str(folder / "run.yaml")]
+
+
+@pytest.mark.parametrize(
+    "resume", [["--resume", "auto"], ["--resume=auto"], ["--resume_counter", "2", "--resume", "a"]]
+)
+def test_with_resume_a_taken_name_is_kept_and_the_options_are_passed_on(
+    resume: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config, argv = run_in(tmp_path, "taken")
+    argv += [*resume, "--train.seed", "3"]
+    assert local.plan_run(argv) == local.Plan(folder=config.run_folder, arguments=argv)
+
+
+def test_without_resume_a_taken_name_gets_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config, argv = run_in(tmp_path, "taken")
+    plan = local.plan_run(argv)
+    assert plan == local.Plan(
+        folder=Path(config.runs_dir) / "taken-2", arguments=[*argv, "--name", "taken-2"]
+    )
+
+
+def test_with_resume_a_wrong_key_is_still_refused_once_for_all_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    _, argv = run_in(tmp_path, "taken")
+    assert local.main(["2", *argv, "--resume", "auto", "--train.batch_sise", "3"]) == 2
+    assert "did you mean train.batch_size" in capsys.readouterr().err
+
+
+MARK = '{"signal": "SIGTERM", "step": 12}'
+
+
+@pytest.mark.parametrize(
+    ("code", "received", "files", "before", "judged", "said"),
+    [
+        (0, None, {"result.json": "{}"}, None, 0, ""),
+        (0, "SIGTERM", {"result.json": "{}", "stopped.json": MARK}, None, 0, ""),
+        # Whatever the launcher says, the mark of the ranks counts...
+        (75, "SIGTERM", {"stopped.json": MARK}, None, 75, "stopped by SIGTERM after step 12"),
+        (0, "SIGTERM", {"stopped.json": MARK}, None, 75, "stopped by SIGTERM after step 12"),
+        (1, None, {"stopped.json": MARK}, None, 75, "stopped by SIGTERM after step 12"),
+        (241, None, {"stopped.json": MARK}, None, 75, "stopped by SIGTERM after step 12"),
+        # ... unless it is one of an earlier start, or half of one.
+        (1, None, {"stopped.json": MARK}, MARK, 1, "error: the run did not finish"),
+        (1, None, {"stopped.json": MARK[:9]}, None, 1, "error: the run did not finish"),
+        (241, "SIGTERM", {}, None, 75, "before the ranks could save"),
+        (140, "SIGUSR2", {}, None, 75, "before the ranks could save"),
+        (1, "SIGUSR2", {}, None, 1, "error: the run did not finish"),
+        (0, None, {}, None, 1, "error: the run did not finish"),
+        (71, None, {}, None, 71, "error: the run did not finish"),
+        (247, None, {}, None, 247, "host memory was used up"),
+        (137, "SIGTERM", {}, None, 137, "error: the run did not finish"),
+    ],
+)
+def test_the_files_of_the_run_decide_what_became_of_it(
+    code: int, received: str | None, files: dict[str, str], before: str | None, judged: int,
+    said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    number = None if received is None else signal.Signals[received]
+    assert local.judge(Ended(code=code, signal=number), tmp_path, before) == judged
+    told = capsys.readouterr()
+    assert said in told.err
+    assert bool(told.err) == bool(said)
+    assert told.out == ""
+
+
+def test_a_signal_while_the_run_is_checked_is_75_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(local, "plan_run", lambda argv: os.kill(os.getpid(), signal.SIGUSR2))
+    before = signal.getsignal(signal.SIGUSR2)
+    assert local.main(["2"]) == local.EXIT_STOPPED
+    assert "SIGUSR2" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGUSR2) == before

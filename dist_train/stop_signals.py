@@ -1,0 +1,77 @@
+"""Signals that ask a run to stop: SIGTERM, SIGINT, SIGUSR1, SIGUSR2.
+
+While it trains, the handler only sets a flag: the step is finished, a checkpoint saved on which
+all ranks agree, and the process ends with :data:`EXIT_STOPPED`, on which a scheduler starts it
+again. Before and after the training there is nothing to save, and the run stops at once.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_STOPPED = 75
+"""EX_TEMPFAIL of sysexits.h: stopped for a signal, start me again."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopRequestedError(Exception):
+    """A signal has asked this run, or another rank of it, to stop."""
+
+    step: int | None = None
+    """The step that was saved; None where there was nothing to save."""
+
+
+_received = ""
+_may_wait = False
+
+
+def received() -> str:
+    """Name of the signal that this rank got; empty: none."""
+    return _received
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Take signals as requests during a block; in the main thread."""
+    global _received
+    _received = ""
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def finishing_steps() -> Iterator[None]:
+    """Only remember signals during a block, which looks at :func:`received` itself.
+
+    Raises:
+        StopRequestedError: One came before the block.
+    """
+    global _may_wait
+    _may_wait = True
+    try:
+        if _received:
+            raise StopRequestedError(_received)
+        yield
+    finally:
+        _may_wait = False
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _received
+    again, _received = _received, signal.Signals(number).name
+    if number == signal.SIGINT and again == "SIGINT":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt
+    if not _may_wait:
+        raise StopRequestedError(_received)
+    if not again:
+        hint = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        # Not through sys.stderr, which may be in use by what was interrupted.
+        os.write(2, f"{_received}: finishing the step and saving{hint}\n".encode())

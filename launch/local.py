@@ -1,0 +1,174 @@
+"""Train on the GPUs or cores of this machine; what ``launch/local.sh`` runs.
+
+    python -m launch.local RANKS --config FILE [--resume auto|PATH] [--section.key value ...]
+
+Exit codes: 0 finished, 2 refused, 75 stopped for a signal with everything saved (EX_TEMPFAIL of
+sysexits.h: run it again with ``--resume auto``), else that of the launcher.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from dist_train import preflight, run_folder
+from dist_train.config import add_resume_arguments, build_parser, fail, parse_run_config
+from dist_train.stop_signals import EXIT_STOPPED
+from launch.supervisor import GRACE_S, STOP_SIGNALS, Ended, supervise
+
+KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
+"""Exit codes for a rank that SIGKILL ended: a shell's, and that of the deepspeed launcher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done."""
+
+    folder: Path
+    """The run's folder."""
+
+    arguments: list[str]
+    """Of every rank."""
+
+
+class _StoppedError(BaseException):
+    """A signal came before there were any ranks; passes by all that handles errors."""
+
+
+def plan_run(argv: Sequence[str]) -> Plan | str:
+    """Check a run once, for all ranks, and choose its folder.
+
+    With ``--resume`` the run keeps its name, and what lies in its folder is gone on with; without,
+    it gets a name that is free.
+
+    Args:
+        argv: The run's command line.
+
+    Returns:
+        The plan; or the result line, where the same run has finished before.
+
+    Raises:
+        ValueError: The configuration, the data or the backbone is refused.
+    """
+    parser = build_parser("launch/local.sh")
+    add_resume_arguments(parser)
+    config, further = parse_run_config(parser, argv)
+    checked = preflight.check(config)
+    ranks = int(os.environ["WORLD_SIZE"])
+    identity = preflight.identity(config, checked, ranks)
+    resume = further["resume"] is not None
+    name, rest = run_folder.plan_start(config, identity, resume=resume)
+    if name == "finished":
+        return rest
+    return Plan(folder=Path(rest), arguments=[*argv, "--name", name])
+
+
+def deepspeed_command(ranks: int, arguments: Sequence[str]) -> list[str]:
+    """The command that starts the ranks."""
+    # A port of its own, so that two runs on one machine do not meet at the launcher's default.
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    return [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error",
+        "--no_local_rank", "--num_gpus", str(ranks), "--master_port", str(port),
+        "--module", "dist_train.train", *arguments,
+    ]  # fmt: skip
+
+
+def judge(ended: Ended, folder: Path, stopped_before: str | None) -> int:
+    """Say how a run ended, on stderr, unless it is finished; returns the exit code.
+
+    The launcher's own code cannot tell: it is 0 after some signals.
+
+    Args:
+        ended: What became of launcher and ranks.
+        folder: The run's folder.
+        stopped_before: What :func:`read_stopped` returned before they started.
+    """
+    if (folder / run_folder.RESULT_FILE).exists():
+        return ended.code
+    stopped = read_stopped(folder)
+    if stopped is not None and stopped != stopped_before:
+        facts = json.loads(stopped)
+        _say(
+            f"stopped by {facts.get('signal')} after step {facts.get('step')}: saved in {folder}; "
+            "run it again with --resume auto."
+        )
+        return EXIT_STOPPED
+    if ended.signal is not None and ended.code in (
+        128 + ended.signal, 256 - ended.signal, 128 + signal.SIGTERM, 256 - signal.SIGTERM,
+    ):  # fmt: skip
+        _say(f"stopped by {ended.signal.name} before the ranks could save; run it again.")
+        return EXIT_STOPPED
+    _say(f"error: the run did not finish; see the messages above and {folder}")
+    if ended.code in KILLED and ended.signal is None:
+        _say(
+            "error: a rank was killed by SIGKILL. If nobody did that, the host memory was used up "
+            "(dmesg tells): lower train.micro_batch_size, data.num_workers or RANKS."
+        )
+    return ended.code or 1
+
+
+def read_stopped(folder: Path) -> str | None:
+    """Read the mark of a run that stopped for a signal; None where there is none."""
+    try:
+        text = (folder / run_folder.STOPPED_FILE).read_text(encoding="utf-8")
+        return text if isinstance(json.loads(text), dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command of the module docstring; returns the exit code."""
+    ranks, *arguments = sys.argv[1:] if argv is None else argv
+    os.environ["WORLD_SIZE"] = ranks
+    try:
+        with _raised_signals():
+            plan = plan_run(arguments)
+            if isinstance(plan, str):
+                print(f"This run has finished before; its result:\n{plan}")
+                return 0
+            before = read_stopped(plan.folder)
+            command = deepspeed_command(int(ranks), plan.arguments)
+            grace_s = float(os.environ.get("TIMELLM_STOP_S", GRACE_S))
+            ended = supervise(command, grace_s=grace_s)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    except _StoppedError as stopped:
+        _say(f"stopped by {stopped} before the training began: nothing was to save.")
+        return EXIT_STOPPED
+    return judge(ended, plan.folder, before)
+
+
+@contextlib.contextmanager
+def _raised_signals() -> Iterator[None]:
+    """Turn a stop signal into an exception; those that are ignored here stay ignored."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _StoppedError(signal.Signals(number).name)
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,300 @@
+"""Kill trainings at random moments, damage files, feed nonsense: nothing may be lost.
+
+    python -m tests.faults.campaign [--kills 200] [--flips 500] [--inputs 5000] [--seed 0] [--quick]
+
+A chain is one small run (GPT-2 of two layers, memory with learned keys, both modules on) under the
+real ``deepspeed`` launcher that is killed again and again with SIGKILL - one rank, all of them, or
+the launcher; at the start, in a step, a save, a bank build, a bank swap, an evaluation - and goes
+on each time with ``--resume auto``. In the end its weights, optimizer and metrics must be those of
+the same run left alone, bit for bit. After each kill the newest checkpoint that verifies is looked
+up here, and the next start has to take exactly that one.
+
+Then the bytes of a checkpoint and of banks are flipped, and the readers are given hostile files.
+Prints a table and, last, one line of JSON. --quick: 20 kills in two chains.
+"""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from dist_train.checkpoint import load_checkpoint
+from dist_train.checkpoint_writer import BEST, step_folders
+from dist_train.config import CheckpointConfig, DeepSpeedConfig, RunConfig, config_to_yaml
+from dist_train.resume import find_newest
+from memory_index.config import BankConfig
+from model.config import GramConfig
+from tests.faults.rank import VARIABLE, Fault, draw_fault
+from tests.fuzz import campaign, flips
+from tests.helpers.runs import tiny_run
+
+ROOT = Path(__file__).parents[2]
+MARK = "TIMELLM_FAULT_CHAIN"
+
+KILLS_PER_CHAIN = 20
+LIMIT_S = 120.0
+"""A start that takes longer has hung."""
+
+SETTINGS = ((2, 2), (1, 0), (2, 3), (1, 2), (2, 0), (1, 3), (2, 1), (1, 1))
+"""Ranks and ZeRO stage of one chain after the other."""
+
+# A chain does a few steps between two kills, and has to outlast them.
+STEPS_PER_KILL = 4
+
+
+class LostError(AssertionError):
+    """Something was lost, or not as it should be."""
+
+
+@dataclass
+class Chain:
+    """One run and what has happened to it."""
+
+    config: RunConfig
+    file: Path
+    ranks: int
+    kills: int = 0
+    resumed: int = 0
+    starts: int = 0
+
+    def start(self, fault: Fault | None) -> int:
+        """Run until it ends or is killed; returns the launcher's exit code."""
+        self.starts += 1
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment = os.environ | {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            MARK: str(self.file),
+            VARIABLE: "" if fault is None else fault.to_json(),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        log = self.file.with_suffix(f".{self.starts}.log")
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                ["deepspeed", "--log_level", "error", "--no_local_rank",
+                 "--num_gpus", str(self.ranks), "--master_port", str(port),
+                 "--module", "tests.faults.rank", "--config", str(self.file),
+                 "--resume", "auto"],
+                cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            deadline = time.monotonic() + LIMIT_S
+            try:
+                code = process.wait(LIMIT_S)
+                while left := self.processes():
+                    if time.monotonic() > deadline:
+                        raise LostError(f"{log}: processes {left} are left behind")
+                    time.sleep(0.05)
+            except subprocess.TimeoutExpired as error:
+                raise LostError(f"{log}: still runs after {LIMIT_S:.0f} s") from error
+            finally:
+                for pid in self.processes():
+                    os.kill(pid, 9)
+        return code
+
+    def processes(self) -> list[int]:
+        """Processes of this chain that are alive."""
+        wanted = f"{MARK}={self.file}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                if wanted in (folder / "environ").read_bytes().split(b"\0") and state != "Z":
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended of itself."""
+        return (self.config.run_folder / "result.json").exists()
+
+    def expected(self) -> str:
+        """The checkpoint that the next start has to take; empty: none is there."""
+        folder = self.config.run_folder
+        newest, _ = find_newest(folder)
+        if newest is None and any(not path.name.startswith(".") for path in step_folders(folder)):
+            raise LostError(f"{folder}: no checkpoint verifies any more")
+        return "" if newest is None else str(newest.folder)
+
+    def taken(self, count: int) -> str:
+        """The checkpoint that the last start has taken; empty: none, or it did not come to it."""
+        path = self.config.run_folder / "resumes.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return str(json.loads(lines[-1])["checkpoint"]) if len(lines) > count else ""
+
+    def resumes(self) -> int:
+        """How often the run has gone on from a checkpoint."""
+        path = self.config.run_folder / "resumes.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def run_chain(chain: Chain, kills: int, numbers: random.Random) -> None:
+    """Kill a run a number of times, each followed by a resume, and let it finish."""
+    while chain.kills < kills and not chain.finished:
+        with tempfile.TemporaryDirectory() as folder:
+            fault = draw_fault(numbers, chain.ranks, Path(folder))
+            begin(chain, fault)
+            struck = Path(folder, "struck").exists()
+        if struck:
+            chain.kills += 1
+            done = chain.config.run_folder / "resumes.jsonl"
+            print(f"  kill {chain.kills}: {fault.victim} in {fault.moment}, "
+                  f"{chain.resumes() if done.exists() else 0} resumes", flush=True)  # fmt: skip
+        elif not chain.finished:
+            raise LostError(f"{chain.file}: start {chain.starts} ended of itself, see its log")
+    code = 0
+    if not chain.finished:
+        code = begin(chain, None)
+    if not chain.finished:
+        raise LostError(f"{chain.file}: the last start ended with {code} and no result")
+
+
+def begin(chain: Chain, fault: Fault | None) -> int:
+    """Start a chain again, and check where it went on."""
+    expected, before = chain.expected(), chain.resumes()
+    killed_before = chain.kills
+    code = chain.start(fault)
+    taken = chain.taken(before)
+    if taken and Path(taken) != Path(expected):
+        raise LostError(f"{chain.file}: went on with {taken}, not with {expected}")
+    # A start that was killed before it had chosen counts when the next one has.
+    if taken or (not expected and chain.config.run_folder.exists()):
+        chain.resumed = killed_before
+    return code
+
+
+def compare(whole: RunConfig, killed: RunConfig) -> list[str]:
+    """Name what differs between a run left alone and one that was killed; both have ended."""
+    differing = []
+    for one, two in (
+        (step_folders(whole.run_folder)[0], step_folders(killed.run_folder)[0]),
+        (whole.run_folder / BEST, killed.run_folder / BEST),
+    ):
+        mine, theirs = load_checkpoint(one), load_checkpoint(two)
+        for name in ("model", "optimizer", "memory", "ranks"):
+            left, right = getattr(mine, name), getattr(theirs, name)
+            same = left.keys() == right.keys()
+            if not same or any(not torch.equal(left[key], right[key]) for key in left):
+                differing.append(f"{two.name}/{name}")
+    if metrics(whole.run_folder) != metrics(killed.run_folder):
+        differing.append("metrics.jsonl")
+    scores = [
+        json.loads((config.run_folder / "result.json").read_text())["scores"]
+        for config in (whole, killed)
+    ]
+    return [*differing, *(["result.json"] if scores[0] != scores[1] else [])]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, without what a clock or the process says."""
+    dropped = ("time_s", "perf/", "retrieval/search_ms", "retrieval/wait_ms")
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if not k.startswith(dropped)} for line in lines]
+
+
+def make_chain(folder: Path, name: str, ranks: int, stage: int, steps: int) -> Chain:
+    """Configure a run whose every part comes within a few steps."""
+    base = tiny_run(
+        folder,
+        name=name,
+        gram=GramConfig(use_gram=True, d_repr=16, refresh_every=4, refresh_lag=2),
+        bank=BankConfig(shard_group="world"),
+        deepspeed=DeepSpeedConfig(zero_stage=stage),
+        checkpoint=CheckpointConfig(save_steps=2),
+    )
+    train = replace(
+        base.train, batch_size=24, max_steps=steps, max_epochs=steps, log_every=3, eval_every=3,
+        learning_rate=1e-3, patience=steps, watchdog_s=30.0,
+    )  # fmt: skip
+    model = replace(base.model, dropout=0.1, anchor="none")
+    config = replace(base, train=train, model=model)
+    backbone = folder / "backbone"  # the helper's own goes away with this process
+    if not backbone.exists():
+        shutil.copytree(config.backbone.name, backbone)
+    config = replace(config, backbone=replace(config.backbone, name=str(backbone)))
+    file = folder / f"{name}.yaml"
+    file.write_text(config_to_yaml(config))
+    return Chain(config=config, file=file, ranks=ranks)
+
+
+def run_kills(folder: Path, kills: int, seed: int, *, per_chain: int) -> dict[str, Any]:
+    """Do one chain after the other until there were enough kills."""
+    total, resumed, equal, number = 0, 0, 0, 0
+    differing: list[str] = []
+    wholes: dict[tuple[int, int], Chain] = {}
+    while total < kills:
+        ranks, stage = SETTINGS[number % len(SETTINGS)]
+        wanted = min(per_chain, kills - total)
+        print(f"chain {number}: {ranks} rank(s), ZeRO-{stage}, {wanted} kills", flush=True)
+        chain = make_chain(folder, f"chain-{number}", ranks, stage, STEPS_PER_KILL * per_chain)
+        run_chain(chain, wanted, random.Random(f"{seed}-{number}"))
+        if (ranks, stage) not in wholes:
+            name = f"whole-{ranks}-{stage}"
+            whole = make_chain(folder, name, ranks, stage, STEPS_PER_KILL * per_chain)
+            whole.start(None)
+            wholes[ranks, stage] = whole
+        found = compare(wholes[ranks, stage].config, chain.config)
+        differing += [f"chain-{number}: {name}" for name in found]
+        total, resumed = total + chain.kills, resumed + chain.resumed
+        equal += 0 if found else chain.kills
+        number += 1
+    return {
+        "kills": total, "resumed": resumed, "bitwise_equal": equal, "chains": number,
+        "differing": differing,
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the campaign; 1 where anything was lost."""
+    parser = ArgumentParser(prog="python -m tests.faults.campaign", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="SIGKILLs in all.")
+    parser.add_argument("--flips", type=int, default=500, help="Damaged files.")
+    parser.add_argument("--inputs", type=int, default=5000, help="Hostile files.")
+    parser.add_argument("--seed", type=int, default=0, help="Of all that is drawn.")
+    parser.add_argument("--out", type=str, help="Folder to keep the runs and their logs in.")
+    parser.add_argument("--quick", action="store_true", help="20 kills, 100 flips, 500 inputs.")
+    options = parser.parse_args(argv)
+    began = time.monotonic()
+    kills, num_flips, inputs = options.kills, options.flips, options.inputs
+    if options.quick:
+        kills, num_flips, inputs = 20, 100, 500
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.out or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = run_kills(
+            folder, kills, options.seed, per_chain=10 if kills <= 20 else KILLS_PER_CHAIN
+        )
+    if num_flips:
+        result |= flips.flips(num_flips, options.seed)
+    if inputs:
+        result |= campaign.run(inputs)
+    lost = (
+        result["resumed"] != result["kills"]
+        or result["bitwise_equal"] != result["kills"]
+        or result.get("flips_tried") != result.get("flips_detected")
+        or result.get("fuzz_crashes")
+    )
+    result["seconds"] = round(time.monotonic() - began, 1)
+    print(json.dumps(result), flush=True)
+    return int(bool(lost))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

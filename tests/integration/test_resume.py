@@ -1,0 +1,98 @@
+"""A run that is stopped and goes on is the run that was never stopped, bit for bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dist_train.checkpoint import load_checkpoint
+from dist_train.checkpoint_writer import step_folders
+from dist_train.config import DeepSpeedConfig, RunConfig
+from memory_index.config import BankConfig
+from model.config import GramConfig
+from tests.helpers.interrupted import Job, interrupted, run_jobs
+from tests.helpers.runs import tiny_run
+
+pytestmark = pytest.mark.ranks
+
+STEPS, CUT = 14, 9
+# A bank is begun after step 8 and searched from step 11 on: it is being built at the cut.
+PENDING = GramConfig(use_gram=True, d_repr=16, refresh_every=4, refresh_lag=3)
+
+
+def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
+    """Two epochs of seven steps, with dropout, metrics in pairs of steps and a pending bank."""
+    base = tiny_run(folder, name=name, gram=PENDING, bank=BankConfig(shard_group="world"))
+    train = replace(
+        base.train, batch_size=48, max_steps=STEPS, log_every=2, eval_every=5, learning_rate=1e-2
+    )
+    model = replace(base.model, dropout=0.2, anchor="none")
+    return replace(base, **{"train": train, "model": model, **changes})
+
+
+def numbers(config: RunConfig) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, without what a clock or the memory of the process says."""
+    lines = map(json.loads, (config.run_folder / "metrics.jsonl").read_text().splitlines())
+    dropped = ("time_s", "perf/", "retrieval/search_ms", "retrieval/wait_ms")
+    return [{k: v for k, v in line.items() if not k.startswith(dropped)} for line in lines]
+
+
+def result_of(config: RunConfig) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((config.run_folder / "result.json").read_text())
+    return content
+
+
+def check_equal(whole: RunConfig, stopped: RunConfig) -> None:
+    """Losses, weights, optimizer, random generators, place and scores are the same bits."""
+    assert numbers(stopped) == numbers(whole), stopped.name
+    one, two = (load_checkpoint(step_folders(c.run_folder)[0]) for c in (whole, stopped))
+    assert one.step == two.step == STEPS
+    for name in ("model", "optimizer", "memory", "memory_next", "closed_form", "ranks"):
+        mine, theirs = getattr(one, name), getattr(two, name)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    assert all(torch.isfinite(value).all() for value in one.optimizer.values())
+    places = [{**c.training, "state": {**c.training["state"]}} for c in (one, two)]
+    for place in places:
+        for clock in ("fit_s", "train_s"):
+            del place["state"][clock]
+    assert places[0] == places[1]
+    best = [load_checkpoint(c.run_folder / "best") for c in (whole, stopped)]
+    assert all(torch.equal(best[0].model[key], best[1].model[key]) for key in best[0].model)
+    clocks = {"run", "train_s", "total_s", "windows_per_s", "peak_rss_gib", "identity"}
+    results = [{k: v for k, v in result_of(c).items() if k not in clocks} for c in (whole, stopped)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resuming_is_as_if_nothing_had_happened_at_every_zero_stage(tmp_path: Path, ranks: int):
+    cases: list[tuple[RunConfig, RunConfig]] = []
+    for stage in (0, 1, 2, 3):
+        for precision in ("fp32", "bf16"):
+            if precision == "bf16" and (ranks, stage) not in ((1, 0), (2, 0), (2, 2), (2, 3)):
+                continue
+            both = [
+                run_of(tmp_path, f"{word}-{stage}-{precision}",
+                       deepspeed=DeepSpeedConfig(zero_stage=stage))
+                for word in ("whole", "stopped")
+            ]  # fmt: skip
+            cases.append(tuple(  # type: ignore[arg-type]
+                replace(c, train=replace(c.train, precision=precision)) for c in both
+            ))  # fmt: skip
+    first, second = zip(*(interrupted(two, CUT) for _, two in cases), strict=True)
+    # Stage 3 comes last: DeepSpeed replaces torch's linear layers for the rest of a process then.
+    whole: list[Job] = [(one, None, None) for one, _ in cases]
+    run_jobs([job for pair in zip(whole, first, strict=True) for job in pair], ranks)
+    for _, two in cases:
+        checkpoint = load_checkpoint(two.run_folder / f"step_{CUT}")
+        assert checkpoint.training["sampler"]["epoch"] == 1
+        assert checkpoint.training["sampler"]["step"] == CUT - 7
+        assert checkpoint.memory_next
+        assert checkpoint.training["state"]["sums"]["num_batches"] == 1
+        assert not (two.run_folder / "result.json").exists()
+    run_jobs(second, ranks)
+    for one, two in cases:
+        check_equal(one, two)

@@ -163,7 +163,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
                 read[key] = load_file(folder / name)
             elif name.endswith(".json"):
                 read[key] = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}: cannot be read: {error}") from error
     return Checkpoint(folder=folder, manifest=manifest, **read)
 

@@ -16,6 +16,7 @@ from dist_train import (
     engine,
     leak_alarm,
     precision,
+    progress,
     report,
     resume,
     run_folder,
@@ -86,6 +87,7 @@ def train_and_score(
     run_identity = identity(config, checked, distributed.world_size())
     # May still refuse: before the folder, so that the name is not taken by a run that never began.
     prompt_builder = build_prompt_builder(config, files, data.series_set.description)
+    progress.enter("opening the run", patience=3)
     resumption = None if wanted is None else resume.choose(config, wanted.where)
     with ExitStack() as held:
         with distributed.agree_or_raise("Opening the run folder"):
@@ -175,6 +177,7 @@ class _Run:
             retriever.close()
         result = _result(config, fit, closed, scores)
         result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
+        progress.enter("writing the report", patience=3)
         with distributed.agree_or_raise("Writing the report"):
             if self.main:
                 report.write(self.folder, config, self.data, result, scores, example)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from dist_train import distributed, processes, progress
+from dist_train import distributed, processes, progress, stop_signals
 from dist_train.beats import Beat, Board, State
 from dist_train.processes import Process
 from dist_train.stop_signals import StopRequestedError
@@ -150,9 +150,19 @@ class Watchdog:
         if self._board is not None and is_lost_connection(error):
             self._state = "lost"
             self._hurry.set()
-            self._leaving.wait(LOST_PATIENCE_S)
+            self._wait_for_verdict()
         first_line = str(error).partition("\n")[0]
         self.end("failed", f"{type(error).__name__}: {first_line}".rstrip(": "))
+
+    def _wait_for_verdict(self) -> None:
+        deadline = time.monotonic() + LOST_PATIENCE_S
+        while time.monotonic() < deadline and not self._leaving.is_set():
+            has_left = any(beat.state == "left" for beat in list(self._read.values()))
+            if has_left and stop_signals.received():  # all were told to stop, and one was faster
+                return
+            # A launcher sends SIGTERM as soon as one rank has died: which one is still to be said.
+            with suppress(StopRequestedError):
+                self._leaving.wait(HASTE_S)
 
     def _wait_until_all_have_heard(self) -> None:
         """Rank 0 is read by all, and may hold the store: it stays a moment after its error."""

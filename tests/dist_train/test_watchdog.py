@@ -1,13 +1,16 @@
 """dist_train/watchdog.py in one process; real ranks: tests/integration/test_lost_ranks.py."""
 
+import os
+import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from dist_train import processes, progress, watchdog
+from dist_train import processes, progress, stop_signals, watchdog
 from dist_train.beats import Board
 from dist_train.processes import Process
 from dist_train.verdict import EXIT_HUNG, EXIT_LOST, Verdict
@@ -134,6 +137,30 @@ def test_a_lost_connection_with_nobody_missing_keeps_its_traceback(ending: Endin
     began = time.monotonic()
     watching.explain(RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer"))
     assert time.monotonic() - began >= 0.5
+    assert ending.codes == []
+
+
+def test_a_signal_does_not_keep_it_from_naming_the_lost_rank(ending: Ending):
+    watching, _, other = pair(ending)
+    watching.start()
+    with stop_signals.listening():
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        verdict = Verdict(kind="died", rank=1, place="step 2, forward", said="h").to_text()
+        threading.Timer(0.3, other.raise_alarm, (verdict,)).start()
+        watching.explain(RuntimeError(GLOO))
+    assert ending.codes == [EXIT_LOST]
+
+
+def test_a_rank_that_was_told_to_stop_is_not_missed_by_one_that_was_told_too(ending: Ending):
+    watching, _, _ = pair(ending, state="left")
+    watching.start()
+    with stop_signals.listening():
+        with suppress(stop_signals.StopRequestedError):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        began = time.monotonic()
+        watching.explain(RuntimeError(GLOO))
+    assert time.monotonic() - began < 0.4
     assert ending.codes == []
 
 

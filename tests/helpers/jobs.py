@@ -86,10 +86,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def is_port_free(port: int) -> bool:
-    """Whether nobody listens there."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+def is_port_free(port: int, timeout_s: float = 2) -> bool:
+    """Whether nobody listens there; a process that ends still does for a moment."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
 
 
 def processes_of(mark: str) -> list[int]:

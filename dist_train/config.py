@@ -36,7 +36,9 @@ TYPE_NAMES = {
 
 LARGEST_INT = 2**63 - 1  # what numpy and torch hold
 LONGEST_WATCHDOG_S = 365 * 24 * 3600.0
-_CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*:/{1,2})[^/@\s]*@")  # a Path has one slash left
+# A Path has one slash left. The search starts at the colon: from the scheme on, a long text would
+# take minutes.
+_CREDENTIALS = re.compile(r"(?<=[A-Za-z0-9])(:/{1,2})[^/@\s]{1,1000}@")
 
 
 SKIPPED_STEPS = 2

@@ -1,5 +1,6 @@
 """dist_train/config.py: precedence, extends, round trip, and refusals that name key and remedy."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,13 @@ def test_a_refusal_is_one_line(tmp_path: Path):
 def test_a_number_of_the_command_line_that_no_float_holds_is_refused():
     with pytest.raises(ConfigError, match="a number of the command line is too large"):
         parse_run_config(build_parser("timellm"), ["--train.learning_rate", "1" + "0" * 400])
+
+
+def test_a_long_text_is_read_in_a_moment(tmp_path: Path):
+    path = write(tmp_path, f"data: {{root: {'x' * 70_000}, description: {'a://' * 20_000}}}")
+    started = time.process_time()
+    assert load_run_config(path).data.root == "x" * 70_000
+    assert time.process_time() - started < 3
 
 
 def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path):

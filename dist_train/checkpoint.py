@@ -194,15 +194,19 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         files = {FORMAT: FILES, 2: FILES_OF_FORMAT_2}.get(number)
         if files is None:
             raise CheckpointError(
-                f"{path}: format {number} is not known to this version, which reads formats 2 "
-                f"and {FORMAT}."
+                f"{path}: format {number!r:.40} is not known to this version, which reads formats "
+                f"2 and {FORMAT}."
             )
         own = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
         if number != 2 and manifest["manifest_sha256"] != _sha256_of_manifest(own):
             raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
-        if set(checksums) != set(files) or not isinstance(manifest["step"], int):
+        if (
+            not isinstance(checksums, dict)
+            or set(checksums) != set(files)
+            or not isinstance(manifest["step"], int)
+        ):
             raise CheckpointError(f"{path}: not a checkpoint manifest (files or step are missing).")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: not a checkpoint manifest ({error}).") from error

@@ -13,6 +13,7 @@ from dist_train.config import ConfigError, RunConfig
 from memory_index.atomic_file import write_text
 
 RESULT_FILE = "result.json"
+RESULT_KEYS = ("run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks")
 STOPPED_FILE = "stopped.json"
 LOCK_FILE = ".lock"
 
@@ -96,13 +97,13 @@ def find_result(folder: Path) -> dict[str, Any] | None:
         result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return result if isinstance(result, dict) else None
+    whole = isinstance(result, dict) and all(key in result for key in RESULT_KEYS)
+    return result if whole else None
 
 
 def result_line(result: dict[str, Any]) -> str:
     """The line a finished training prints last."""
-    keys = ("run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks")
-    return json.dumps({key: result[key] for key in keys})
+    return json.dumps({key: result[key] for key in RESULT_KEYS})
 
 
 def plan_start(config: RunConfig, identity: str, *, resume: bool = False) -> tuple[str, str]:
@@ -146,3 +147,7 @@ def _check_runs_dir(config: RunConfig) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise ConfigError(f"runs_dir={config.runs_dir}: {nearest} is a file; name a folder.")
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(
+            f"runs_dir={config.runs_dir}: {nearest} cannot be written; name another folder."
+        )

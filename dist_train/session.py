@@ -32,6 +32,7 @@ from dist_train.config import RunConfig, config_to_yaml, count_steps
 from dist_train.data.config import DataError
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
+from dist_train.memory_account import account
 from dist_train.memory_build import bank_root
 from dist_train.metrics import Scores
 from dist_train.preflight import Preflight, identity
@@ -136,7 +137,8 @@ class _Run:
             )
             config = _decided(self.config, self.known)
         else:
-            config, closed = closed_form.solve(self.config, self.data, banks)
+            with account.phase("ridge"):
+                config, closed = closed_form.solve(self.config, self.data, banks)
         engine.prepare()
         zero3 = self.settings if engine.divides_parameters(self.settings) else None
         model = build_forecaster(config, self.files, self.dtype, self.prompt_builder, zero3=zero3)
@@ -190,7 +192,8 @@ class _Run:
     ) -> tuple[Trainer, CheckpointWriter]:
         sampler = _build_sampler(config, self.data, self.settings)
         total_steps = count_steps(config.train, sampler.steps_per_epoch)
-        ds_engine = engine.initialize(model, config, self.settings, total_steps)
+        with account.phase("engine"):
+            ds_engine = engine.initialize(model, config, self.settings, total_steps)
         # From here on each rank draws its own dropout; until here all drew the same weights.
         seed_everything(config.train.seed + 1 + distributed.rank())
         state = TrainingState()

@@ -17,15 +17,12 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measures through /proc"),
 ]
 
-# Trains, and takes away the address space that is left as soon as `where` begins. The phases of a
-# step are announced here as the training loop announces them.
+# Trains, and takes away the address space that is left as soon as `where` begins.
 SCRIPT = """
 import os, resource, sys
-from contextlib import nullcontext
 where, rank, config = sys.argv[1], sys.argv[2], sys.argv[3]
 import torch
 from dist_train import engine, memory_build, train
-from dist_train.memory_account import account
 from dist_train.process_memory import measure
 
 def limit():
@@ -33,18 +30,16 @@ def limit():
         most = measure().virtual + (1 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
-def announce(name, phase):
+def limit_in(name, phase):
     plain = getattr(engine.Engine, name)
-    def announced(self, *arguments):
-        training = self.module.training
-        with account.phase(phase) if training else nullcontext():
-            if where == (phase if training else "evaluation"):
-                limit()
-            return plain(self, *arguments)
-    setattr(engine.Engine, name, announced)
+    def limited(self, *arguments):
+        if where == (phase if self.module.training else "evaluation"):
+            limit()
+        return plain(self, *arguments)
+    setattr(engine.Engine, name, limited)
 
-announce("__call__", "forward")
-announce("backward", "backward")
+limit_in("__call__", "forward")
+limit_in("backward", "backward")
 if where == "bank":
     plain = memory_build.MemoryBuilder._load_or_build
     def limited(*arguments):

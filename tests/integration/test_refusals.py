@@ -28,7 +28,7 @@ LIMIT_S = 20.0  # 10 s on a quiet machine; tests share theirs
 HEAVY = ("torch", "transformers", "deepspeed")
 COMMANDS = {
     "train": ("-m", "dist_train.cli", "train"),
-    "local": ("-m", "launch.local", "1"),
+    "local": ("-m", "launch.local", "{ranks}"),
 }
 
 
@@ -178,7 +178,11 @@ def test_a_mistake_is_refused_before_torch_is_imported(folder: Path, name: str):
     changes = {"PYTHONPATH": str(folder / "poison"), "WORLD_SIZE": str(mistake.ranks)}
     arguments = command_line(mistake.options, folder)
     commands = [
-        start([sys.executable, *command, *arguments], **changes) for command in COMMANDS.values()
+        start(
+            [sys.executable, *(part.format(ranks=mistake.ranks) for part in command), *arguments],
+            **changes,
+        )
+        for command in COMMANDS.values()
     ]
     for code, out, error in [finish(process) for process in commands]:
         assert code == 2, error
@@ -200,7 +204,8 @@ def test_an_existing_run_is_refused_and_left_as_it_is(folder: Path, tmp_path: Pa
     assert (code, out) == (2, "")
     assert error == (
         f"error: name=good: {tmp_path}/good already holds an unfinished run. Choose another "
-        "--name; to run it again under this name, move the folder away first.\n"
+        "--name, or go on with it: --resume auto; to run it again under this name, move the "
+        "folder away first.\n"
     )
     assert [path.name for path in (tmp_path / "good").iterdir()] == ["metrics.jsonl"]
 

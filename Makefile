@@ -10,7 +10,7 @@ ARGS ?=
 EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: setup train test ci check test-slow gpu-check lock clean
+.PHONY: setup train test ci check test-slow faults faults-quick gpu-check lock clean
 
 setup: $(STAMP)
 	@$(BIN)/python -m model.backbone_files fetch
@@ -35,7 +35,14 @@ check: $(STAMP)
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
 
-ci: test check test-slow
+# 200 kills with resume, 500 damaged files, 5000 hostile ones: within 55 minutes on two cores.
+faults: setup
+	$(BIN)/python -m tests.faults.campaign $(ARGS)
+
+faults-quick: setup
+	$(BIN)/python -m tests.faults.campaign --quick $(ARGS)
+
+ci: test check test-slow faults-quick
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_train import distributed, watchdog
-from dist_train.config import ConfigError, RunConfig, load_run_config
+from dist_train.config import ConfigError, RunConfig, load_saved_config
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
 from memory_index.manifest import ManifestError
@@ -140,7 +140,7 @@ def _of_run(run: Path) -> tuple[MemoryBuilder, Mapping[str, Tensor]]:
     from dist_train.loading import load_training_data
 
     checkpoint = load_checkpoint(run / "best")
-    config = load_run_config(run / "best" / "config.yaml")
+    config = load_saved_config(run / "best" / "config.yaml")
     if config.gram.use_gram is not True:
         raise ConfigError(f"--run {run}: this run has no memory (gram.use_gram).")
     root = bank_root(run)
@@ -156,5 +156,5 @@ def _bank_folder_of(run: Path | None) -> Path:
     config_file = run / "config.yaml"
     if not config_file.is_file():
         raise ConfigError(f"--run {run}: no run here; give the folder of a run.")
-    chosen = load_run_config(config_file).bank.path
+    chosen = load_saved_config(config_file).bank.path
     return Path(chosen) if chosen else run / "bank"

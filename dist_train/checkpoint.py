@@ -124,7 +124,7 @@ def save_checkpoint(folder: Path, content: Content, *, config: str, facts: dict[
         write_text(beside / "config.yaml", config)
         checksums = {name: _sha256(beside / name) for name in FILES}
         manifest = {"format": FORMAT, **facts, "sha256": checksums}
-        manifest["manifest_sha256"] = _sha256_of_manifest(manifest)
+        manifest["manifest_sha256"] = sha256_of_manifest(manifest)
         write_text(beside / "manifest.json", json.dumps(manifest, indent=2))
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -198,7 +198,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"2 and {FORMAT}."
             )
         own = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
-        if number != 2 and manifest["manifest_sha256"] != _sha256_of_manifest(own):
+        if number != 2 and manifest["manifest_sha256"] != sha256_of_manifest(own):
             raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
         if (
             not isinstance(checksums, dict)
@@ -213,7 +213,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _sha256_of_manifest(own: dict[str, Any]) -> str:
+def sha256_of_manifest(own: dict[str, Any]) -> str:
     """Checksum of all that a manifest says, its own checksum aside."""
     text = json.dumps(own, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

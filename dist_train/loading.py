@@ -13,7 +13,7 @@ from torch import Tensor
 from dist_train import distributed
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from dist_train.config import RunConfig, load_run_config
+from dist_train.config import RunConfig, load_saved_config
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataError
 from dist_train.data.prompts import PromptBuilder
@@ -68,7 +68,7 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
     if not folder.is_dir():
         raise CheckpointError(f"--run {folder}: no such folder; give the folder of a run.")
     checkpoint = load_checkpoint(folder / "best")
-    config = load_run_config(folder / "best" / "config.yaml")
+    config = load_saved_config(checkpoint.folder / "config.yaml")
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)

@@ -17,7 +17,7 @@ from dist_train.loading import load_run
 from dist_train.retrieval import Retriever
 from model.config import BackboneConfig, LoraConfig
 from tests.helpers.backbones import tiny_backbone
-from tests.helpers.runs import claim_other_data, tiny_run, train_runs
+from tests.helpers.runs import change_manifest, claim_other_data, tiny_run, train_runs
 
 
 def test_the_loaded_model_has_the_saved_parameters(finished_run: Path):
@@ -96,9 +96,7 @@ def test_refuses_a_folder_that_is_not_there():
 
 def test_refuses_another_backbone(finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    manifest = json.loads((run / "best/manifest.json").read_text())
-    manifest["backbone"]["fingerprint"] = "0" * 64
-    (run / "best/manifest.json").write_text(json.dumps(manifest))
+    change_manifest(run, lambda manifest: manifest["backbone"].update(fingerprint="0" * 64))
     with pytest.raises(CheckpointError, match="not the ones this run was trained with"):
         load_run(run)
     assert tiny_backbone("gpt2").is_dir()

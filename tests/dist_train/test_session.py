@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train import preflight, session
+from dist_train import closed_form, preflight
 from dist_train.baselines import fit_ridge
 from dist_train.build import build_forecaster
 from dist_train.checkpoint import load_checkpoint
+from dist_train.closed_form import ClosedForm
 from dist_train.config import RunConfig, load_run_config
 from dist_train.data.windows import load_forecast_data
 from dist_train.leak_alarm import LeakError
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
-from dist_train.session import ClosedForm, train_and_score
+from dist_train.session import train_and_score
 from dist_train.trend_fit import training_changes
 from memory_index.exclusion import Exclusion
 from tests.helpers.ranks import run_ranks
@@ -126,6 +127,6 @@ def test_a_retrieval_anchor_worse_than_the_ridge_is_not_taken(tmp_path: Path, go
     model = build_forecaster(config, checked.backbone_files, torch.float32)
     closed = ClosedForm(ridge=replace(ridge, weight=ridge.weight * (0.5 if good else 1.0)),
                         verdict=verdict)  # fmt: skip
-    session._set_solutions(model, config, data, closed, retriever)
+    closed_form.set_solutions(model, config, data, closed, retriever)
     assert model.anchor is not None
     torch.testing.assert_close(model.anchor.weight, padded.float())

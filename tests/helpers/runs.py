@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dist_train import preflight
+from dist_train.checkpoint import sha256_of_manifest
 from dist_train.config import RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
 from dist_train.session import train_and_score
@@ -74,7 +77,16 @@ def replace_file(run: Path, name: str, content: str) -> None:
     """Write a file of the best checkpoint anew, and its checksum."""
     file, manifest_file = run / "best" / name, run / "best/manifest.json"
     file.write_text(content)
-    manifest = json.loads(manifest_file.read_text())
-    assert name in manifest["sha256"]
-    manifest["sha256"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    manifest_file.write_text(json.dumps(manifest))
+    assert name in json.loads(manifest_file.read_text())["sha256"]
+    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+    change_manifest(run, lambda manifest: manifest["sha256"].update({name: checksum}))
+
+
+def change_manifest(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Alter the manifest of the best checkpoint, its own checksum in order."""
+    path = run / "best/manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    del manifest["manifest_sha256"]
+    manifest["manifest_sha256"] = sha256_of_manifest(manifest)
+    path.write_text(json.dumps(manifest))

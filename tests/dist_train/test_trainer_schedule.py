@@ -30,13 +30,14 @@ class Memory:
         self.begun = state
         self.events.append(("start", state))
 
-    def finish_refresh(self, *, swap: bool = True) -> None:
+    def finish_refresh(self, *, swap: bool = True, or_keep: bool = False) -> bool:
         if self.begun is None:
-            return
+            return False
         self.events.append(("swap" if swap else "drop", self.begun))
         if swap:
             self.live = self.begun
         self.begun = None
+        return swap
 
     def prune(self, keep: set[str]) -> None:
         self.events.append(("prune",))

@@ -21,7 +21,8 @@ MAY_DIFFER = (
     "train.micro_batch_size", "train.eval_batch_size", "train.max_epochs", "train.max_steps",
     "train.patience", "train.log_every", "train.on_nonfinite", "train.watchdog_s",
     "train.profile", "train.profile_steps", "deepspeed.", "checkpoint.", "bank.path",
-    "bank.build", "bank.device", "bank.shard_group",
+    "bank.build", "bank.device", "bank.shard_group", "backbone.activation_checkpointing",
+    "gram.leak_alarm",
 )  # fmt: skip
 """Keys, or sections, in which a resumed run may differ: they do not decide what a step does."""
 

@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,8 +27,8 @@ def fill(ballast: Path, *, leaving: int = 0) -> None:
     """Write a file until the disk is full, and make it shorter by ``leaving`` bytes."""
     size = 0
     with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                size += file.write(b"\0" * 4096)
-        except OSError:
-            file.truncate(max(0, size - leaving))
+        for chunk in (2**20, 2**12, 1):
+            with suppress(OSError):
+                while True:
+                    size += file.write(b"\0" * chunk)
+        file.truncate(max(0, size - leaving))

@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from memory_index.atomic_file import sync_folder, write_text
+from memory_index.atomic_file import sync_folder, write_tensors, write_text
 
 FORMAT = 3  # 2: text prototypes by direction, backbone.kind; 3: all that resuming needs
 TENSOR_FILES = ("model", "memory", "memory_next", "optimizer", "closed_form", "ranks")
@@ -109,15 +109,17 @@ def save_checkpoint(folder: Path, content: Content, *, config: str, facts: dict[
         OSError: The disk is full or cannot be written; what lay at that place is still there.
     """
     beside, old = _beside(folder, "new"), _beside(folder, "old")
-    if not _is_whole(folder) and _is_whole(old):
-        old.replace(folder)  # killed between the two renames below
+    killed = next((path for path in (beside, old) if _is_whole(path)), None)
+    if killed is not None and not _is_whole(folder):  # between the two renames below
+        shutil.rmtree(folder, ignore_errors=True)
+        killed.replace(folder)
     for leftover in (beside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         for name in TENSOR_FILES:
             path = beside / f"{name}.safetensors"
-            save_file(getattr(content, name), path)
+            write_tensors(path, getattr(content, name))
             _sync_file(path)
         write_text(beside / "training.json", json.dumps(content.training))
         write_text(beside / "series.json", json.dumps(content.series))

@@ -4,10 +4,12 @@ A save that fails, on a full disk say, is reported and costs nothing but itself:
 that are there stay, and the training goes on.
 """
 
+import json
 import re
 import shutil
 import sys
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ def step_name(step: int) -> str:
 
 def step_folders(run_folder: Path) -> list[Path]:
     """Folders ``step_<n>`` of a run, the newest first; whole or not."""
-    found = [p for p in run_folder.glob("step_*") if re.fullmatch(r"step_\d+", p.name)]
+    # As step_name() writes it, and nothing that only looks like it: what is old is deleted.
+    name = re.compile("step_(0|[1-9][0-9]*)")
+    found = [p for p in run_folder.glob("step_*") if name.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
@@ -42,8 +46,8 @@ class CheckpointWriter:
         """
         self._run_folder, self._config, self._keep = run_folder, config, keep
         self._worker = OrderedWorker("checkpoints") if enabled else None
-        self._pending: list[tuple[str, Future[None]]] = []
-        self._banks: set[str] = set()
+        self._pending: list[tuple[str, str, Future[None]]] = []
+        self._unsaved_best: tuple[Content, dict[str, Any]] | None = None
 
     def save(self, name: str, content: Content, facts: dict[str, Any]) -> None:
         """Write a checkpoint in the background; waits for the one before the last.
@@ -56,14 +60,14 @@ class CheckpointWriter:
         if self._worker is None:
             return
         self.wait(leave=1)  # more than two copies of the state never wait in memory
-        self._banks.add(facts.get("bank") or "")
-        self._pending.append((name, self._worker.submit(self._write, name, content, facts)))
+        future = self._worker.submit(self._write, name, content, facts)
+        self._pending.append((name, facts.get("bank") or "", future))
 
     def wait(self, *, leave: int = 0) -> bool:
         """Wait until all but the last ``leave`` are written; False where one could not be."""
         well = True
         while len(self._pending) > leave:
-            name, future = self._pending.pop(0)
+            name, _, future = self._pending.pop(0)
             try:
                 future.result()
             except Exception as error:
@@ -72,21 +76,47 @@ class CheckpointWriter:
         return well
 
     def banks(self) -> set[str]:
-        """Versions of the banks that a checkpoint of this start was saved with."""
-        return set(self._banks)
+        """Versions of the banks that the checkpoints of the run were saved with."""
+        if self._worker is None:
+            return set()
+        kept = [self._run_folder / BEST, *step_folders(self._run_folder)]
+        return {bank for _, bank, _ in self._pending} | {_bank_of(folder) for folder in kept}
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
+        """Write what is left and end the thread.
+
+        Raises:
+            OSError: The best model could not be saved.
+        """
         self.wait()
-        if self._worker is not None:
-            self._worker.close()
+        if self._worker is None:
+            return
+        last_try = self._worker.submit(self._save_best_again)
+        self._worker.close()
+        last_try.result()
 
     def _write(self, name: str, content: Content, facts: dict[str, Any]) -> None:
         folder = self._run_folder / name
+        if name == BEST:
+            self._unsaved_best = content, facts
+            self._save_best_again()
+            return
+        with suppress(OSError):  # reported when it was tried first
+            self._save_best_again()
         save_checkpoint(folder, content, config=self._config, facts=facts)
-        if name != BEST:
-            for old in step_folders(self._run_folder)[self._keep :]:
+        for old in step_folders(self._run_folder)[self._keep :]:
+            if not old.is_symlink():
                 _delete(old)
+        for left in self._run_folder.glob(".step_*.gone"):  # killed while it was deleted
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _save_best_again(self) -> None:
+        """Write the best model that could not be written, if there is one."""
+        if self._unsaved_best is None:
+            return
+        content, facts = self._unsaved_best
+        save_checkpoint(self._run_folder / BEST, content, config=self._config, facts=facts)
+        self._unsaved_best = None
 
 
 def _delete(folder: Path) -> None:
@@ -95,6 +125,14 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
     folder.replace(away)
     shutil.rmtree(away, ignore_errors=True)
+
+
+def _bank_of(folder: Path) -> str:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return str(manifest["bank"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # deleted meanwhile, or damaged
 
 
 def _report(folder: Path, error: Exception) -> None:

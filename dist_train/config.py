@@ -4,6 +4,7 @@ Free of torch. Precedence: default < file named by ``extends`` < file < command-
 """
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -578,7 +579,9 @@ def fail(error: Exception) -> int:
     sys.stdout.flush()
     message = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
-        message = f"{error.filename}: {error.strerror}; name a place that can be used."
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space there" if full else "name a place that can be used"
+        message = f"{error.filename}: {error.strerror}; {remedy}."
     # One write: the messages of several ranks would otherwise run into each other.
     sys.stderr.write(f"error: {without_credentials(message)}\n")
     sys.stderr.flush()

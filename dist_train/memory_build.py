@@ -8,6 +8,7 @@ import copy
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from dist_train import distributed, progress
 from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.windows import ForecastData
 from dist_train.memory_account import account
+from memory_index.atomic_file import is_disk_full
 from memory_index.bank import MemoryBank
 from memory_index.builder import BankPlan, build_bank
 from memory_index.config import BankConfig
@@ -102,6 +104,7 @@ class MemoryBuilder:
         self._sharing = distributed.rank_group("search", self.choice.group)
         # The same ranks; measuring the next index must not mix with searches in the live one.
         self._measuring = distributed.rank_group("measure", self.choice.group)
+        self._begun: BankFolder | None = None
         self._forget: weakref.finalize[..., Any] | None = None
         self.root = Path(config.path) if config.path else root or self._make_temporary_root()
 
@@ -129,7 +132,7 @@ class MemoryBuilder:
             identity=self._identity(name),
             fingerprint=name,
         )
-        folder = BankFolder(self.root, version_of(plan.identity))
+        self._begun = folder = BankFolder(self.root, version_of(plan.identity))
         encode = self._encode_with(encoder)
         # What finds everything needs nothing measured.
         ids = sample_ids(self.bank.ids[:0] if self.choice.is_exact else self.bank.ids)
@@ -157,6 +160,29 @@ class MemoryBuilder:
             for version in versions(self.root):
                 if version not in keep:
                     BankFolder(self.root, version).delete()
+
+    def give_up_if_disk_is_full(self, error: Exception) -> bool:
+        """Say that a bank could not be written, and delete what is there of it; collective.
+
+        Args:
+            error: What :meth:`open` raised on this rank. All ranks have agreed on it already, the
+                others have :class:`OtherRankError`.
+
+        Returns:
+            Whether a disk was full, on any rank; else nothing was done.
+        """
+        if not (isinstance(error, OtherRankError) or is_disk_full(error)):
+            return False
+        if not self._all.any(is_disk_full(error)):
+            return False
+        if distributed.is_main_rank():
+            if self._begun is not None:
+                shutil.rmtree(self._begun.building, ignore_errors=True)
+            sys.stderr.write(
+                f"warning: the memory could not be encoded anew in {self.root} ({error}); the "
+                "training goes on with the memory that it has. Free some space there.\n"
+            )
+        return True
 
     def close(self) -> None:
         """Delete a folder that was made to go away. Not collective."""

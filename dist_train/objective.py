@@ -107,6 +107,17 @@ class TrainingSums:
                 metrics[f"train/majority_{name}"] = float(largest) / float(total)
         return metrics
 
+    def rescale(self, before: int, now: int) -> None:
+        """Take other micro-batches for the same steps.
+
+        Args:
+            before: Micro-batches of a step so far.
+            now: From now on.
+        """
+        if now != before:
+            self.num_batches = self.num_batches * now // before
+            self.values = {name: value * now / before for name, value in self.values.items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """The sums themselves, by a name that says which kind they are."""
         values = {f"value.{name}": tensor for name, tensor in self.values.items()}

@@ -9,23 +9,14 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from dist_train import distributed
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dist_train.checkpoint_writer import BEST, step_folders
-from dist_train.config import ConfigError, RunConfig, config_to_dict, load_saved_config
+from dist_train.config import ConfigError, RunConfig, load_saved_config
+from dist_train.run_folder import RESULT_FILE, check_same_settings, differences
 
 AUTO = "auto"
-
-MAY_DIFFER = (
-    "name", "runs_dir", "extends", "data.path", "data.root", "data.num_workers",
-    "train.micro_batch_size", "train.eval_batch_size", "train.max_epochs", "train.max_steps",
-    "train.patience", "train.log_every", "train.on_nonfinite", "train.watchdog_s",
-    "train.profile", "train.profile_steps", "deepspeed.", "checkpoint.", "bank.path",
-    "bank.build", "bank.device", "bank.shard_group",
-)  # fmt: skip
-"""Keys, or sections, in which a resumed run may differ: they do not decide what a step does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +108,6 @@ def find_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
-def differences(now: RunConfig, then: RunConfig) -> list[str]:
-    """Name what differs between two configurations and decides the course of a training."""
-    new, old = _leaves(config_to_dict(now)), _leaves(config_to_dict(then))
-    return [
-        f"{key} ({old.get(key)}, now {value})"
-        for key, value in new.items()
-        if old.get(key) != value
-        and not any(key == may or (may[-1] == "." and key.startswith(may)) for may in MAY_DIFFER)
-    ]
-
-
 def _choose(config: RunConfig, where: str) -> Resumption | None:
     own = config.run_folder
     path = own if where == AUTO else Path(where)
@@ -147,7 +127,7 @@ def _choose(config: RunConfig, where: str) -> Resumption | None:
                 f"--resume {where}: no checkpoint of {path} can be used: {' '.join(skipped)} "
                 "Choose another --name to start anew; nothing was changed."
             )
-        _check_config_of_folder(config, own)
+        check_same_settings(config)
         return None
     then = load_config_of(checkpoint)
     now = config
@@ -160,7 +140,12 @@ def _choose(config: RunConfig, where: str) -> Resumption | None:
             f"{'; '.join(differing)}. Give the ones it was trained with, those of "
             f"{own / 'config.yaml'}, or another --name to start anew."
         )
-    if not in_place and not checkpoint.can_be_resumed:
+    if in_place and not checkpoint.can_be_resumed:
+        raise CheckpointError(
+            f"{checkpoint.folder}: format {checkpoint.manifest['format']} holds weights only; "
+            "start from them under another --name."
+        )
+    if not checkpoint.can_be_resumed:
         differing.append(f"its format ({checkpoint.manifest['format']})")
     return Resumption(
         checkpoint=checkpoint,
@@ -170,29 +155,8 @@ def _choose(config: RunConfig, where: str) -> Resumption | None:
     )
 
 
-def _check_config_of_folder(config: RunConfig, folder: Path) -> None:
-    """Refuse to start anew, under ``--resume auto``, in the folder of a run with other settings."""
-    file = folder / "config.yaml"
-    differing = differences(config, load_saved_config(file)) if file.exists() else []
-    if differing:
-        raise ConfigError(
-            f"--resume auto: {folder} holds a run with other settings: {'; '.join(differing)}. "
-            "Give those of its config.yaml, or another --name."
-        )
-
-
 def _with_use_gram(config: RunConfig, other: RunConfig) -> RunConfig:
     return replace(config, gram=replace(config.gram, use_gram=other.gram.use_gram))
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _leaves(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def set_aside(folder: Path, resumption: Resumption) -> list[str]:
@@ -203,13 +167,14 @@ def set_aside(folder: Path, resumption: Resumption) -> list[str]:
     Returns:
         What was renamed, in words.
     """
-    told = []
+    told: list[str] = []
     chosen = resumption.checkpoint
     damaged = [path for path in [folder / BEST] if path.exists() and not _verifies(path)]
     newer = [path for path in step_folders(folder) if int(path.name[5:]) > chosen.step]
     same = [p for p in step_folders(folder) if int(p.name[5:]) == chosen.step]
     damaged += [path for path in same if path != chosen.folder and not _verifies(path)]
-    for path in (*newer, *damaged):
+    finished = [path for path in [folder / RESULT_FILE] if path.exists()]
+    for path in (*newer, *damaged, *finished):
         number = 1
         while (target := path.with_name(f"{path.name}.set_aside_{number}")).exists():
             number += 1

@@ -125,17 +125,28 @@ class Retriever:
         copy = {name: value.clone() for name, value in state.items()}
         self._next = self._building.submit(self.builder.open, copy)
 
-    def finish_refresh(self, *, swap: bool = True) -> None:
+    def finish_refresh(self, *, swap: bool = True, or_keep: bool = False) -> bool:
         """Wait for the new keys and search them from now on, on every rank alike.
 
         Args:
             swap: False throws them away.
+            or_keep: Where the disk was too full for them, say so and search the old ones.
+
+        Returns:
+            Whether they are searched now.
         """
         if self._next is None:
-            return
-        made, self._next = self._next.result(), None
+            return False
+        building, self._next = self._next, None
+        try:
+            made = building.result()
+        except Exception as error:
+            if not (or_keep and self.builder.give_up_if_disk_is_full(error)):
+                raise
+            return False
         if swap:
             self._live = made
+        return swap
 
     def prune(self, keep: set[str]) -> None:
         """Delete the banks of older states, except the live one and those named."""

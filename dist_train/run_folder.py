@@ -5,17 +5,27 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import ConfigError, RunConfig
+from dist_train.config import ConfigError, RunConfig, config_to_dict, load_saved_config
 from memory_index.atomic_file import write_text
 
 RESULT_FILE = "result.json"
 RESULT_KEYS = ("run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks")
 STOPPED_FILE = "stopped.json"
 LOCK_FILE = ".lock"
+
+MAY_DIFFER = (
+    "name", "runs_dir", "extends", "data.path", "data.root", "data.num_workers",
+    "train.micro_batch_size", "train.eval_batch_size", "train.max_epochs", "train.max_steps",
+    "train.patience", "train.log_every", "train.on_nonfinite", "train.watchdog_s",
+    "train.profile", "train.profile_steps", "deepspeed.", "checkpoint.", "bank.path",
+    "bank.build", "bank.device", "bank.shard_group", "backbone.activation_checkpointing",
+    "gram.leak_alarm",
+)  # fmt: skip
+"""Keys, or sections, in which a resumed run may differ: they do not decide what a step does."""
 
 
 def check_is_new(config: RunConfig) -> None:
@@ -54,6 +64,32 @@ def check_can_be_resumed(config: RunConfig) -> None:
         )
 
 
+def differences(now: RunConfig, then: RunConfig) -> list[str]:
+    """Name what differs between two configurations and decides the course of a training."""
+    new, old = _leaves(config_to_dict(now)), _leaves(config_to_dict(then))
+    return [
+        f"{key} ({old.get(key)}, now {value})"
+        for key, value in new.items()
+        if old.get(key) != value
+        and not any(key == may or (may[-1] == "." and key.startswith(may)) for may in MAY_DIFFER)
+    ]
+
+
+def check_same_settings(config: RunConfig) -> None:
+    """Refuse to go on in the folder of a run, finished or just begun, with other settings.
+
+    Raises:
+        ConfigError: Its config.yaml differs in what decides the course of a training.
+    """
+    file = config.run_folder / "config.yaml"
+    differing = differences(config, load_saved_config(file)) if file.exists() else []
+    if differing:
+        raise ConfigError(
+            f"--resume auto: {config.run_folder} holds a run with other settings: "
+            f"{'; '.join(differing)}. Give those of its config.yaml, or another --name."
+        )
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second job out of a run folder for as long as this one lasts; on the main rank.
@@ -80,7 +116,8 @@ def locked(folder: Path) -> Iterator[None]:
                 "it has ended, or stop it."
             ) from error
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with suppress(OSError):  # a full disk; the lock is what counts
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -119,12 +156,14 @@ def plan_start(config: RunConfig, identity: str, *, resume: bool = False) -> tup
         name, a free one unless it is resumed, and its folder.
 
     Raises:
-        ConfigError: No folder can be made in ``runs_dir``.
+        ConfigError: No folder can be made in ``runs_dir``, or the run that is to go on has other
+            settings.
     """
     _check_runs_dir(config)
     if resume:
         result = find_result(config.run_folder)
         if result is not None:
+            check_same_settings(config)
             return "finished", result_line(result)
         check_can_be_resumed(config)
         return config.name, str(config.run_folder)
@@ -151,3 +190,13 @@ def _check_runs_dir(config: RunConfig) -> None:
         raise ConfigError(
             f"runs_dir={config.runs_dir}: {nearest} cannot be written; name another folder."
         )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _leaves(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -161,7 +161,8 @@ class _Run:
             self._enter_training(trainer)
             with stop_signals.finishing_steps():
                 fit = trainer.fit()
-            writer.close()
+            with distributed.agree_or_raise("Saving the best model"):
+                writer.close()
             trainer.restore_best()
             scores = score_beside_baselines(
                 partial(trainer.forecast, split="test"), config, self.data, "test",
@@ -192,6 +193,11 @@ class _Run:
     ) -> tuple[Trainer, CheckpointWriter]:
         sampler = _build_sampler(config, self.data, self.settings)
         total_steps = count_steps(config.train, sampler.steps_per_epoch)
+        if self.main and self.known and self.known.training["total_steps"] != total_steps:
+            _say(
+                f"note: the run now has {total_steps} steps, not "
+                f"{self.known.training['total_steps']}: the learning rate takes another course"
+            )
         with account.phase("engine"):
             ds_engine = engine.initialize(model, config, self.settings, total_steps)
         # From here on each rank draws its own dropout; until here all drew the same weights.
@@ -239,7 +245,9 @@ class _Run:
             )
             trainer.restore_memory(known)
             self._find_best(trainer, known)
+            before, now = known.training["accumulation_steps"], trainer.sampler.accumulation_steps
             training_state.restore_rank(known.ranks, trainer.state, self.config.train.seed)
+            trainer.state.sums.rescale(before, now)
             return
         if self.resumption is not None:
             told = trainer.engine.warm_start(partial(take_over, self.resumption.checkpoint.model))
@@ -252,17 +260,26 @@ class _Run:
 
     def _find_best(self, trainer: Trainer, known: Checkpoint) -> None:
         """Load the best model so far, which the run ends with unless a better one comes."""
-        best: Checkpoint | None = known
         assert self.resumption is not None
-        if trainer.state.best_step != known.step:
+        state, best = trainer.state, None
+        is_best = known.step == state.best_step
+        is_best &= (known.manifest["bank"] or "") == state.best_bank  # not swapped after that step
+        told = ""
+        try:
             origin = self.folder if self.resumption.in_place else known.folder.parent
-            try:
-                best = load_checkpoint(origin / BEST)
-            except CheckpointError as error:
-                best = None
-                if self.main:
-                    _say(f"warning: {error} The next validation makes another best/.")
+            best = load_checkpoint(origin / BEST)
+            if best.step != state.best_step and best.step <= state.step:
+                told = f"its best model, of step {state.best_step}, is not there but an earlier one"
+        except CheckpointError as error:
+            best = known if is_best else None
+            told = "" if is_best else f"{error} The next validation makes another best/."
         trainer.adopt_best(best)
+        if self.main:
+            _say(*([f"warning: {told}"] if told else []))
+        if best is not None and not (self.folder / BEST).exists():
+            made = {"format", "sha256", "manifest_sha256"}
+            facts = {key: value for key, value in best.manifest.items() if key not in made}
+            trainer.writer.save(BEST, best, facts)
 
 
 def _check_fits(checkpoint: Checkpoint, checked: Preflight) -> None:

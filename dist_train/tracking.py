@@ -3,9 +3,12 @@
 A tracker that cannot write, on a full disk say, says so once and never ends a training.
 """
 
+import errno
 import json
+import os
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -30,10 +33,19 @@ class Tracker:
         self._started = time.monotonic()
         self._path = folder / FILE
         self._failed = False
-        if enabled and self._path.exists():
-            _supersede(folder, -1 if resume_at is None else resume_at)
-        # Unbuffered: what was logged survives whatever ends the process.
-        self._file = self._path.open("ab", buffering=0) if enabled else None
+        self._file: FileIO | None = None
+        if not enabled:
+            return
+        try:
+            if self._path.exists():
+                _supersede(folder, -1 if resume_at is None else resume_at)
+        except OSError as error:
+            self._warn(error)
+        try:
+            # Unbuffered: what was logged survives whatever ends the process.
+            self._file = FileIO(self._path, "ab")
+        except OSError as error:
+            self._warn(error)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one line.
@@ -46,17 +58,27 @@ class Tracker:
             return
         seconds = round(time.monotonic() - self._started, 3)
         line = json.dumps({"step": step, "time_s": seconds, **values}) + "\n"
+        content = line.encode()
         try:
-            # After a line that was cut off, a new line begins.
-            self._file.write(("\n" + line if self._failed else line).encode())
+            before = os.fstat(self._file.fileno()).st_size
+            try:
+                written = self._file.write(content)
+                if written != len(content):  # the disk is full, and says so the next time
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(before)  # no torn line, before which another one would end
+                raise
             self._failed = False
         except OSError as error:
-            if not self._failed:
-                sys.stderr.write(
-                    f"warning: {self._path} cannot be written ({error.strerror}); the training "
-                    "goes on without it.\n"
-                )
-            self._failed = True
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failed:
+            sys.stderr.write(
+                f"warning: {self._path} cannot be written ({error.strerror}); the training "
+                "goes on without it.\n"
+            )
+        self._failed = True
 
     def __enter__(self) -> "Tracker":
         return self
@@ -76,15 +98,17 @@ def _supersede(folder: Path, step: int) -> None:
     path = folder / FILE
     kept: list[str] = []
     moved: list[str] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.split("\n"):
         try:
             values = json.loads(line)
             late = values["step"] > step or any(key.startswith("test/") for key in values)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             late = bool(line)  # cut off by whatever ended the run
         if line:
             (moved if late else kept).append(line)
     if moved:
         with (folder / SUPERSEDED).open("a", encoding="utf-8") as file:
             file.write("\n".join(moved) + "\n")
+    if moved or (text and not text.endswith("\n")):
         write_text(path, "\n".join([*kept, ""]) if kept else "")

@@ -51,6 +51,7 @@ def run_training(
     if where == "auto":
         finished = run_folder.find_result(config.run_folder)
         if finished is not None:
+            run_folder.check_same_settings(config)
             return finished
         run_folder.check_can_be_resumed(config)
     elif where is None or not _is_inside(Path(where), config.run_folder):

@@ -168,7 +168,7 @@ class Trainer:
         self.profiler.finish()
         bar.close()
         if self.retriever is not None:
-            self.retriever.finish_refresh(swap=False)
+            self.retriever.finish_refresh(swap=False, or_keep=True)
             self._memory_next = {}
         if self._later_best is not None:  # its step was done again, and ended elsewhere
             state.best_step = self._later_best.step
@@ -284,14 +284,21 @@ class Trainer:
         """Take the best model so far from a checkpoint; None: forget that there was one.
 
         It may be a later one than :attr:`state` knows, of steps that are done again now: then it
-        stands until the same step makes it anew.
+        stands until the same step makes it anew. Or an earlier one, where a better one could not
+        be saved: its numbers take the place of those.
         """
+        state = self.state
         if best is None:
-            self.state.best_val_mse, self.state.best_step = math.inf, 0
+            state.best_val_mse, state.best_step, state.best_bank = math.inf, 0, ""
+            # Validated again, also where it has just been: no training ends without a best model.
+            state.validated_step, state.counter = -1, 0
             return
+        if best.step <= state.step and best.step != state.best_step:
+            state.best_step, state.best_val_mse = best.step, float(best.manifest["val_mse"])
+            state.best_bank = best.manifest["bank"] or ""
         self.best_state = {name: best.model[name] for name in self.engine.trained_names()}
         self.best_snapshot = best.memory
-        self._later_best = best if best.step > self.state.step else None
+        self._later_best = best if best.step > state.step else None
 
     def _encoder_state(self) -> dict[str, Tensor]:
         assert self.retriever is not None
@@ -369,8 +376,9 @@ class Trainer:
             self._memory_next = self._encoder_state()
             self.retriever.start_refresh(self._memory_next)
         if schedule.swaps_after(step):
-            self.retriever.finish_refresh()
             self._memory_next = {}
+            if not self.retriever.finish_refresh(or_keep=True):
+                return
             self.state.memory_step = step - schedule.lag
             self.retriever.prune({self.state.best_bank, *self.writer.banks()})
 
@@ -432,6 +440,8 @@ class Trainer:
             state.counter += 1
 
     def _save_best(self) -> None:
+        if self.retriever is not None:
+            self.state.best_bank = self.retriever.live.version
         content, bank = self._content()
         self.best_state = {name: content.model[name] for name in self.engine.trained_names()}
         self.best_snapshot = content.memory
@@ -455,9 +465,6 @@ class Trainer:
         snapshot, bank = {}, ""
         if self.retriever is not None:
             snapshot, bank = self.retriever.snapshot(), self.retriever.live.version
-        self.state.best_bank = bank if self.state.best_step == self.state.step else (
-            self.state.best_bank
-        )  # fmt: skip
         tensors, facts = self._closed_form
         with distributed.agree_or_raise("Saving a checkpoint"):
             buffers = self.engine.module.trained_state_dict()

@@ -1,9 +1,15 @@
 """Files that are either absent or whole, whenever the process or the machine ends."""
 
+import errno
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -11,6 +17,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Name a file beside ``path`` to write to; at the end of the block it takes its place.
 
     Where the block raises, ``path`` stays as it was and nothing is left beside it.
+
+    Raises:
+        OSError: It cannot be written; the error names ``path``.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -18,6 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(beside)):  # a write that fails does not say to what
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -26,6 +39,35 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either absent or whole, whenever the process ends."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def write_tensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; not atomic.
+
+    Raises:
+        OSError: It cannot be written; safetensors has an error of its own for that.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that a disk or a quota is used up."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def sync_folder(folder: Path) -> None:

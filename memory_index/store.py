@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from memory_index.atomic_file import replacing, sync_folder, write_text
+from memory_index.atomic_file import replacing, sync_folder, write_tensors, write_text
 from memory_index.manifest import Manifest, ManifestError, read_manifest, write_manifest
 
 TRAINED = "trained.safetensors"
@@ -79,11 +78,8 @@ class BankFolder:
         """Write one file of the build, whole or not at all; returns its SHA-256."""
         path = self.building / name
         with replacing(path) as beside:
-            save_file(
-                {key: value.contiguous() for key, value in tensors.items()},
-                beside,
-                metadata={"part": _part(self.version, name)},
-            )
+            whole = {key: value.contiguous() for key, value in tensors.items()}
+            write_tensors(beside, whole, {"part": _part(self.version, name)})
             return sha256_of(beside)
 
     def read_part(self, name: str) -> dict[str, Tensor] | None:

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dist_train import closed_form, preflight
 from dist_train.baselines import fit_ridge
-from dist_train.build import build_forecaster
 from dist_train.checkpoint import load_checkpoint
 from dist_train.closed_form import ClosedForm
 from dist_train.config import RunConfig, load_run_config

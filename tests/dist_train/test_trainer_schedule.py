@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from dist_train.config import RunConfig, TrainConfig
+from dist_train.config import CheckpointConfig, RunConfig, TrainConfig
 from dist_train.trainer import Trainer
 from model.config import GramConfig
 
@@ -30,13 +30,14 @@ class Memory:
         self.begun = state
         self.events.append(("start", state))
 
-    def finish_refresh(self, *, swap: bool = True) -> None:
+    def finish_refresh(self, *, swap: bool = True, or_keep: bool = False) -> bool:
         if self.begun is None:
-            return
+            return False
         self.events.append(("swap" if swap else "drop", self.begun))
         if swap:
             self.live = self.begun
         self.begun = None
+        return swap
 
     def prune(self, keep: set[str]) -> None:
         self.events.append(("prune",))
@@ -58,17 +59,28 @@ class Rehearsal(Trainer):
     """A training in which nothing is computed."""
 
     def __init__(
-        self, gram: GramConfig, steps_per_epoch: int, total: int, stop_after: int | None = None
+        self,
+        gram: GramConfig,
+        steps_per_epoch: int,
+        total: int,
+        stop_after: int | None = None,
+        *,
+        learned: bool = True,
     ) -> None:
-        self.memory = Memory()
+        self.memory = Memory(needs_refresh=learned)
         self.seen: list[int] = []
         """Keys that each step was given."""
         self.stop_after = stop_after
         nothing: Any = None
         super().__init__(
-            RunConfig(gram=gram, train=TrainConfig(eval_every=1, patience=1)),
+            RunConfig(
+                gram=gram,
+                train=TrainConfig(eval_every=1, patience=1),
+                checkpoint=CheckpointConfig(save_steps=0),
+            ),
             nothing, nothing, SimpleNamespace(steps_per_epoch=steps_per_epoch),  # type: ignore[arg-type]
             nothing, nothing, retriever=self.memory, total_steps=total, facts={},  # type: ignore[arg-type]
+            writer=SimpleNamespace(banks=set),  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _steps(self) -> Any:
@@ -86,7 +98,7 @@ class Rehearsal(Trainer):
         return len(self.seen)
 
     def _validate(self, step: int) -> None:
-        self._bad = int(step == self.stop_after)
+        self.state.counter = int(step == self.stop_after)
 
     def _log(self, step: int, seconds: float, bar: Any) -> None: ...
 
@@ -157,8 +169,7 @@ def test_a_bank_that_is_encoded_when_patience_ends_is_not_searched():
 
 
 def test_keys_without_parameters_are_never_encoded_again():
-    training = Rehearsal(GramConfig(refresh_every=1, refresh_lag=0), 1, 5)
-    training.memory.needs_refresh = False
+    training = Rehearsal(GramConfig(refresh_every=1, refresh_lag=0), 1, 5, learned=False)
     training.fit()
     assert training.seen == [0] * 5
     assert {name for name, *_ in training.memory.events} == {"ask", "train"}

@@ -69,11 +69,14 @@ def train_all(rank: int, world_size: int, configs: list[RunConfig], counted: lis
     for config in configs:
         made: list[str] = []
 
-        def watched(self: Retriever, *, swap: bool = True, made: list[str] = made) -> None:
+        def watched(
+            self: Retriever, *, swap: bool = True, or_keep: bool = False, made: list[str] = made
+        ) -> bool:
             begun = self._next is not None
-            finish(self, swap=swap)
+            swapped = finish(self, swap=swap, or_keep=or_keep)
             if begun and swap:
                 made.append(self.fingerprint)
+            return swapped
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Retriever, "finish_refresh", watched)

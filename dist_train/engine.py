@@ -121,6 +121,7 @@ def initialize(
         config=settings,
         dist_init_required=False,
     )
+    engine_state.undo_first_step(engine)
     distributed.set_timeouts(config.train.collective_timeout_s)
     return Engine(engine)
 
@@ -147,8 +148,12 @@ class Engine:
         return self._engine(*args)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of one micro-batch; collective at the last of a step."""
-        self._engine.backward(loss)
+        """Accumulate the gradients of one micro-batch; collective at the last of a step.
+
+        Those of a loss that is not finite are not either, on any rank: the step is left out.
+        """
+        # The loss itself where it is finite; else NaN also where its derivative would be finite.
+        self._engine.backward(loss * (1 + 0 * loss.detach()))
 
     def step(self) -> bool:
         """Count one micro-batch; update the parameters after the last of a step. Collective.

@@ -172,12 +172,16 @@ class Engine:
 
     def _leave_out_step(self) -> None:
         """Do for stage 0 in float32, where DeepSpeed looks at no gradient, what other stages do."""
-        before = self.progress()["scheduler"]
+        engine, before = self._engine, self.progress()["scheduler"]
         for parameter in self.module.parameters():
             parameter.grad = None  # AdamW leaves out what has none
-        self._engine.step()
-        engine_state.load_schedule(self._engine, before)
-        self._engine.skipped_steps += 1
+        engine.clip_fp32_gradients = lambda: None  # fails where there are none
+        try:
+            engine.step()
+        finally:
+            del engine.clip_fp32_gradients
+        engine_state.load_schedule(engine, before)
+        engine.skipped_steps += 1
 
     def _gradient_is_finite(self) -> bool:
         """Whether every gradient of a whole (stage 0) model is; the ranks have the same."""

@@ -71,12 +71,23 @@ def own_windows(step: int) -> list[Tensor]:
     return list(batch_of(step)[first : first + share].split(1))
 
 
-def train_step(engine: Engine, step: int, factors: list[float] | None = None) -> bool:
-    """Do a step; the loss of each micro-batch of this rank times a factor."""
+def spoiled(kind: str, loss: Tensor, output: Tensor) -> Tensor:
+    """A loss that is not finite, or whose gradient is not."""
+    if kind == "gradient":
+        return loss + (output - output.detach()).sqrt().sum()  # 0, with an infinite slope
+    if kind == "sum":
+        return loss + torch.inf  # with a slope that is finite
+    return loss * float(kind)
+
+
+def train_step(engine: Engine, step: int, *, spoil: str = "", where: int = -1) -> bool:
+    """Do a step; the micro-batch with the number ``where``, over all ranks, is spoiled."""
     applied = True
-    for number, window in enumerate(own_windows(step)):
-        loss = loss_of(engine(window))
-        engine.backward(loss if factors is None else loss * factors[number])
+    windows = own_windows(step)
+    for number, window in enumerate(windows, start=distributed.rank() * len(windows)):
+        output = engine(window)
+        loss = loss_of(output)
+        engine.backward(spoiled(spoil, loss, output) if number == where else loss)
         applied = engine.step()
     return applied
 

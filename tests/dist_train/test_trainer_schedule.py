@@ -252,7 +252,9 @@ def test_a_run_that_was_stopped_searches_the_keys_of_one_that_was_not(
         return training
 
     # One start after the other; at one step first in its validation, then after it.
-    for step, after in sorted({(min(cut, total), not in_validation) for cut, in_validation in cuts}):
+    for step, after in sorted(
+        {(min(cut, total), not in_validation) for cut, in_validation in cuts}
+    ):
         (saved,) = go_on(step, in_validation=not after).saved
     go_on(None)
     assert seen == whole.seen

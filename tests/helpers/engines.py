@@ -1,4 +1,4 @@
-"""Real DeepSpeed engines over a module of a few numbers, and the same training without DeepSpeed."""
+"""Real DeepSpeed engines over a module of a few numbers, and the same training in plain torch."""
 
 from typing import Any
 

@@ -250,7 +250,8 @@ class Trainer:
         """End the training on all ranks where one was sent a signal; collective."""
         asked = stop_signals.received()
         if distributed.any_rank(bool(asked)):
-            raise StopRequestedError(asked or "another rank")
+            names = [str(name) for name in distributed.gather_objects(asked)]
+            raise StopRequestedError(next(name for name in names if name))
 
     def forecast(self, batch: WindowBatch, split: str) -> Tensor:
         """Forecast a batch of ``data.windows[split]``; collective under ZeRO-3.

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from dist_train import stop_signals
+
 VARIABLE = "TIMELLM_TEST_SIGNAL"
 
 
@@ -62,6 +64,10 @@ def send(sent: Sent) -> None:
         for pid in targets.get(sent.to, [os.getpid()]):
             os.kill(pid, getattr(signal, sent.signal))
         time.sleep(0.5)  # it has come
+    if sent.to in ("launcher", "runner"):  # and these have passed it on, or have been missed
+        deadline = time.monotonic() + (20 if sent.to == "runner" else 2)
+        while not stop_signals.received() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 def arrange(sent: Sent, patch: pytest.MonkeyPatch) -> None:

@@ -153,8 +153,14 @@ def starts(folder: Path) -> dict[str, Start]:
 def test_every_rank_saves_the_same_step_and_ends_with_75(starts: dict[str, Start], name: str):
     start, sent = starts[name], STOPS[name][1]
     assert start.codes == [str(EXIT_STOPPED)] * 2, start.error
-    assert start.stopped == {"signal": sent["signal"], "step": sent["step"]}
-    assert start.steps[0] == sent["step"]
+    # A launcher passes it on a little later.
+    steps = [
+        sent["step"] + late for late in range(2 if sent["to"] in ("launcher", "runner") else 1)
+    ]
+    assert start.stopped is not None
+    assert start.stopped["signal"] == sent["signal"]
+    assert start.stopped["step"] == start.steps[0]
+    assert start.steps[0] in steps
     # The launchers have codes of their own where they are signalled themselves.
     expected = {"launcher": 1, "runner": -15}.get(sent["to"], EXIT_STOPPED)
     assert start.code == expected

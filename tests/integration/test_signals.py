@@ -100,7 +100,12 @@ class Jobs:
 
 
 def shared_memory() -> set[str]:
-    return {str(path) for path in Path("/dev/shm").iterdir()}
+    """Segments of torch whose process has ended, such as batches nobody has taken.
+
+    Others on this machine have theirs, too. Semaphores of a forked worker have no name.
+    """
+    segments = Path("/dev/shm").glob("torch_*")
+    return {str(path) for path in segments if not Path("/proc", path.name.split("_")[1]).exists()}
 
 
 def run_of(folder: Path, name: str) -> RunConfig:

@@ -121,6 +121,7 @@ def initialize(
         config=settings,
         dist_init_required=False,
     )
+    engine_state.undo_first_step(engine)
     distributed.set_timeouts(config.train.collective_timeout_s)
     return Engine(engine)
 
@@ -147,8 +148,12 @@ class Engine:
         return self._engine(*args)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of one micro-batch; collective at the last of a step."""
-        self._engine.backward(loss)
+        """Accumulate the gradients of one micro-batch; collective at the last of a step.
+
+        Those of a loss that is not finite are not either, on any rank: the step is left out.
+        """
+        # The loss itself where it is finite; else NaN also where its derivative would be finite.
+        self._engine.backward(loss * (1 + 0 * loss.detach()))
 
     def step(self) -> bool:
         """Count one micro-batch; update the parameters after the last of a step. Collective.
@@ -167,12 +172,16 @@ class Engine:
 
     def _leave_out_step(self) -> None:
         """Do for stage 0 in float32, where DeepSpeed looks at no gradient, what other stages do."""
-        before = self.progress()["scheduler"]
+        engine, before = self._engine, self.progress()["scheduler"]
         for parameter in self.module.parameters():
             parameter.grad = None  # AdamW leaves out what has none
-        self._engine.step()
-        engine_state.load_schedule(self._engine, before)
-        self._engine.skipped_steps += 1
+        engine.clip_fp32_gradients = lambda: None  # fails where there are none
+        try:
+            engine.step()
+        finally:
+            del engine.clip_fp32_gradients
+        engine_state.load_schedule(engine, before)
+        engine.skipped_steps += 1
 
     def _gradient_is_finite(self) -> bool:
         """Whether every gradient of a whole (stage 0) model is; the ranks have the same."""

@@ -28,6 +28,20 @@ def named_trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
+def undo_first_step(engine: Any) -> None:
+    """Give stage 0 in bf16 or fp16 a fresh optimizer. Not collective.
+
+    To make room for its state DeepSpeed (0.19.8) does a step without gradients there: the masters
+    have decayed once, and Adam counts one step too many for the rest of the run.
+    """
+    if engine.zero_optimization_stage() == 0 and not trains_itself(engine):
+        wrapper = engine.optimizer
+        for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+            for parameter, master in zip(low, high, strict=True):
+                master.data.copy_(parameter.data)
+        engine.basic_optimizer.state.clear()
+
+
 def weights(engine: Any, prefix: str = "") -> dict[str, Tensor]:
     """Copy trained parameters in full and in float32, on the CPU; collective.
 

@@ -5,6 +5,7 @@ weights stay as they were. What is left is to say which windows did it.
 """
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -88,16 +89,18 @@ class NonFiniteSteps:
         numbers = [str(window["window"]) for entry in culprits for window in entry["windows"]]
         shown = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
         ranks = sorted({entry["rank"] for entry in culprits})
-        path = self._config.run_folder / FILE
+        loss, path = culprits[0]["loss"], self._config.run_folder / FILE
+        what = f"training loss is {loss}"
+        if math.isfinite(float(loss)):
+            what = f"gradient of a training loss of {loss} is not finite"
         again = (
-            f" It is the {state.left_out_in_a_row}th in a row."
+            f" It is number {state.left_out_in_a_row} in a row."
             if state.left_out_in_a_row > 1
             else ""
         )
         return (
-            f"The training loss is {culprits[0]['loss']} in step {step}, on rank "
-            f"{', '.join(map(str, ranks))}, windows {shown} (all in {path}); the weights are as "
-            f"they were before it.{again} Look at these windows, lower train.learning_rate="
-            f"{self._config.train.learning_rate}, use train.precision=fp32, or leave such steps "
-            "out with train.on_nonfinite=skip."
+            f"The {what} in step {step}, on rank {', '.join(map(str, ranks))}, windows {shown} "
+            f"(all in {path}); the weights are as they were before it.{again} Look at these "
+            f"windows, lower train.learning_rate={self._config.train.learning_rate}, use "
+            "train.precision=fp32, or leave such steps out with train.on_nonfinite=skip."
         )

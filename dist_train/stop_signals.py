@@ -25,19 +25,20 @@ class StopRequestedError(Exception):
 
 
 _received = ""
+_interrupts = 0
 _may_wait = False
 
 
 def received() -> str:
-    """Name of the signal that this rank got; empty: none."""
+    """Name of the first signal that this rank got; empty: none."""
     return _received
 
 
 @contextmanager
 def listening() -> Iterator[None]:
     """Take signals as requests during a block; in the main thread."""
-    global _received
-    _received = ""
+    global _received, _interrupts
+    _received, _interrupts = "", 0
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
     try:
         yield
@@ -64,14 +65,17 @@ def finishing_steps() -> Iterator[None]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _received
-    again, _received = _received, signal.Signals(number).name
-    if number == signal.SIGINT and again == "SIGINT":
+    global _received, _interrupts
+    is_first = not _received
+    # A launcher answers Ctrl-C with a SIGTERM of its own: what the user did is what came first.
+    _received = _received or signal.Signals(number).name
+    _interrupts += number == signal.SIGINT
+    if number == signal.SIGINT and _interrupts > 1:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt
     if not _may_wait:
         raise StopRequestedError(_received)
-    if not again:
+    if is_first:
         hint = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         # Not through sys.stderr, which may be in use by what was interrupted.
         os.write(2, f"{_received}: finishing the step and saving{hint}\n".encode())

@@ -127,7 +127,7 @@ class Trainer:
         self._later_best: Checkpoint | None = None
         self._waited_s = 0.0
         self._memory_next: dict[str, Tensor] = {}  # the encoder of the bank that is being built
-        self._saved_step = self.state.step if state else -1
+        self._saved_at = self._place() if state else None
         self._nonfinite = NonFiniteSteps(config, data, scales_loss=facts.get("dtype") == "fp16")
         self._refreshes = RefreshSchedule(
             config.gram,
@@ -174,7 +174,7 @@ class Trainer:
             state.best_step = self._later_best.step
             state.best_val_mse = float(self._later_best.manifest["val_mse"])
             state.best_bank = self._later_best.manifest["bank"] or ""
-        if self.config.checkpoint.save_steps and self._saved_step != state.step:
+        if self.config.checkpoint.save_steps and self._saved_at != self._place():
             self._save_step()
         passed()
         return FitResult(
@@ -205,23 +205,24 @@ class Trainer:
                     self._validate(step)
                     state.validated_step = step
                     bar.set_postfix(self._postfix())
-            if state.counter >= self.config.train.patience or self._is_last(step):
-                return True
-            if state.refreshed_step < step:
+            over = state.counter >= self.config.train.patience or self._is_last(step)
+            if not over and state.refreshed_step < step:
                 with self._part("refresh"):
                     self._refresh_on_schedule(step)
                 state.refreshed_step = step
             self._stop_if_asked()
         except StopRequestedError as request:
             passed()
-            if self._saved_step != step:
+            if self._saved_at != self._place():
                 self._save_step()
             with distributed.agree_or_raise("Saving the checkpoint"):
                 saved = self.writer.wait()  # before any rank ends: a launcher ends the others then
             request.step = step if saved else None
             raise
+        if over:
+            return True
         every = self.config.checkpoint.save_steps
-        if every and step > 0 and step % every == 0 and self._saved_step != step:
+        if every and step > 0 and step % every == 0 and self._saved_at != self._place():
             with watch.paused(), self._part("checkpoint"):
                 passed()
                 self._save_step()
@@ -249,7 +250,8 @@ class Trainer:
         """End the training on all ranks where one was sent a signal; collective."""
         asked = stop_signals.received()
         if distributed.any_rank(bool(asked)):
-            raise StopRequestedError(asked or "another rank")
+            names = [str(name) for name in distributed.gather_objects(asked)]
+            raise StopRequestedError(next(name for name in names if name))
 
     def forecast(self, batch: WindowBatch, split: str) -> Tensor:
         """Forecast a batch of ``data.windows[split]``; collective under ZeRO-3.
@@ -450,8 +452,12 @@ class Trainer:
 
     def _save_step(self) -> None:
         content, bank = self._content()
-        self._saved_step = self.state.step
+        self._saved_at = self._place()
         self.writer.save(step_name(self.state.step), content, self._facts_of_now(bank))
+
+    def _place(self) -> tuple[int, ...]:
+        """What has been done, of all that is done once: a step, and what is due after it."""
+        return self.state.step, self.state.validated_step, self.state.refreshed_step
 
     def _facts_of_now(self, bank: str) -> dict[str, Any]:
         val_mse = self.state.best_val_mse if math.isfinite(self.state.best_val_mse) else None

@@ -67,7 +67,8 @@ def plan_run(argv: Sequence[str]) -> Plan | str:
     name, rest = run_folder.plan_start(config, identity, resume=resume)
     if name == "finished":
         return rest
-    return Plan(folder=Path(rest), arguments=[*argv, "--name", name])
+    named = [] if name == config.name else ["--name", name]
+    return Plan(folder=Path(rest), arguments=[*argv, *named])
 
 
 def deepspeed_command(ranks: int, arguments: Sequence[str]) -> list[str]:

@@ -5,8 +5,13 @@ Shape legend (this file):
     N  variates    H  pred_len    R  B * N rows
 """
 
+import atexit
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -119,6 +124,8 @@ def make_loader(
         prompt_builder: Writes the prompts; None: no prompts.
         num_workers: Processes; 0 prepares batches in this one.
     """
+    if num_workers:
+        _end_workers_at_exit()
     return DataLoader(
         _Batches(Collator(windows, prompt_builder)),
         batch_size=None,  # the sampler already yields whole batches
@@ -139,9 +146,20 @@ def _as_it_is(batch: WindowBatch) -> WindowBatch:
 
 def _start_worker(worker: int) -> None:
     """Leave signals to the rank; stop the tokenizer's threads, which do not survive a fork."""
-    import os
-    import signal
-
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    # SIGTERM too: a launcher sends it to every process below it, and the rank still needs batches
+    # to finish its step. The rank ends its workers itself.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@cache
+def _end_workers_at_exit() -> None:
+    # Runs before multiprocessing's own, which sends SIGTERM and waits for ever.
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dist_train.config import DeepSpeedConfig, RunConfig, TrainConfig
 from dist_train.engine import Engine, deepspeed_json
+from tests.helpers.engines import odd_engine, run_config, train_plainly, train_step
+from tests.helpers.ranks import run_ranks
 
 
 def run(**deepspeed: object) -> RunConfig:
@@ -75,3 +79,77 @@ def test_the_optimizers_bytes_are_its_state_and_its_own_copies():
     module(torch.ones(2, 5)).sum().backward()
     optimizer.step()  # two averages of the module's weights, and the count of steps
     assert engine.optimizer_bytes() == 15 * 4 + 2 * 15 * 4 + 4
+
+
+def content(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and what AdamW keeps; and the course of the learning rate."""
+    tensors = engine.trained_parameters() | engine.optimizer_state()
+    return tensors, {**engine.progress()["scheduler"], "rate": engine.learning_rate}
+
+
+def check_same(mine: Any, expected: Any, what: str) -> None:
+    assert mine[1] == expected[1], what
+    assert mine[0].keys() == expected[0].keys(), what
+    assert all(torch.equal(mine[0][name], value) for name, value in expected[0].items()), what
+
+
+BAD = ("nan", "inf", "sum", "gradient")
+KINDS = [
+    (stage, offload, dtype)
+    for stage in (0, 1, 2, 3)  # 3 comes last: it replaces torch's linear layers
+    for offload in ("none", "optimizer")
+    for dtype in (torch.float32, torch.bfloat16)
+    if offload == "none" or stage > 1
+]
+
+
+def leave_out(rank: int, world_size: int) -> None:
+    for stage, offload, dtype in KINDS:
+        for clipping in (1.0, 0.0):
+            config = run_config(stage, offload=offload, gradient_clipping=clipping)
+            good, engine = odd_engine(config, dtype), odd_engine(config, dtype)
+            assert train_step(good, 0)
+            assert train_step(engine, 0)
+            for number, kind in enumerate(BAD):
+                what = f"{kind}, stage {stage}, {offload}, {dtype}, clipping {clipping}"
+                before = content(engine)
+                # Of the first, a middle and the last micro-batch, of the one rank or the other.
+                assert not train_step(engine, 10 + number, spoil=kind, where=3 - number), what
+                check_same(content(engine), before, what)
+                assert train_step(good, 1 + number)
+                assert train_step(engine, 1 + number), what
+                check_same(content(engine), content(good), what)
+            if dtype == torch.float32:
+                weights, _ = train_plainly(1 + len(BAD), config)
+                mine = engine.trained_parameters()
+                for name, value in weights.items():
+                    torch.testing.assert_close(mine[name], value, rtol=2e-5, atol=2e-7)
+            assert engine.progress()["counters"]["skipped_steps"] == len(BAD)
+            good.close()
+            engine.close()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing_on_any_rank_at_any_stage(world_size: int):
+    run_ranks(leave_out, world_size, timeout_s=200)
+
+
+def compare_losses(rank: int, world_size: int) -> None:
+    """The factor that spoils gradients changes no bit of those of a finite loss."""
+    engine = odd_engine(run_config(0))
+    for value in (0.1, 1e-30, 1e30, 0.0):
+        loss = torch.tensor(value, requires_grad=True)
+        engine.module.zero_grad()
+        backward, seen = engine._engine.backward, []
+        engine._engine.backward = seen.append
+        engine.backward(loss)
+        engine._engine.backward = backward
+        assert torch.equal(seen[0], loss)
+        seen[0].backward()
+        assert loss.grad == 1.0
+
+
+@pytest.mark.ranks
+def test_a_finite_loss_keeps_its_gradient_bit_for_bit():
+    run_ranks(compare_losses, 1)

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_train import closed_form, preflight
+from dist_train import preflight
 from dist_train.baselines import fit_ridge
 from dist_train.checkpoint import load_checkpoint
-from dist_train.closed_form import ClosedForm
 from dist_train.config import RunConfig, load_run_config
 from dist_train.data.windows import load_forecast_data
 from dist_train.leak_alarm import LeakError
 from dist_train.retrieval import Retriever
-from dist_train.retrieval_ridge import RetrievalVerdict
 from dist_train.session import train_and_score
 from dist_train.trend_fit import training_changes
 from memory_index.exclusion import Exclusion
@@ -104,27 +102,3 @@ def test_a_memory_that_shows_the_answer_stops_every_rank_or_is_only_told(tmp_pat
     (told,) = [line for line in lines(tmp_path / "runs/warned") if "retrieval/overlaps" in line]
     assert told["retrieval/overlaps"] > 0
     assert (tmp_path / "runs/warned/result.json").exists()
-
-
-@pytest.mark.parametrize("good", [True, False])
-def test_a_retrieval_anchor_worse_than_the_ridge_is_not_taken(tmp_path: Path, good: bool):
-    base = tiny_run(tmp_path)
-    config = replace(
-        base,
-        model=replace(base.model, anchor="ridge_retrieval"),
-        gram=replace(base.gram, retrieval_key="anchored"),
-    )
-    checked = preflight.check(config)
-    data = checked.data
-    ridge = fit_ridge(data)
-    padded = torch.nn.functional.pad(ridge.weight, (0, config.data.pred_len))
-    worse = replace(ridge, weight=padded * (1.0 if good else 0.5))
-    verdict = RetrievalVerdict(without=ridge, with_retrieval=worse)
-    retriever = Retriever(data, config.gram, config.bank)
-    retriever.refresh({})
-    model = build_forecaster(config, checked.backbone_files, torch.float32)
-    closed = ClosedForm(ridge=replace(ridge, weight=ridge.weight * (0.5 if good else 1.0)),
-                        verdict=verdict)  # fmt: skip
-    closed_form.set_solutions(model, config, data, closed, retriever)
-    assert model.anchor is not None
-    torch.testing.assert_close(model.anchor.weight, padded.float())

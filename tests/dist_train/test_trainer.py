@@ -145,7 +145,10 @@ def test_lines_come_every_log_every_steps_and_at_the_end(runs: Path):
 
 
 def diverge(rank: int, world_size: int, config: RunConfig, out: Path) -> None:
-    message = r"loss is (nan|inf) in steps 1 to 4: lower train.learning_rate=1e\+30"
+    message = (
+        r"(loss is -?(nan|inf)|is not finite) in step [234], on rank 0, 1, windows .*the weights "
+        r"are as they were before it.*lower train.learning_rate=1e\+30"
+    )
     with pytest.raises(FloatingPointError, match=message):
         train_and_score(config, check(config))
     (out / f"refused-{rank}").touch()

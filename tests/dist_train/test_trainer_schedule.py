@@ -1,15 +1,19 @@
 """dist_train/trainer.py: which keys a step searches, and when. A rehearsal, without arithmetic."""
 
+import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from dist_train.config import CheckpointConfig, RunConfig, TrainConfig
+from dist_train.config import RunConfig, TrainConfig
+from dist_train.stop_signals import StopRequestedError
 from dist_train.trainer import Trainer
+from dist_train.training_state import TrainingState
 from model.config import GramConfig
 
 MICRO_BATCHES = 2
@@ -24,6 +28,9 @@ class Memory:
     begun: int | None = None
     search_s: float = 0.0
     events: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def refresh(self, state: int) -> None:
+        self.live = state
 
     def start_refresh(self, state: int) -> None:
         assert self.begun is None, "one refresh at a time"
@@ -55,6 +62,15 @@ class Memory:
         return SimpleNamespace(result=result)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint keeps of a rehearsal."""
+
+    state: dict[str, Any]
+    keys: Any
+    keys_next: Any
+
+
 class Rehearsal(Trainer):
     """A training in which nothing is computed."""
 
@@ -63,42 +79,68 @@ class Rehearsal(Trainer):
         gram: GramConfig,
         steps_per_epoch: int,
         total: int,
-        stop_after: int | None = None,
         *,
-        learned: bool = True,
+        patience_ends_at: int | None = None,
+        asked_after: int | None = None,
+        in_validation: bool = False,
+        saved: Saved | None = None,
+        needs_refresh: bool = True,
     ) -> None:
-        self.memory = Memory(needs_refresh=learned)
-        self.seen: list[int] = []
+        self.memory = Memory(needs_refresh=needs_refresh)
+        self.seen: dict[int, int] = {}
         """Keys that each step was given."""
-        self.stop_after = stop_after
+        self.patience_ends_at = patience_ends_at
+        self.asked_after, self.in_validation = asked_after, in_validation
+        self.saved: list[Saved] = []
         nothing: Any = None
         super().__init__(
-            RunConfig(
-                gram=gram,
-                train=TrainConfig(eval_every=1, patience=1),
-                checkpoint=CheckpointConfig(save_steps=0),
-            ),
+            RunConfig(gram=gram, train=TrainConfig(eval_every=1, patience=1)),
             nothing, nothing, SimpleNamespace(steps_per_epoch=steps_per_epoch),  # type: ignore[arg-type]
             nothing, nothing, retriever=self.memory, total_steps=total, facts={},  # type: ignore[arg-type]
-            writer=SimpleNamespace(banks=set),  # type: ignore[arg-type]
+            writer=SimpleNamespace(banks=set, wait=lambda: True),  # type: ignore[arg-type]
+            state=None if saved is None else TrainingState.from_json(saved.state),
         )  # fmt: skip
+        if saved is not None:
+            checkpoint: Any = SimpleNamespace(memory=saved.keys, memory_next=saved.keys_next)
+            self.restore_memory(checkpoint)
 
     def _steps(self) -> Any:
-        for step in range(self.total_steps + 3):  # the data would go on
+        for step in range(self.state.step, self.total_steps + 3):  # the data would go on
             yield [(step, number) for number in range(MICRO_BATCHES)]
 
     def _train_step(self, batches: Any, neighbours: Any, step: int) -> None:
         assert batches == [(step, number) for number in range(MICRO_BATCHES)]
+        assert step not in self.seen
         keys = {future.result() for future in neighbours}
         assert len(keys) == 1
-        self.seen.append(keys.pop())
+        self.seen[step] = keys.pop()
         self.memory.events.append(("train", step))
 
     def _encoder_state(self) -> Any:
-        return len(self.seen)
+        return self.state.step
 
     def _validate(self, step: int) -> None:
-        self.state.counter = int(step == self.stop_after)
+        if self.in_validation:
+            self._ask(step)
+        self.memory.events.append(("validate", step))
+        self.state.counter = int(step == self.patience_ends_at)
+
+    def _stop_if_asked(self) -> None:
+        if not self.in_validation:
+            self._ask(self.state.step)
+
+    def _ask(self, step: int) -> None:
+        if step == self.asked_after:
+            raise StopRequestedError("SIGTERM")
+
+    def _save_step(self) -> None:
+        self.saved.append(
+            Saved(
+                state=json.loads(json.dumps(self.state.to_json())),
+                keys=self.memory.live,
+                keys_next=self._memory_next,
+            )
+        )
 
     def _log(self, step: int, seconds: float, bar: Any) -> None: ...
 
@@ -131,7 +173,7 @@ def test_every_step_searches_the_keys_that_are_due(
     interval = every or steps_per_epoch
     wait = interval // 4 if lag is None else min(lag, interval - 1)
     due = [keys_due(step, interval, wait) for step in range(total)]
-    assert training.seen == due
+    assert training.seen == dict(enumerate(due))
     events = training.memory.events
     swaps = [event for event in events if event[0] == "swap"]
     assert swaps == [("swap", taken) for taken in sorted(set(due) - {0})]
@@ -162,14 +204,59 @@ def test_a_search_is_asked_for_while_the_step_before_computes_unless_the_keys_ch
 
 
 def test_a_bank_that_is_encoded_when_patience_ends_is_not_searched():
-    training = Rehearsal(GramConfig(refresh_every=4, refresh_lag=3), 1, 20, stop_after=6)
+    training = Rehearsal(GramConfig(refresh_every=4, refresh_lag=3), 1, 20, patience_ends_at=6)
     assert training.fit().steps == 6
     assert training.memory.events[-1] == ("drop", 4)
     assert training.memory.live == 0
 
 
 def test_keys_without_parameters_are_never_encoded_again():
-    training = Rehearsal(GramConfig(refresh_every=1, refresh_lag=0), 1, 5, learned=False)
+    training = Rehearsal(GramConfig(refresh_every=1, refresh_lag=0), 1, 5, needs_refresh=False)
     training.fit()
-    assert training.seen == [0] * 5
-    assert {name for name, *_ in training.memory.events} == {"ask", "train"}
+    assert training.seen == dict.fromkeys(range(5), 0)
+    assert {name for name, *_ in training.memory.events} == {"ask", "train", "validate"}
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    every=st.integers(1, 6),
+    lag=st.integers(0, 5),
+    total=st.integers(1, 14),
+    cuts=st.lists(st.tuples(st.integers(0, 14), st.booleans()), min_size=1, max_size=4),
+)
+@example(every=4, lag=3, total=12, cuts=[(5, False), (5, False)])  # while a bank is encoded
+@example(every=4, lag=3, total=12, cuts=[(7, True), (8, True), (8, False)])  # at swap and start
+@example(every=1, lag=0, total=4, cuts=[(4, False)])  # in the last step
+def test_a_run_that_was_stopped_searches_the_keys_of_one_that_was_not(
+    every: int, lag: int, total: int, cuts: list[tuple[int, bool]]
+):
+    gram = GramConfig(refresh_every=every, refresh_lag=min(lag, every - 1))
+    whole = Rehearsal(gram, 1, total)
+    whole.fit()
+    seen: dict[int, int] = {}
+    validated: list[int] = []
+    saved: Saved | None = None
+
+    def go_on(asked_after: int | None, in_validation: bool = False) -> Rehearsal:
+        training = Rehearsal(
+            gram, 1, total, asked_after=asked_after, in_validation=in_validation, saved=saved
+        )
+        if asked_after is None:
+            assert training.fit().steps == total
+        else:
+            with pytest.raises(StopRequestedError) as stopped:
+                training.fit()
+            assert stopped.value.step == asked_after
+        assert not seen.keys() & training.seen.keys(), "no step is done twice"
+        seen.update(training.seen)
+        validated.extend(event[1] for event in training.memory.events if event[0] == "validate")
+        return training
+
+    # One start after the other; at one step first in its validation, then after it.
+    for step, after in sorted(
+        {(min(cut, total), not in_validation) for cut, in_validation in cuts}
+    ):
+        (saved,) = go_on(step, in_validation=not after).saved
+    go_on(None)
+    assert seen == whole.seen
+    assert validated == list(range(total + 1))

@@ -26,9 +26,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-needs_resume = pytest.mark.skipif(
-    '"--resume"' not in (ROOT / "dist_train/train.py").read_text(), reason="no --resume yet"
-)
 RANKS = min(2, torch.cuda.device_count()) or 2
 KEYS = ["run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks"]
 
@@ -194,7 +191,6 @@ def test_a_signal_stops_the_run_with_code_75_and_leaves_no_process(name: str, co
     assert stopped.seconds < 60
 
 
-@needs_resume
 def test_a_stopped_run_goes_on_under_its_own_name(config: Path):
     folder = config.parent / "resumed"
     options = ["--runs_dir", str(folder), "--name", "r", "--train.max_steps", "300"]

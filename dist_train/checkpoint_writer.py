@@ -107,8 +107,6 @@ class CheckpointWriter:
         for old in step_folders(self._run_folder)[self._keep :]:
             if not old.is_symlink():
                 _delete(old)
-        for left in self._run_folder.glob(".step_*.gone"):  # killed while it was deleted
-            shutil.rmtree(left, ignore_errors=True)
 
     def _save_best_again(self) -> None:
         """Write the best model that could not be written, if there is one."""
@@ -117,6 +115,16 @@ class CheckpointWriter:
         content, facts = self._unsaved_best
         save_checkpoint(self._run_folder / BEST, content, config=self._config, facts=facts)
         self._unsaved_best = None
+
+
+def sweep(run_folder: Path) -> None:
+    """Delete what saves and deletions that were killed have left, before the first save.
+
+    A best model whose save was cut off between its two renames stays: it is the only one.
+    """
+    for pattern in (".step_*.new", ".step_*.old", ".step_*.gone"):
+        for left in run_folder.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _delete(folder: Path) -> None:

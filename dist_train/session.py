@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train import (
+    checkpoint_writer,
     closed_form,
     distributed,
     engine,
@@ -43,6 +44,7 @@ from dist_train.retrieval import Retriever
 from dist_train.tracking import Tracker
 from dist_train.trainer import FitResult, Trainer
 from dist_train.training_state import TrainingState
+from memory_index import atomic_file
 from memory_index.atomic_file import write_text
 from model.backbone_files import fingerprint
 from model.forecaster import Forecaster
@@ -313,6 +315,8 @@ def _decided(config: RunConfig, known: Checkpoint) -> RunConfig:
 def _open_folder(folder: Path, config: RunConfig, resumption: Resumption | None) -> None:
     """Make the folder a run's, or go on in it: nothing that is there is lost."""
     (folder / run_folder.STOPPED_FILE).unlink(missing_ok=True)
+    atomic_file.sweep(folder)
+    checkpoint_writer.sweep(folder)
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", config_to_yaml(config))
         write_text(folder / "environment.json", json.dumps(environment(), indent=2))

@@ -35,6 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what writers that were killed have left in a folder that nobody else writes to now."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+            path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either absent or whole, whenever the process ends."""
     with replacing(path) as beside:

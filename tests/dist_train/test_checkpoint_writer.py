@@ -112,13 +112,12 @@ def test_nothing_but_folders_of_steps_is_ever_deleted(tmp_path: Path):
     assert all((tmp_path / name / "mine").exists() for name in [*others, "elsewhere"])
 
 
-def test_what_a_killed_process_had_half_deleted_goes_away(tmp_path: Path):
-    (tmp_path / ".step_1.gone").mkdir()
-    (tmp_path / ".step_1.gone/model.safetensors").touch()
-    writer = open_writer(tmp_path)
-    writer.save("step_2", content(2.0), facts(2))
-    writer.close()
-    assert names(tmp_path) == ["step_2"]
+def test_what_killed_processes_left_is_swept_but_never_a_best_model(tmp_path: Path):
+    for name in (".step_1.gone", ".step_12.new", ".step_3.old", ".best.new", ".mine.new", "step_4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    checkpoint_writer.sweep(tmp_path)
+    assert names(tmp_path) == [".best.new", ".mine.new", "step_4"]
 
 
 def test_a_save_that_fails_is_reported_and_costs_nothing_else(

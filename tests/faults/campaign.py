@@ -36,6 +36,7 @@ from dist_train.checkpoint import load_checkpoint
 from dist_train.checkpoint_writer import BEST, step_folders
 from dist_train.config import CheckpointConfig, DeepSpeedConfig, RunConfig, config_to_yaml
 from dist_train.resume import find_newest
+from dist_train.run_folder import LOCK_FILE
 from memory_index.config import BankConfig
 from model.config import GramConfig
 from tests.faults.rank import VARIABLE, Fault, draw_fault
@@ -213,6 +214,9 @@ def compare(whole: RunConfig, killed: RunConfig) -> list[str]:
                 differing.append(f"{two.name}/{name}")
     if metrics(whole.run_folder) != metrics(killed.run_folder):
         differing.append("metrics.jsonl")
+    left = {path.name for path in killed.run_folder.glob(".*")} - {LOCK_FILE}
+    left |= {path.name for path in (killed.run_folder / "bank").glob(".*")}
+    differing += [f"left behind: {name}" for name in sorted(left)]
     scores = [
         json.loads((config.run_folder / "result.json").read_text())["scores"]
         for config in (whole, killed)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_index.atomic_file import replacing, write_text
+from memory_index.atomic_file import replacing, sweep, write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,3 +69,12 @@ def test_the_file_is_on_disk_before_it_has_its_name(
     monkeypatch.setattr(os, "fsync", lambda number: seen.append((path.exists(), number)))
     write_text(path, "new")
     assert [exists for exists, _ in seen] == [False]
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path):
+    for name in (".a.json.123", ".b.safetensors.7", "a.json", ".lock", ".x.new", "c.12"):
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.5").mkdir()
+    sweep(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a.json", ".lock", ".x.new", "c.12", ".folder.5"}

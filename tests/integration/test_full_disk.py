@@ -24,7 +24,7 @@ from tests.helpers.small_disk import fill, small_disk
 
 pytestmark = pytest.mark.ranks
 
-STEPS, FULL_AFTER, FREE_AFTER = 12, 5, 9
+STEPS, FULL_AFTER, FREE_AFTER = 12, 5, 8
 
 
 def run_on(disk: Path, folder: Path, name: str) -> RunConfig:

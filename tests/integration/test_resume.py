@@ -18,16 +18,16 @@ from tests.helpers.runs import tiny_run
 
 pytestmark = pytest.mark.ranks
 
-STEPS, CUT = 14, 9
-# A bank is begun after step 8 and searched from step 11 on: it is being built at the cut.
+STEPS, CUT, EPOCH = 8, 5, 4
+# A bank is begun after step 4 and searched from step 7 on: it is being built at the cut.
 PENDING = GramConfig(use_gram=True, d_repr=16, refresh_every=4, refresh_lag=3)
 
 
 def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
-    """Two epochs of seven steps, with dropout, metrics in pairs of steps and a pending bank."""
+    """Two epochs of four steps, with dropout, metrics in pairs of steps and a pending bank."""
     base = tiny_run(folder, name=name, gram=PENDING, bank=BankConfig(shard_group="world"))
     train = replace(
-        base.train, batch_size=48, max_steps=STEPS, log_every=2, eval_every=5, learning_rate=1e-2
+        base.train, batch_size=90, max_steps=STEPS, log_every=2, eval_every=3, learning_rate=1e-2
     )
     model = replace(base.model, dropout=0.2, anchor="none")
     return replace(base, **{"train": train, "model": model, **changes})
@@ -72,7 +72,7 @@ def test_resuming_is_as_if_nothing_had_happened_at_every_zero_stage(tmp_path: Pa
     cases: list[tuple[RunConfig, RunConfig]] = []
     for stage in (0, 1, 2, 3):
         for precision in ("fp32", "bf16"):
-            if precision == "bf16" and (ranks, stage) not in ((1, 0), (2, 0), (2, 2), (2, 3)):
+            if precision == "bf16" and (ranks, stage) not in ((1, 0), (2, 2)):
                 continue
             both = [
                 run_of(tmp_path, f"{word}-{stage}-{precision}",
@@ -89,7 +89,7 @@ def test_resuming_is_as_if_nothing_had_happened_at_every_zero_stage(tmp_path: Pa
     for _, two in cases:
         checkpoint = load_checkpoint(two.run_folder / f"step_{CUT}")
         assert checkpoint.training["sampler"]["epoch"] == 1
-        assert checkpoint.training["sampler"]["step"] == CUT - 7
+        assert checkpoint.training["sampler"]["step"] == CUT - EPOCH
         assert checkpoint.memory_next
         assert checkpoint.training["state"]["sums"]["num_batches"] == 1
         assert not (two.run_folder / "result.json").exists()

@@ -211,7 +211,10 @@ class _Run:
             if self.wanted is not None and self.wanted.counter is not None:
                 state.counter = self.wanted.counter
         tracker = Tracker(
-            self.folder, enabled=self.main, resume_at=state.step if self.known else None
+            self.folder,
+            enabled=self.main,
+            resume_at=state.step if self.known else None,
+            validates_again=state.validated_step < state.step,
         )
         writer = CheckpointWriter(
             self.folder,

@@ -21,7 +21,14 @@ SUPERSEDED = "metrics.superseded.jsonl"
 class Tracker:
     """Append metrics to the run folder; on ranks other than 0 it does nothing."""
 
-    def __init__(self, folder: Path, *, enabled: bool, resume_at: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        enabled: bool,
+        resume_at: int | None = None,
+        validates_again: bool = False,
+    ) -> None:
         """Open the file.
 
         Args:
@@ -29,6 +36,7 @@ class Tracker:
             enabled: False: nothing is written.
             resume_at: The step that a resumed run goes on from: later lines, of steps that are
                 done again, are moved to ``metrics.superseded.jsonl``. None: a run from the start.
+            validates_again: Whether that step's validation comes once more too.
         """
         self._started = time.monotonic()
         self._path = folder / FILE
@@ -38,7 +46,8 @@ class Tracker:
             return
         try:
             if self._path.exists():
-                _supersede(folder, -1 if resume_at is None else resume_at)
+                step = -1 if resume_at is None else resume_at
+                _supersede(folder, step, "val/" if validates_again else "test/")
         except OSError as error:
             self._warn(error)
         try:
@@ -93,8 +102,14 @@ class Tracker:
             self._file.close()
 
 
-def _supersede(folder: Path, step: int) -> None:
-    """Move the lines of steps after ``step``, and of a test that came after it, out of the way."""
+def _supersede(folder: Path, step: int, after: str) -> None:
+    """Move what comes again out of the way: lines of later steps, and of the test after them.
+
+    Args:
+        folder: Of the run.
+        step: The last step that is not done again.
+        after: Prefix of what comes again of that step itself.
+    """
     path = folder / FILE
     kept: list[str] = []
     moved: list[str] = []
@@ -102,7 +117,10 @@ def _supersede(folder: Path, step: int) -> None:
     for line in text.split("\n"):
         try:
             values = json.loads(line)
-            late = values["step"] > step or any(key.startswith("test/") for key in values)
+            again = ("test/", after)
+            late = values["step"] > step or (
+                values["step"] == step and any(key.startswith(again) for key in values)
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
             late = bool(line)  # cut off by whatever ended the run
         if line:

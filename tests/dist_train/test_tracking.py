@@ -160,3 +160,16 @@ def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path, capsys: pytest.Cap
     with Tracker(tmp_path, enabled=True) as tracker:
         tracker.log(1, {"train/loss": 0.5})
     assert "metrics.jsonl cannot be written (Is a directory)" in capsys.readouterr().err
+
+
+def test_a_validation_that_comes_again_leaves_no_second_line(tmp_path: Path):
+    lines = [
+        {"step": 2, "val/mse": 1.0},
+        {"step": 4, "train/loss": 2.0},
+        {"step": 4, "val/mse": 3.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    for again, kept in ((True, lines[:2]), (False, lines)):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        Tracker(tmp_path, enabled=True, resume_at=4, validates_again=again)
+        assert [json.loads(line) for line in path.read_text().splitlines()] == kept

@@ -171,5 +171,6 @@ def test_a_validation_that_comes_again_leaves_no_second_line(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     for again, kept in ((True, lines[:2]), (False, lines)):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        Tracker(tmp_path, enabled=True, resume_at=4, validates_again=again)
+        with Tracker(tmp_path, enabled=True, resume_at=4, validates_again=again):
+            pass
         assert [json.loads(line) for line in path.read_text().splitlines()] == kept

@@ -90,7 +90,8 @@ import numpy as np
 from dist_train.data.collate import make_loader
 from dist_train.data.windows import WindowSet
 values = np.zeros((400, 2), dtype=np.float32)
-batches = iter(make_loader(WindowSet([values], [(0, 400)], 16, 4), [[n] for n in range(60)], None, 2))
+windows = WindowSet([values], [(0, 400)], 16, 4)
+batches = iter(make_loader(windows, [[number] for number in range(60)], None, 2))
 taken = [next(batches).window_ids.item()]
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
     for worker in multiprocessing.active_children():
@@ -106,9 +107,8 @@ raise SystemExit(75)
 
 def test_workers_outlive_the_signals_of_a_launcher_and_not_their_rank():
     done = subprocess.run(
-        [sys.executable, "-c", WITH_WORKERS], text=True, timeout=60, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", WITH_WORKERS], text=True, timeout=60, capture_output=True
+    )
     assert done.returncode == 75, done.stderr
     taken, workers = done.stdout.splitlines()
     assert taken.split() == [str(number) for number in range(41)]

@@ -1,6 +1,9 @@
 """dist_train/data/collate.py: batches hold the windows asked for, also out of workers."""
 
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,3 +82,35 @@ def test_an_evaluation_loader_scores_each_window_once(windows: WindowSet):
         for batch in loader:
             counted += batch.window_ids[: batch.num_valid].tolist()
     assert counted == list(range(len(windows)))
+
+
+WITH_WORKERS = """
+import multiprocessing, os, signal, sys, time
+import numpy as np
+from dist_train.data.collate import make_loader
+from dist_train.data.windows import WindowSet
+values = np.zeros((400, 2), dtype=np.float32)
+windows = WindowSet([values], [(0, 400)], 16, 4)
+batches = iter(make_loader(windows, [[number] for number in range(60)], None, 2))
+taken = [next(batches).window_ids.item()]
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, number)
+    time.sleep(0.1)
+    taken += [next(batches).window_ids.item() for _ in range(10)]
+print(*taken)
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+sys.kept = batches  # to the very end
+raise SystemExit(75)
+"""
+
+
+def test_workers_outlive_the_signals_of_a_launcher_and_not_their_rank():
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_WORKERS], text=True, timeout=60, capture_output=True
+    )
+    assert done.returncode == 75, done.stderr
+    taken, workers = done.stdout.splitlines()
+    assert taken.split() == [str(number) for number in range(41)]
+    assert len(workers.split()) == 2
+    assert not any(Path("/proc", pid).exists() for pid in workers.split())

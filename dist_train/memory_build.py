@@ -5,8 +5,10 @@ Shape legend (this file):
 """
 
 import copy
+import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -42,6 +44,8 @@ from model.pattern_encoder import AnchoredEncoder, DualEncoder, build_encoder, f
 ENCODE_CHUNK = 1024
 # A progress bar for what takes no time would only be noise.
 ENTRIES_WORTH_A_BAR = 200_000
+
+FULL_DISK = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +166,7 @@ class MemoryBuilder:
                     BankFolder(self.root, version).delete()
 
     def give_up_if_disk_is_full(self, error: Exception) -> bool:
-        """Say that a bank could not be written, and delete what is there of it; collective.
+        """Say that a bank could not be written, and delete what is there of it. Not collective.
 
         Args:
             error: What :meth:`open` raised on this rank. All ranks have agreed on it already, the
@@ -171,9 +175,9 @@ class MemoryBuilder:
         Returns:
             Whether a disk was full, on any rank; else nothing was done.
         """
-        if not (isinstance(error, OtherRankError) or is_disk_full(error)):
-            return False
-        if not self._all.any(is_disk_full(error)):
+        # Without asking the others, who may not come here: they quote the error of that rank.
+        quoted = isinstance(error, OtherRankError) and FULL_DISK.search(str(error)) is not None
+        if not (quoted or is_disk_full(error)):
             return False
         if distributed.is_main_rank():
             if self._begun is not None:

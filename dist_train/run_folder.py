@@ -188,7 +188,8 @@ def _check_runs_dir(config: RunConfig) -> None:
         raise ConfigError(f"runs_dir={config.runs_dir}: {nearest} is a file; name a folder.")
     if not os.access(nearest, os.W_OK):
         raise ConfigError(
-            f"runs_dir={config.runs_dir}: {nearest} cannot be written; name another folder."
+            f"runs_dir={config.runs_dir}: {nearest} cannot be written (Permission denied); name "
+            "another folder."
         )
 
 

@@ -78,6 +78,7 @@ def number_and_memory(rank: int, world_size: int, offset: int) -> dict[str, floa
     return {"rank": rank + offset, "gib": peak_memory_gib()}
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_ranks_return_their_figures_and_failures_are_told():
     first, second = run_on_ranks(number_and_memory, 2, 10)

@@ -33,6 +33,7 @@ def row(retriever: str, mask: str, train: float, val: float) -> Row:
     )
 
 
+@pytest.mark.slow
 def test_the_quick_run_shows_the_leak(capsys: pytest.CaptureFixture[str]):
     assert main(["--quick"]) == 0
 

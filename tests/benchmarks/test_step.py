@@ -140,6 +140,7 @@ def test_a_folder_without_the_published_code_is_refused(
     assert "has no models/TimeLLM.py" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_the_quick_run_measures_our_side_alone(capsys: pytest.CaptureFixture[str]):
     assert step.main(["--quick"]) == 0

@@ -80,7 +80,7 @@ def test_host_memory_says_what_limits_it():
     assert "fewer columns (data.columns)" in line
 
 
-def run_out(config: RunConfig) -> dict[str, Any]:
+def run_out(config: RunConfig, *resume: object) -> dict[str, Any]:
     with account.phase("optimizer"):
         tensor = torch.ones(1000)
         _tensors.append(weakref.ref(tensor))

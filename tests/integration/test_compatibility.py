@@ -112,6 +112,7 @@ def table(verdicts: dict[Any, str]) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["LoRA", "4-bit"])
 def test_two_ranks_of_zero_train_as_one_rank_without(tmp_path: Path, variant: str):
     stages = (3,) if variant == "LoRA" else (2,)

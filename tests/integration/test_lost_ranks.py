@@ -31,7 +31,7 @@ from tests.helpers.jobs import (
 )
 from tests.helpers.runs import tiny_run
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
 WATCHDOG_S = 5
 AT_ONCE_S = LINGER_S + 7

@@ -23,7 +23,7 @@ from tests.helpers.interrupted import quick
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import tiny_run
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
 STEPS, BAD_STEP, RANK, MICRO_BATCH = 7, 4, 1, 1
 

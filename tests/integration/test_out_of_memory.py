@@ -13,6 +13,7 @@ from tests.helpers.jobs import Ended, run_job
 from tests.helpers.runs import tiny_run
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.ranks,
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measures through /proc"),
 ]

@@ -67,7 +67,8 @@ def check_equal(whole: RunConfig, stopped: RunConfig) -> None:
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_resuming_is_as_if_nothing_had_happened_at_every_zero_stage(tmp_path: Path, ranks: int):
     cases: list[tuple[RunConfig, RunConfig]] = []
     for stage in (0, 1, 2, 3):

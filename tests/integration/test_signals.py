@@ -23,7 +23,11 @@ from tests.helpers.jobs import MARK, ROOT, free_port, is_port_free, wait_until_g
 from tests.helpers.runs import tiny_run
 from tests.helpers.signalled import Sent
 
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(900)]  # six starts of DeepSpeed in one fixture
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ranks,
+    pytest.mark.timeout(900),
+]  # six starts of DeepSpeed in one fixture
 
 STEPS, EVAL_EVERY = 12, 6
 

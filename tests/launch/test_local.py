@@ -176,7 +176,8 @@ def test_the_same_call_again_only_repeats_the_result(config: Path, trained: Fini
     assert content(config.parent / "runs") == before
 
 
-@pytest.mark.parametrize("name", ["SIGUSR2", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM"])
 def test_a_signal_stops_the_run_with_code_75_and_leaves_no_process(name: str, config: Path):
     folder = config.parent / f"stopped-{name}"
     options = ["--runs_dir", str(folder), "--name", "s"]
@@ -191,6 +192,7 @@ def test_a_signal_stops_the_run_with_code_75_and_leaves_no_process(name: str, co
     assert stopped.seconds < 60
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_under_its_own_name(config: Path):
     folder = config.parent / "resumed"
     options = ["--runs_dir", str(folder), "--name", "r", "--train.max_steps", "300"]

@@ -105,6 +105,7 @@ raise SystemExit(75)
 """
 
 
+@pytest.mark.slow
 def test_workers_outlive_the_signals_of_a_launcher_and_not_their_rank():
     done = subprocess.run(
         [sys.executable, "-c", WITH_WORKERS], text=True, timeout=60, capture_output=True

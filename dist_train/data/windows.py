@@ -278,7 +278,7 @@ def _rows_needed(rows: int, series_set: SeriesSet, seq_len: int, pred_len: int) 
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     # Shares are rounded, so a little fewer may do although one more does not.
-    return next(count for count in range(max(rows + 1, high - 8), high + 1) if enough(count))
+    return next(count for count in range(max(rows + 1, high - 64), high + 1) if enough(count))
 
 
 def _refuse_too_short(

@@ -92,7 +92,7 @@ from dist_train.data.windows import WindowSet
 values = np.zeros((400, 2), dtype=np.float32)
 windows = WindowSet([values], [(0, 400)], 16, 4)
 batches = iter(make_loader(windows, [[number] for number in range(60)], None, 2))
-taken = [next(batches).window_ids.item()]
+taken = [next(batches).window_ids.item() for _ in range(2)]  # both workers have begun
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, number)
@@ -112,6 +112,6 @@ def test_workers_outlive_the_signals_of_a_launcher_and_not_their_rank():
     )
     assert done.returncode == 75, done.stderr
     taken, workers = done.stdout.splitlines()
-    assert taken.split() == [str(number) for number in range(41)]
+    assert taken.split() == [str(number) for number in range(42)]
     assert len(workers.split()) == 2
     assert not any(Path("/proc", pid).exists() for pid in workers.split())

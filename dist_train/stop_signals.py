@@ -27,6 +27,7 @@ class StopRequestedError(Exception):
 _received = ""
 _interrupts = 0
 _may_wait = False
+_says = True
 
 
 def received() -> str:
@@ -64,6 +65,23 @@ def finishing_steps() -> Iterator[None]:
         _may_wait = False
 
 
+@contextmanager
+def checking() -> Iterator[None]:
+    """Put a signal off until a block of checks is done: what it refuses is worth more.
+
+    Raises:
+        StopRequestedError: One came, and nothing was refused.
+    """
+    global _may_wait, _says
+    _may_wait, _says = True, False
+    try:
+        yield
+    finally:
+        _may_wait, _says = False, True
+    if _received:
+        raise StopRequestedError(_received)
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
     global _received, _interrupts
     is_first = not _received
@@ -75,7 +93,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     if not _may_wait:
         raise StopRequestedError(_received)
-    if is_first:
+    if is_first and _says:
         hint = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         # Not through sys.stderr, which may be in use by what was interrupted.
         os.write(2, f"{_received}: finishing the step and saving{hint}\n".encode())

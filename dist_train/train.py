@@ -56,7 +56,7 @@ def run_training(
         run_folder.check_can_be_resumed(config)
     elif where is None or not _is_inside(Path(where), config.run_folder):
         run_folder.check_is_new(config)
-    with account.phase("data"):
+    with stop_signals.checking(), account.phase("data"):
         checked = preflight.check(config)
 
     from dist_train import distributed, watchdog
@@ -97,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stop_signals.listening():
         try:
             try:
-                config, further = parse_run_config(parser, sys.argv[1:] if argv is None else argv)
+                with stop_signals.checking():  # a launcher ends all ranks where one refuses
+                    arguments = sys.argv[1:] if argv is None else argv
+                    config, further = parse_run_config(parser, arguments)
             except ValueError as error:
                 return fail(error)
             return _train(config, further["resume"], further["resume_counter"])
@@ -115,11 +117,13 @@ def _train(config: RunConfig, where: str | None, counter: int | None) -> int:
             run_folder.write_stopped(config.run_folder, str(error), error.step)
         raise
     except Exception as error:
+        if isinstance(error, ValueError):
+            return fail(error)
         if stop_signals.received():  # what another rank's end has caused is of no interest
             raise stop_signals.StopRequestedError(stop_signals.received()) from error
         if out_of_memory.is_out_of_memory(error):
             return out_of_memory.report(error, config)
-        if isinstance(error, (ValueError, OSError, FloatingPointError)) or is_refusal(error):
+        if isinstance(error, (OSError, FloatingPointError)) or is_refusal(error):
             return fail(error)
         raise
     if is_main:

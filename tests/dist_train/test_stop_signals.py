@@ -81,3 +81,12 @@ def test_handlers_are_those_of_before_and_nothing_is_remembered_afterwards():
     assert [signal.getsignal(number) for number in NUMBERS] == before
     with listening(), finishing_steps():
         assert stop_signals.received() == ""
+
+
+def test_what_is_refused_while_a_signal_waits_is_told_first():
+    with stop_signals.listening():
+        with pytest.raises(ValueError, match="own"), stop_signals.checking():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError("own")
+        with pytest.raises(StopRequestedError, match="SIGTERM"), stop_signals.checking():
+            pass

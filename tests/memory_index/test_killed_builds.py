@@ -57,19 +57,19 @@ def dies_after(function: Callable[..., object], when: Callable[..., bool]) -> Ca
 
 def set_the_trap(point: str, folder: BankFolder, doomed: str) -> None:
     """Have this process killed at one point of the build; ``doomed`` is the chunk that is meant."""
-    replace, save_file = Path.replace, store.save_file
+    replace, write_tensors = Path.replace, store.write_tensors
     published = folder.path
 
-    def write_half(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-        save_file(tensors, path, metadata)
+    def write_half(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        write_tensors(path, tensors, metadata)
         if doomed in path.name:
             os.truncate(path, path.stat().st_size // 2)
             die()
 
     if point == "before a chunk is written":
-        store.save_file = dies_before(save_file, lambda _, path, **__: doomed in path.name)
+        store.write_tensors = dies_before(write_tensors, lambda path, *_, **__: doomed in path.name)
     elif point == "while a chunk is written":
-        store.save_file = write_half
+        store.write_tensors = write_half
     elif point == "before a chunk is on the disk":
         os.fsync = dies_before(
             os.fsync, lambda number: doomed in Path(f"/proc/self/fd/{number}").readlink().name

@@ -76,7 +76,7 @@ def test_names_of_files_are_on_disk_before_the_folder_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder, synced = BankFolder(tmp_path, "aaaa"), []
-    monkeypatch.setattr(store, "_sync_folder", lambda path: synced.append((path, folder.exists)))
+    monkeypatch.setattr(store, "sync_folder", lambda path: synced.append((path, folder.exists)))
     publish(folder)
     assert synced == [(folder.building, False), (folder.root, True)]
 
@@ -97,11 +97,11 @@ def test_a_torn_part_of_a_build_is_thrown_away(tmp_path: Path):
 
 
 def test_a_failed_write_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def write_some(tensors: object, path: Path, metadata: object) -> None:
+    def write_some(path: Path, tensors: object, metadata: object) -> None:
         path.write_bytes(b"some")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "save_file", write_some)
+    monkeypatch.setattr(store, "write_tensors", write_some)
     folder = BankFolder(tmp_path, "aaaa")
     with folder.locked_for_building(), pytest.raises(OSError, match="No space left"):
         folder.write_part(chunk_name(0), {"keys": torch.ones(3)})

@@ -19,7 +19,7 @@ from tests.helpers.backbones import tiny_backbone
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import tiny_run
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
 LAYERS, WIDTH = 24, 512
 MIB = 2**20

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_train.config import RunConfig, config_to_yaml
+from dist_train.config import ConfigError, RunConfig, config_to_yaml
 from dist_train.preflight import check
 from dist_train.session import train_and_score
 from tests.helpers.ranks import run_ranks
@@ -274,11 +274,11 @@ def test_local_sh_without_a_configuration_says_how_it_is_used():
 
 
 def fail_to_make_the_folder(rank: int, world_size: int, config: RunConfig) -> None:
-    expected = FileNotFoundError if rank == 0 else RuntimeError
+    expected = ConfigError if rank == 0 else RuntimeError
     with pytest.raises(expected, match=r"/proc/") as caught:
         train_and_score(config, check(config))
     if rank > 0:
-        assert "Creating the run folder failed on rank 0: FileNotFoundError" in str(caught.value)
+        assert "Opening the run folder failed on rank 0: ConfigError" in str(caught.value)
 
 
 @pytest.mark.ranks

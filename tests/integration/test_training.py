@@ -20,7 +20,9 @@ from tests.helpers.runs import STEPS, losses, tiny_run, train_runs
 pytestmark = pytest.mark.ranks
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["baseline", "tapr-and-gram"])
+@pytest.mark.parametrize(
+    "both", [pytest.param(False, marks=pytest.mark.slow), True], ids=["baseline", "tapr-and-gram"]
+)
 def test_two_ranks_train_like_one_at_every_zero_stage(tmp_path: Path, both: bool):
     for ranks in (1, 2):
         configs = [
@@ -45,6 +47,7 @@ def test_two_ranks_train_like_one_at_every_zero_stage(tmp_path: Path, both: bool
         assert ridge[1] == pytest.approx(ridge[0], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_offload_changes_nothing(tmp_path: Path):
     runs = [
         tiny_run(tmp_path, name=offload, deepspeed=DeepSpeedConfig(zero_stage=3, offload=offload))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.ranks,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds ranks in /proc"),
 ]

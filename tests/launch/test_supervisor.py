@@ -20,9 +20,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 SUPERVISE = """
-import json, signal, sys
-for number in (signal.SIGHUP, signal.SIGINT):  # also where the tests run under nohup
-    signal.signal(number, signal.SIG_DFL)
+import json, sys
 from launch.supervisor import supervise
 ended = supervise(sys.argv[2:], grace_s=float(sys.argv[1]))
 print(json.dumps([ended.code, ended.signal and ended.signal.name]), flush=True)
@@ -132,7 +130,13 @@ class Jobs:
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[Jobs]:
     jobs = Jobs(tmp_path)
+    # Heard also where the tests themselves run under nohup, or in the background of a script.
+    before = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGHUP, signal.SIGINT)
+    }
     yield jobs
+    for number, handler in before.items():
+        signal.signal(number, handler)
     for job in jobs.started:
         job.process.kill()
         for pid in job.alive():  # before communicate, which waits for all who hold the pipe

@@ -16,7 +16,6 @@ A checkpoint folder holds
 The frozen backbone is kept by name and fingerprint only. Nothing in it is unpickled.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -29,7 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from memory_index.atomic_file import sync_folder, write_tensors, write_text
+from memory_index.atomic_file import sha256_of, sync_folder, write_tensors, write_text
+from memory_index.manifest import checksum_of
 
 FORMAT = 3  # 2: text prototypes by direction, backbone.kind; 3: all that resuming needs
 TENSOR_FILES = ("model", "memory", "memory_next", "optimizer", "closed_form", "ranks")
@@ -124,9 +124,9 @@ def save_checkpoint(folder: Path, content: Content, *, config: str, facts: dict[
         write_text(beside / "training.json", json.dumps(content.training))
         write_text(beside / "series.json", json.dumps(content.series))
         write_text(beside / "config.yaml", config)
-        checksums = {name: _sha256(beside / name) for name in FILES}
+        checksums = {name: sha256_of(beside / name) for name in FILES}
         manifest = {"format": FORMAT, **facts, "sha256": checksums}
-        manifest["manifest_sha256"] = sha256_of_manifest(manifest)
+        manifest["manifest_sha256"] = checksum_of(manifest)
         write_text(beside / "manifest.json", json.dumps(manifest, indent=2))
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -155,7 +155,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; copy the whole checkpoint folder.")
-        if _sha256(path) != expected:
+        if sha256_of(path) != expected:
             raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
     read: dict[str, Any] = {}
     try:
@@ -200,7 +200,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"2 and {FORMAT}."
             )
         own = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
-        if number != 2 and manifest["manifest_sha256"] != sha256_of_manifest(own):
+        if number != 2 and manifest["manifest_sha256"] != checksum_of(own):
             raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
         if (
             not isinstance(checksums, dict)
@@ -215,12 +215,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def sha256_of_manifest(own: dict[str, Any]) -> str:
-    """Checksum of all that a manifest says, its own checksum aside."""
-    text = json.dumps(own, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _is_whole(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()  # written last
 
@@ -232,8 +226,3 @@ def _beside(folder: Path, word: str) -> Path:
 def _sync_file(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

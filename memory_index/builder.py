@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memory_index.atomic_file import sha256_of
 from memory_index.exact_shard import check_finite
 from memory_index.faiss_ivf import encode_keys
 from memory_index.faiss_training import train_codes, trained_index
@@ -27,7 +28,7 @@ from memory_index.manifest import Manifest, ManifestError
 from memory_index.placement import Placement
 from memory_index.recall import SampleQueries, nearest_in_chunk
 from memory_index.sharded_index import Encode
-from memory_index.store import TRAINED, BankFolder, chunk_name, sha256_of
+from memory_index.store import TRAINED, BankFolder, chunk_name
 
 # A product quantiser learns 256 codewords for each byte.
 FEWEST_TRAINING_POINTS = 20_000

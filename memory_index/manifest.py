@@ -54,13 +54,13 @@ class Manifest:
 
 def version_of(identity: dict[str, Any]) -> str:
     """Name of the folder of a bank: equal identities, equal names."""
-    return hashlib.sha256(_canonical(identity)).hexdigest()[:16]
+    return checksum_of(identity)[:16]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json``; the folder counts as a bank from then on."""
     content = {"format": FORMAT, **asdict(manifest)}
-    checksum = hashlib.sha256(_canonical(content)).hexdigest()
+    checksum = checksum_of(content)
     write_text(folder / FILE_NAME, json.dumps({**content, "checksum": checksum}, indent=2))
 
 
@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ManifestError(f"{path}: not a file; build the bank anew.")
         content = json.loads(path.read_bytes())
         checksum = content.pop("checksum")
-        actual = hashlib.sha256(_canonical(content)).hexdigest()
+        actual = checksum_of(content)
     except OSError as error:
         raise ManifestError(
             f"{folder}: no bank here ({FILE_NAME} cannot be read: {error.strerror}); build it, "
@@ -128,5 +128,7 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def _canonical(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+def checksum_of(content: dict[str, Any]) -> str:
+    """SHA-256 of plain JSON values, whatever the order and the spaces that they are written in."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -8,7 +8,6 @@ is a build that goes on, or was killed and can go on.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from memory_index.atomic_file import replacing, sync_folder, write_tensors, write_text
+from memory_index.atomic_file import (
+    replacing,
+    sha256_of,
+    sync_folder,
+    write_tensors,
+    write_text,
+)
 from memory_index.manifest import Manifest, ManifestError, read_manifest, write_manifest
 
 TRAINED = "trained.safetensors"
@@ -176,12 +181,6 @@ def versions(root: Path) -> list[str]:
     found = [path.parent for path in root.glob("[!.]*/manifest.json")]
     found.sort(key=lambda path: (path / "manifest.json").stat().st_mtime_ns, reverse=True)
     return [path.name for path in found]
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path, version: str, name: str) -> dict[str, Tensor]:

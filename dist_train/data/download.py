@@ -1,11 +1,12 @@
 """Download one published file into the cache, checked and never half-written."""
 
-import hashlib
 import http.client
 import os
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from memory_index.atomic_file import sha256_of
 
 _ANSWER_TIMEOUT_S = 5.0  # a cluster without a network must not make a run wait
 _LARGEST = 1 << 30  # bytes; the largest published set has a seventh of that
@@ -17,12 +18,6 @@ def is_offline() -> bool:
     no = {"", "0", "false", "no", "off"}
     variables = ("HF_HUB_OFFLINE", "TIMELLM_OFFLINE")
     return any(os.environ.get(name, "").strip().lower() not in no for name in variables)
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file, as lower-case hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(url: str, target: Path, sha256: str | None) -> str | None:

@@ -17,10 +17,10 @@ import pandas as pd
 from dist_train.data.catalog import Borders, DatasetEntry, find_file, lookup
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.dates import Dates, infer_frequency, season_of
-from dist_train.data.download import sha256_of
 from dist_train.data.layout import split_table
 from dist_train.data.tables import read_table
 from dist_train.data.values import Values
+from memory_index.atomic_file import sha256_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

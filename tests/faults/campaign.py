@@ -18,7 +18,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,10 +40,10 @@ from memory_index.config import BankConfig
 from model.config import GramConfig
 from tests.faults.rank import VARIABLE, Fault, draw_fault
 from tests.fuzz import campaign, flips
-from tests.helpers.runs import tiny_run
+from tests.helpers.jobs import MARK, free_port, processes_of
+from tests.helpers.runs import numbers, tiny_run
 
 ROOT = Path(__file__).parents[2]
-MARK = "TIMELLM_FAULT_CHAIN"
 
 KILLS_PER_CHAIN = 20
 LIMIT_S = 300.0
@@ -76,13 +75,10 @@ class Chain:
     def start(self, fault: Fault | None) -> int:
         """Run until it ends or is killed; returns the launcher's exit code."""
         self.starts += 1
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         environment = os.environ | {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
-            MARK: str(self.file),
+            MARK: self.mark,
             VARIABLE: "" if fault is None else fault.to_json(),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -90,21 +86,21 @@ class Chain:
         log = self.file.with_suffix(f".{self.starts}.log")
         with log.open("w") as out:
             process = subprocess.Popen(
-                self.command(port, whole=fault is None or fault.victim == "launcher"),
+                self.command(free_port(), whole=fault is None or fault.victim == "launcher"),
                 cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
             deadline = time.monotonic() + LIMIT_S
             try:
                 code = process.wait(LIMIT_S)
-                while left := self.processes():
+                while left := processes_of(self.mark):
                     if time.monotonic() > deadline:
                         raise LostError(f"{log}: processes {left} are left behind")
                     time.sleep(0.05)
             except subprocess.TimeoutExpired as error:
                 raise LostError(f"{log}: still runs after {LIMIT_S:.0f} s") from error
             finally:
-                for pid in self.processes():
+                for pid in processes_of(self.mark):
                     os.kill(pid, 9)
         return code
 
@@ -122,18 +118,10 @@ class Chain:
         python = [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
         return [*python, *node, *where, *ranks]
 
-    def processes(self) -> list[int]:
-        """Processes of this chain that are alive."""
-        wanted = f"{MARK}={self.file}".encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-                if wanted in (folder / "environ").read_bytes().split(b"\0") and state != "Z":
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-        return found
+    @property
+    def mark(self) -> str:
+        """In the environment of its processes."""
+        return f"chain of {self.file}"
 
     @property
     def finished(self) -> bool:
@@ -212,7 +200,7 @@ def compare(whole: RunConfig, killed: RunConfig) -> list[str]:
             same = left.keys() == right.keys()
             if not same or any(not torch.equal(left[key], right[key]) for key in left):
                 differing.append(f"{two.name}/{name}")
-    if metrics(whole.run_folder) != metrics(killed.run_folder):
+    if numbers(whole.run_folder) != numbers(killed.run_folder):
         differing.append("metrics.jsonl")
     left = {path.name for path in killed.run_folder.glob(".*")} - {LOCK_FILE}
     left |= {path.name for path in (killed.run_folder / "bank").glob(".*")}
@@ -222,13 +210,6 @@ def compare(whole: RunConfig, killed: RunConfig) -> list[str]:
         for config in (whole, killed)
     ]
     return [*differing, *(["result.json"] if scores[0] != scores[1] else [])]
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, without what a clock or the process says."""
-    dropped = ("time_s", "perf/", "retrieval/search_ms", "retrieval/wait_ms")
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if not k.startswith(dropped)} for line in lines]
 
 
 def make_chain(folder: Path, name: str, ranks: int, stage: int, steps: int) -> Chain:

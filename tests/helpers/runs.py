@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_train import preflight
-from dist_train.checkpoint import sha256_of_manifest
 from dist_train.config import RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
 from dist_train.session import train_and_score
+from memory_index.manifest import checksum_of
 from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig
 from tests.helpers.backbones import tiny_backbone
 from tests.helpers.ranks import run_ranks
@@ -60,6 +60,13 @@ def losses(folder: Path) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
+def numbers(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, without what a clock or the process's memory says."""
+    dropped = ("time_s", "perf/", "retrieval/search_ms", "retrieval/wait_ms")
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if not k.startswith(dropped)} for line in lines]
+
+
 def claim_other_data(run: Path) -> None:
     """Alter a run as if it had been trained on other data, its checksums in order."""
     facts = json.loads((run / "best/series.json").read_text()) | {"checksum": "0" * 64}
@@ -88,5 +95,5 @@ def change_manifest(run: Path, change: Callable[[dict[str, Any]], object]) -> No
     manifest = json.loads(path.read_text())
     change(manifest)
     del manifest["manifest_sha256"]
-    manifest["manifest_sha256"] = sha256_of_manifest(manifest)
+    manifest["manifest_sha256"] = checksum_of(manifest)
     path.write_text(json.dumps(manifest))

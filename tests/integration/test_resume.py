@@ -14,7 +14,7 @@ from dist_train.config import DeepSpeedConfig, RunConfig
 from memory_index.config import BankConfig
 from model.config import GramConfig
 from tests.helpers.interrupted import Job, interrupted, run_jobs
-from tests.helpers.runs import tiny_run
+from tests.helpers.runs import numbers, tiny_run
 
 pytestmark = pytest.mark.ranks
 
@@ -33,13 +33,6 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
     return replace(base, **{"train": train, "model": model, **changes})
 
 
-def numbers(config: RunConfig) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, without what a clock or the memory of the process says."""
-    lines = map(json.loads, (config.run_folder / "metrics.jsonl").read_text().splitlines())
-    dropped = ("time_s", "perf/", "retrieval/search_ms", "retrieval/wait_ms")
-    return [{k: v for k, v in line.items() if not k.startswith(dropped)} for line in lines]
-
-
 def result_of(config: RunConfig) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((config.run_folder / "result.json").read_text())
     return content
@@ -47,7 +40,7 @@ def result_of(config: RunConfig) -> dict[str, Any]:
 
 def check_equal(whole: RunConfig, stopped: RunConfig) -> None:
     """Losses, weights, optimizer, random generators, place and scores are the same bits."""
-    assert numbers(stopped) == numbers(whole), stopped.name
+    assert numbers(stopped.run_folder) == numbers(whole.run_folder), stopped.name
     one, two = (load_checkpoint(step_folders(c.run_folder)[0]) for c in (whole, stopped))
     assert one.step == two.step == STEPS
     for name in ("model", "optimizer", "memory", "memory_next", "closed_form", "ranks"):

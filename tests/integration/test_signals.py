@@ -20,7 +20,7 @@ from dist_train.stop_signals import EXIT_STOPPED
 from model.config import GramConfig
 from tests.helpers.interrupted import run_jobs
 from tests.helpers.jobs import MARK, ROOT, free_port, is_port_free, wait_until_gone
-from tests.helpers.runs import tiny_run
+from tests.helpers.runs import numbers, tiny_run
 from tests.helpers.signalled import Sent
 
 pytestmark = [
@@ -195,9 +195,9 @@ def test_a_run_that_was_stopped_five_times_ends_as_one_that_was_not(
     assert starts["last"].stopped is None
     whole, stopped = run_of(folder, "whole"), run_of(folder, "stopped")
     run_jobs([(whole, None, None)], 2)
-    numbers = [metrics_of(config) for config in (whole, stopped)]
-    assert numbers[0] == numbers[1]
-    assert len(numbers[0]) >= STEPS // 2 + 3
+    lines = [numbers(config.run_folder) for config in (whole, stopped)]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) >= STEPS // 2 + 3
     one, two = (load_checkpoint(step_folders(c.run_folder)[0]) for c in (whole, stopped))
     assert one.step == two.step == STEPS
     for part in ("model", "optimizer", "ranks"):
@@ -207,13 +207,6 @@ def test_a_run_that_was_stopped_five_times_ends_as_one_that_was_not(
         json.loads((config.run_folder / "result.json").read_text()) for config in (whole, stopped)
     ]
     assert results[0]["test_mse"] == results[1]["test_mse"]
-
-
-def metrics_of(config: RunConfig) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, without what a clock or the memory of the process says."""
-    dropped = ("time_s", "perf/", "retrieval/search_ms", "retrieval/wait_ms")
-    lines = map(json.loads, (config.run_folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if not k.startswith(dropped)} for line in lines]
 
 
 def test_a_signal_in_the_start_up_ends_with_75_and_leaves_no_mark(folder: Path):

@@ -150,7 +150,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not _is_whole(folder):
         folder = next((p for p in (_beside(folder, "new"), _beside(folder, "old")) if _is_whole(p)),
                       folder)  # fmt: skip
-    manifest = _read_manifest(folder / "manifest.json")
+    manifest = read_manifest(folder)
     for name, expected in manifest["sha256"].items():
         path = folder / name
         if not path.is_file():
@@ -184,7 +184,13 @@ def check_is_finite(content: Content) -> None:
             )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and verify the manifest of a checkpoint, not its other files.
+
+    Raises:
+        CheckpointError: It is absent, altered or of an unknown format.
+    """
+    path = folder / "manifest.json"
     if not path.is_file():
         raise CheckpointError(
             f"{path.parent}: no checkpoint here (manifest.json is missing); "

@@ -4,7 +4,6 @@ A save that fails, on a full disk say, is reported and costs nothing but itself:
 that are there stay, and the training goes on.
 """
 
-import json
 import re
 import shutil
 import sys
@@ -13,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dist_train.checkpoint import Content, save_checkpoint
+from dist_train.checkpoint import CheckpointError, Content, read_manifest, save_checkpoint
 from dist_train.worker import OrderedWorker
 
 BEST = "best"
@@ -137,10 +136,9 @@ def _delete(folder: Path) -> None:
 
 def _bank_of(folder: Path) -> str:
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        return str(manifest["bank"] or "")
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # deleted meanwhile, or damaged
+        return read_manifest(folder)["bank"] or ""
+    except (CheckpointError, KeyError):
+        return ""  # deleted meanwhile, damaged, or of a format that does not say
 
 
 def _report(folder: Path, error: Exception) -> None:

@@ -226,8 +226,8 @@ class Engine:
             micro_steps: Micro-batches that this rank would have done by then.
         """
         engine_state.load(self._engine, weights, optimizer)
-        engine_state.load_progress(self._engine, progress)
-        engine_state.set_micro_steps(self._engine, micro_steps)
+        counters = progress["counters"] | {"micro_steps": micro_steps}
+        engine_state.load_progress(self._engine, progress | {"counters": counters})
 
     def warm_start(
         self, take_over: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], list[str]]]

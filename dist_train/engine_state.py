@@ -166,14 +166,8 @@ def load_schedule(engine: Any, course: Mapping[str, Any]) -> None:
 
 def trains_itself(engine: Any) -> bool:
     """Whether the parameters themselves are what the optimizer trains: stage 0 in float32."""
-    return (
-        bool(engine.zero_optimization_stage() == 0) and engine.optimizer is engine.basic_optimizer
-    )
-
-
-def set_micro_steps(engine: Any, micro_steps: int) -> None:
-    """Say how many micro-batches this rank has done, where their size has changed."""
-    engine.micro_steps = micro_steps
+    is_whole: bool = engine.zero_optimization_stage() == 0
+    return is_whole and engine.optimizer is engine.basic_optimizer
 
 
 def _load_whole(engine: Any, values: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

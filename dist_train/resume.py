@@ -14,7 +14,7 @@ from dist_train import distributed
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dist_train.checkpoint_writer import BEST, step_folders
 from dist_train.config import ConfigError, RunConfig, load_saved_config
-from dist_train.run_folder import RESULT_FILE, check_same_settings, differences
+from dist_train.run_folder import RESULT_FILE, check_same_settings, differences, is_inside
 
 AUTO = "auto"
 
@@ -85,9 +85,10 @@ def find_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         It, or None; and what is wrong with newer ones.
     """
     candidates: list[tuple[int, Path]] = [(int(p.name[5:]), p) for p in step_folders(folder)]
-    skipped = []
+    skipped: list[str] = []
+    best: Checkpoint | None = None
     try:
-        best = load_checkpoint(folder / BEST)
+        best = load_checkpoint(folder / BEST)  # to know its step
         candidates.append((best.step, folder / BEST))
     except CheckpointError as error:
         if (folder / BEST).exists():
@@ -96,8 +97,8 @@ def find_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     candidates.sort(key=lambda item: (item[0], item[1].name != BEST), reverse=True)
     for step, path in candidates:
         try:
-            checkpoint = load_checkpoint(path)
-            if path.name != BEST and checkpoint.step != step:
+            checkpoint = best if best and path.name == BEST else load_checkpoint(path)
+            if checkpoint.step != step:
                 raise CheckpointError(f"{path}: holds step {checkpoint.step}, not {step}.")
         except CheckpointError as error:
             skipped.append(str(error))
@@ -113,7 +114,7 @@ def _choose(config: RunConfig, where: str) -> Resumption | None:
     path = own if where == AUTO else Path(where)
     if where != AUTO and not path.is_dir():
         raise CheckpointError(f"--resume {where}: no such folder; give a checkpoint or a run.")
-    in_place = own.resolve() in (path.resolve(), *path.resolve().parents)
+    in_place = is_inside(path, own)
     skipped: list[str] = []
     if (path / "manifest.json").is_file():
         checkpoint: Checkpoint | None = load_checkpoint(path)

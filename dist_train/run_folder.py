@@ -90,6 +90,11 @@ def check_same_settings(config: RunConfig) -> None:
         )
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or below it, whatever links lead there."""
+    return folder.resolve() in (path.resolve(), *path.resolve().parents)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second job out of a run folder for as long as this one lasts; on the main rank.

@@ -54,7 +54,7 @@ def run_training(
             run_folder.check_same_settings(config)
             return finished
         run_folder.check_can_be_resumed(config)
-    elif where is None or not _is_inside(Path(where), config.run_folder):
+    elif where is None or not run_folder.is_inside(Path(where), config.run_folder):
         run_folder.check_is_new(config)
     with stop_signals.checking(), account.phase("data"):
         checked = preflight.check(config)
@@ -69,10 +69,6 @@ def run_training(
             return train_and_score(config, checked, wanted)
     finally:
         distributed.shut_down()
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
 
 def is_refusal(error: Exception) -> bool:

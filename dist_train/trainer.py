@@ -1,6 +1,5 @@
 """The training loop: what happens in a step, and every so many steps."""
 
-import json
 import math
 import resource
 import sys
@@ -233,8 +232,7 @@ class Trainer:
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
-        """Say what a block does: to the watchdog, the profile, and the account of memory."""
-        progress.enter(name, self.state.step + 1)
+        """Say what a block does: to the profile, and with it the watchdog, and to the account."""
         phase = MEMORY_PHASES.get(name)
         with self.profiler.part(name), account.phase(phase) if phase else nullcontext():
             yield
@@ -338,6 +336,7 @@ class Trainer:
     def _train_step(
         self, batches: list[WindowBatch], neighbours: Neighbours | None, step: int
     ) -> None:
+        progress.enter("step", step + 1)
         part = self._part
         self.engine.module.train()
         losses: list[Tensor] = []
@@ -489,12 +488,10 @@ class Trainer:
                     "accumulation_steps": self.sampler.accumulation_steps,
                     "total_steps": self.total_steps,
                     "ranks": distributed.world_size(),
-                    "zero_stage": self.config.deepspeed.zero_stage,
                     "closed_form": facts,
                 },
                 series=describe(self.data),
             )
-            json.dumps(content.training)  # here, on every rank, rather than in the background
             check_is_finite(content)
         return content, bank
 

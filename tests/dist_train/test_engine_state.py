@@ -12,7 +12,7 @@ from dist_train.engine import Engine
 from tests.helpers.engines import odd_engine, run_config, train_plainly, train_step
 from tests.helpers.ranks import run_ranks
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
 STAGES = (0, 1, 2, 3)  # 3 comes last: it replaces torch's linear layers for the rest of a process
 BEFORE, AFTER = 3, 2

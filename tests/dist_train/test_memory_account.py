@@ -14,7 +14,8 @@ MIB = 2**20
 
 def block(mib: int) -> np.ndarray:
     """Memory that is mapped anew, whatever the allocator has left of earlier tests."""
-    memory = np.frombuffer(mmap.mmap(-1, mib * MIB), dtype=np.uint8)
+    own = mmap.mmap(-1, mib * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = np.frombuffer(own, dtype=np.uint8)
     memory.fill(1)
     return memory
 

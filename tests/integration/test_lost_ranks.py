@@ -88,15 +88,14 @@ TRAINS = f"""
 from dist_train import preflight
 check = preflight.check
 def and_strike(config):
-    from dist_train import progress
-    from dist_train.trainer import Trainer
-    train_step = Trainer._train_step
-    def step(trainer, batches, neighbours, number):
-        progress.enter("backward", number + 1)
-        if number == 12 and os.environ["RANK"] == "1":
+    from dist_train.engine import Engine
+    backward, steps = Engine.backward, []
+    def step(engine, loss):
+        steps.append(loss)
+        if len(steps) == 13 and os.environ["RANK"] == "1":
             strike("kill")
-        train_step(trainer, batches, neighbours, number)
-    Trainer._train_step = step
+        backward(engine, loss)
+    Engine.backward = step
     return check(config)
 preflight.check = and_strike
 from dist_train.train import main

@@ -12,6 +12,7 @@ from typing import Any
 
 from dist_train import processes
 from dist_train.config import fail
+from dist_train.launcher import adopt_launcher
 
 USAGE = """usage: timellm COMMAND [options]
 
@@ -181,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="", file=sys.stderr)
         return fail(ValueError(f"{arguments[0]}: unknown command, one of {', '.join(COMMANDS)}."))
     try:
+        adopt_launcher()
         return command(arguments[1:])
     except Exception as error:
         from dist_train import out_of_memory

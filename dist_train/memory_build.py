@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dist_train import distributed, progress
+from dist_train import distributed, local_copy, progress
 from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.windows import ForecastData
 from dist_train.memory_account import account
@@ -241,8 +241,9 @@ class MemoryBuilder:
         self, folder: BankFolder, plan: BankPlan, encode: Encode, sample: SampleQueries
     ) -> ShardedIndex:
         config = self.config
+        on_this_node = BankFolder(local_copy.find(self.root), folder.version)
         index = load_index(
-            folder,
+            on_this_node if on_this_node.exists else folder,
             plan,
             encode,
             sample,

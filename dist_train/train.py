@@ -3,6 +3,7 @@
 timellm train --config FILE [--profile] [--resume auto|PATH]   one process
 deepspeed --module dist_train.train --config FILE              every rank of this machine
 torchrun --nproc_per_node 2 -m dist_train.train --config FILE  the same
+srun python -m dist_train.train --config FILE                  every task of a Slurm job
 
 Exit codes: 0 finished, 2 refused with one line, 3 another rank died or failed, 4 a rank hung,
 71 out of memory, 75 stopped for a signal, to be started again with --resume auto; 1 anything else.
@@ -24,6 +25,7 @@ from dist_train.config import (
     fail,
     parse_run_config,
 )
+from dist_train.launcher import adopt_launcher
 from dist_train.memory_account import account
 
 
@@ -93,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stop_signals.listening():
         try:
             try:
+                adopt_launcher()
                 with stop_signals.checking():  # a launcher ends all ranks where one refuses
                     arguments = sys.argv[1:] if argv is None else argv
                     config, further = parse_run_config(parser, arguments)

@@ -51,6 +51,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {
         "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
         "step_breakdown", "progress", "processes", "beats", "process_memory", "stop_signals",
+        "launcher", "local_copy",
     },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
@@ -59,8 +60,9 @@ TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/cli.py", "dist_train/config.py", "dist_train/config_file.py",
     "dist_train/preflight.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
-    "dist_train/progress.py", "dist_train/processes.py",
-    "launch/local.py",
+    "dist_train/progress.py", "dist_train/processes.py", "dist_train/launcher.py",
+    "dist_train/local_copy.py",
+    "launch/local.py", "launch/check.py", "launch/stage.py",
     "model/config.py", "model/backbone_files.py",
 }  # fmt: skip
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))

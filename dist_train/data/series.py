@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dist_train import local_copy
 from dist_train.data.catalog import Borders, DatasetEntry, find_file, lookup
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.dates import Dates, infer_frequency, season_of
@@ -69,28 +70,42 @@ class SeriesSet:
     """What a reader of the report has to know: defects that were accepted, values filled."""
 
 
+def data_file(config: DataConfig) -> Path | None:
+    """The file that ``data`` names; None: the data come out of a package.
+
+    Raises:
+        DataError: The file of a named data set is nowhere; one of ``data.path`` may be missing.
+    """
+    if config.path is not None:
+        return Path(config.path).expanduser()
+    entry = lookup(config.dataset)
+    return None if entry.file is None else find_file(entry, config.root)
+
+
 def load_series(config: DataConfig) -> SeriesSet:
     """Read and check what ``data`` names.
 
     Raises:
         DataError: The data cannot be used as they are; the message names the place and the remedy.
     """
+    file = data_file(config)
     if config.path is not None:
-        path = Path(config.path).expanduser()
+        assert file is not None
         label = f"data.path={config.path}"
+        path = local_copy.find(file)
         table, notes = read_table(path, label)
         return from_table(
-            table, config, name=path.stem, checksum=_checksum(path, label), notes=tuple(notes)
+            table, config, name=file.stem, checksum=_checksum(path, label), notes=tuple(notes)
         )
     entry = lookup(config.dataset)
-    if entry.file is None:
+    if file is None:
         return from_table(_embedded(entry), config, name=entry.name, entry=entry)
-    path = find_file(entry, config.root)
-    label = f"data.dataset={entry.name} ({path})"
+    label = f"data.dataset={entry.name} ({file})"
+    path = local_copy.find(file)
     table, notes = read_table(path, label)
     checksum = _checksum(path, label)
     if entry.sha256 is not None and checksum != entry.sha256:
-        note = f"{path.name} is not the published file: its checksum is {checksum}"
+        note = f"{file.name} is not the published file: its checksum is {checksum}"
         warnings.warn(f"data.dataset={entry.name}: {note}", stacklevel=2)
         notes.append(note)
     return from_table(

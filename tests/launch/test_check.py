@@ -1,0 +1,47 @@
+"""launch/check.py: a job is checked once before its ranks start."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dist_train import run_folder
+from dist_train.config import RunConfig, config_to_yaml
+from launch.check import FINISHED, main
+from tests.helpers.runs import tiny_run
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.setenv("WORLD_SIZE", "1")  # and is set back
+    config = tiny_run(tmp_path)
+    (tmp_path / "run.yaml").write_text(config_to_yaml(config))
+    return config
+
+
+def check(folder: Path, *further: str, ranks: str = "2") -> int:
+    return main([ranks, "--config", str(folder / "run.yaml"), "--resume", "auto", *further])
+
+
+def test_a_good_run_passes_and_nothing_is_written(tmp_path: Path, config: RunConfig):
+    assert check(tmp_path) == 0
+    assert not config.run_folder.exists()
+
+
+def test_a_bad_one_is_refused(
+    tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
+):
+    assert check(tmp_path, ranks="3") == 2
+    assert "train.batch_size=8 does not divide over 3 ranks" in capsys.readouterr().err
+    assert check(tmp_path, "--data.path", "no-such-file.csv") == 2
+
+
+def test_one_that_has_finished_is_not_started(
+    tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
+):
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "config.yaml").write_text(config_to_yaml(config))
+    result = dict.fromkeys(run_folder.RESULT_KEYS, 1)
+    (config.run_folder / run_folder.RESULT_FILE).write_text(json.dumps(result))
+    assert check(tmp_path) == FINISHED
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result

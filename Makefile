@@ -10,7 +10,10 @@ ARGS ?=
 EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: setup train test ci check test-slow faults faults-quick gpu-check lock clean
+# What an emulated cluster needs, by Debian's names.
+CLUSTER_PACKAGES := slurm-wlm munge pdsh openssh-server openssh-client iproute2
+
+.PHONY: setup train test ci check test-slow test-slurm faults faults-quick gpu-check lock clean
 
 setup: $(STAMP)
 	@$(BIN)/python -m model.backbone_files fetch
@@ -42,7 +45,15 @@ faults: setup
 faults-quick: setup
 	$(BIN)/python -m tests.faults.campaign --quick $(ARGS)
 
-ci: test check test-slow faults-quick
+# Real Slurm daemons, two emulated nodes; real sshd in two network namespaces. Needs root.
+test-slurm: setup
+	@command -v sbatch >/dev/null && command -v pdsh >/dev/null && test -x /usr/sbin/sshd || { \
+		set -e; as_root=$$(test "$$(id -u)" = 0 || echo sudo); $$as_root apt-get update -qq; \
+		$$as_root env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES) >/dev/null; }
+	$(BIN)/python -m pytest -m slurm tests/cluster $(ARGS)
+
+ci: test check test-slow faults-quick test-slurm
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)

@@ -26,7 +26,7 @@ from dist_train import (
 )
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from dist_train.checkpoint_writer import BEST, CheckpointWriter
+from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
 from dist_train.closed_form import ClosedForm
 from dist_train.comparison import score_beside_baselines
 from dist_train.config import RunConfig, config_to_yaml, count_steps
@@ -226,6 +226,8 @@ class _Run:
             config, ds_engine, self.data, sampler, self.prompt_builder, tracker,
             retriever=retriever, total_steps=total_steps, writer=writer, closed_form=closed,
             profiler=build_profiler(config, ds_engine), state=state if self.known else None,
+            is_saved=self.known is not None
+            and self.known.folder.resolve() == (self.folder / step_name(self.known.step)).resolve(),
             facts={
                 "dtype": precision.dtype_name(self.dtype),
                 "backbone": {

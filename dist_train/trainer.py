@@ -89,6 +89,7 @@ class Trainer:
         writer: CheckpointWriter,
         profiler: NoProfiler | None = None,
         state: TrainingState | None = None,
+        is_saved: bool = False,
         closed_form: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
     ) -> None:
         """Take what a run has built.
@@ -106,6 +107,7 @@ class Trainer:
             writer: Saves them.
             profiler: Told what the time is spent on.
             state: Where to go on; None: at the beginning.
+            is_saved: Whether a ``step_<n>`` of the run holds that state already.
             closed_form: Tensors and facts of the ridges, kept in every checkpoint.
         """
         self.config = config
@@ -126,7 +128,7 @@ class Trainer:
         self._later_best: Checkpoint | None = None
         self._waited_s = 0.0
         self._memory_next: dict[str, Tensor] = {}  # the encoder of the bank that is being built
-        self._saved_at = self._place() if state else None
+        self._saved_at = self._place() if is_saved else None
         self._nonfinite = NonFiniteSteps(config, data, scales_loss=facts.get("dtype") == "fp16")
         self._refreshes = RefreshSchedule(
             config.gram,

@@ -53,7 +53,7 @@ SETTINGS = ((2, 2), (1, 0), (2, 3), (1, 2), (2, 0), (1, 3), (2, 1), (1, 1))
 """Ranks and ZeRO stage of one chain after the other."""
 
 # A chain does a few steps between two kills, and has to outlast them.
-STEPS_PER_KILL = 4
+STEPS_PER_KILL = 5
 
 
 class LostError(AssertionError):

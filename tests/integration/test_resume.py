@@ -1,6 +1,7 @@
 """A run that is stopped and goes on is the run that was never stopped, bit for bit."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from dist_train.checkpoint import load_checkpoint
 from dist_train.checkpoint_writer import step_folders
 from dist_train.config import DeepSpeedConfig, RunConfig
+from dist_train.session import Resume
 from memory_index.config import BankConfig
 from model.config import GramConfig
 from tests.helpers.interrupted import Job, interrupted, run_jobs
@@ -90,3 +92,18 @@ def test_resuming_is_as_if_nothing_had_happened_at_every_zero_stage(tmp_path: Pa
     run_jobs(second, ranks)
     for one, two in cases:
         check_equal(one, two)
+
+
+def test_a_run_that_went_on_from_best_saves_its_last_step_too(tmp_path: Path):
+    """As after a kill between the save of best/ and that of step_<n>, both after the last step."""
+    whole, cut = run_of(tmp_path, "whole"), run_of(tmp_path, "cut")
+    run_jobs([(whole, None, None)])
+    shutil.copytree(whole.run_folder, cut.run_folder)
+    best = load_checkpoint(cut.run_folder / "best")
+    assert best.step == STEPS
+    text = (cut.run_folder / "config.yaml").read_text()
+    (cut.run_folder / "config.yaml").write_text(text.replace("name: whole", "name: cut"))
+    (cut.run_folder / "result.json").unlink()
+    shutil.rmtree(cut.run_folder / f"step_{STEPS}")
+    run_jobs([(cut, None, Resume(where="auto"))])
+    check_equal(whole, cut)

@@ -143,7 +143,7 @@ class Cluster:
         return self.state(job)
 
     def hurry(self, job: str, timeout_s: float = 120) -> None:
-        """Wait until a job is queued again, and spare it the two minutes that Slurm lets it wait."""
+        """Wait until a job is queued again, and spare it the two minutes that Slurm waits."""
         self.wait_for(job, "PENDING", timeout_s=timeout_s)
         # The wait is for what the nodes still report of the first start.
         self._wait("both nodes are idle", lambda: self.node_states() == {"idle"}, timeout_s)

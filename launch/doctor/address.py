@@ -61,7 +61,8 @@ def wait_for_listener(address: str, port: int, timeout_s: float) -> None:
     while True:
         left = deadline - time.monotonic()
         try:
-            socket.create_connection((address, port), timeout=max(_TICK_S, min(_DIAL_S, left)))
+            patience = max(_TICK_S, min(_DIAL_S, left))
+            socket.create_connection((address, port), timeout=patience).close()
         except socket.gaierror as error:
             reason = f"no such host name here ({error.strerror})"
         except TimeoutError:

@@ -41,8 +41,8 @@ def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
         return [Finding(check=CHECK, status="skip", found="one rank")]
     numbers = {"largest_skew_s": round(skew, 6), "uncertainty_s": round(sure, 6)}
     found = (
-        f"at most {1000 * abs(skew):.1f} ms from rank 0's, {farthest.who} "
-        f"(sure to {1000 * sure:.1f} ms)"
+        f"at most {1000 * abs(skew):.2f} ms from rank 0's, {farthest.who} "
+        f"(sure to {1000 * sure:.2f} ms)"
     )
     if abs(skew) - sure > LARGEST_SKEW_S:
         direction = "ahead of" if skew > 0 else "behind"
@@ -51,7 +51,7 @@ def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
                 check=CHECK,
                 status="warn",
                 found=f"the clock of {farthest.who} is {abs(skew):.1f} s {direction} rank 0's "
-                f"(sure to {1000 * sure:.1f} ms)",
+                f"(sure to {1000 * sure:.2f} ms)",
                 remedy="Start a time service there (chrony or ntpd): time stamps of logs and "
                 "files will not compare.",
                 numbers=numbers,

@@ -29,11 +29,11 @@ class Finding:
 
 def refusal(check: str, message: str) -> Finding:
     """Make a failure of one of this code's own messages, which end in what to do."""
+    # A sentence of its own, else what comes after the last colon or semicolon.
+    marks = [". "] if ". " in message else [mark for mark in (": ", "; ") if mark in message]
     found, remedy = message, ""
-    for mark in (". ", ": ", "; "):
-        if mark in message:
-            found, _, remedy = message.rpartition(mark)
-            break
+    if marks:
+        found, _, remedy = message.rpartition(max(marks, key=message.rfind))
     remedy = (remedy[:1].upper() + remedy[1:]) or "See the message."
     return Finding(check=check, status="fail", found=found, remedy=remedy)
 

@@ -11,7 +11,7 @@ from launch.doctor.check import Visit
 from launch.doctor.finding import Finding
 from launch.doctor.report import Report, name_all
 
-CHECK = "shared folder"
+CHECK = "folder"
 _PATIENCE_S = 5.0  # a network disk may show a new file late
 _TICK_S = 0.2
 
@@ -43,7 +43,7 @@ def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
                 remedy="Set --runs_dir to a folder that all nodes share, by the same path.",
             )
         ]
-    return [Finding(check=CHECK, status="ok", found=f"all ranks see {place}")]
+    return [Finding(check=CHECK, status="ok", found=f"all ranks share {place}")]
 
 
 def _show(visit: Visit) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from launch.doctor.check import Visit
 from launch.doctor.finding import Finding
 from launch.doctor.report import Report
 
-CHECK = "slowest rank"
+CHECK = "speed"
 SLOW = 1.5
 """Times the time of the median rank."""
 
@@ -50,7 +50,10 @@ def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
     if not others:
         return [Finding(check=CHECK, status="ok", found=f"one rank: {product}", numbers=numbers)]
     typical = statistics.median(others)
-    found = f"{slowest.who}: {product}; the median of the others takes {1000 * typical:.1f} ms"
+    found = (
+        f"slowest is {slowest.who}: {product}; the median of the others takes "
+        f"{1000 * typical:.1f} ms"
+    )
     if seconds > SLOW * typical:
         remedy = (
             "Look there for other jobs (top, nvidia-smi), heat and power limits (nvidia-smi -q -d "

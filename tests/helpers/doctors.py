@@ -109,7 +109,7 @@ def arrival(rank: int = 0, node: str = "a", **changes: Any) -> Arrival:
 
 def visit(config: RunConfig | None = None, **options: Any) -> Visit:
     """A visit of one rank that meets nobody."""
-    meeting = SimpleNamespace(arrival=arrival(world_size=1), leads=True, publish=dict)
+    meeting = SimpleNamespace(arrival=arrival(world_size=1), leads=True, publish=lambda key, value: None)
     return Visit(
         config=config or RunConfig(), options=DoctorOptions(**options), meeting=cast(Any, meeting)
     )

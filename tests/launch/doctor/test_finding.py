@@ -1,4 +1,4 @@
-"""launch/doctor/finding.py: the worst row counts, and a refusal is split into what and what to do."""
+"""launch/doctor/finding.py: the worst row counts; a refusal is split before its remedy."""
 
 import pytest
 
@@ -26,13 +26,9 @@ def test_the_worst_row_counts(statuses: list[str], expected: str):
 @pytest.mark.parametrize(
     ("message", "found", "remedy"),
     [
-        (
-            "the file a.csv is missing. Set data.root.",
-            "the file a.csv is missing",
-            "Set data.root.",
-        ),
+        ("a.csv: missing; gone. Set data.root.", "a.csv: missing; gone", "Set data.root."),
         ("key=7: does not divide: choose 8.", "key=7: does not divide", "Choose 8."),
-        ("a: No space left; free some.", "a", "No space left; free some."),
+        ("a: No space left; free some.", "a: No space left", "Free some."),
         ("no mark", "no mark", "See the message."),
     ],
 )

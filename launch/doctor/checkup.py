@@ -85,7 +85,7 @@ def _follow(visit: Visit) -> Verdict:
 
 def _lead(visit: Visit) -> Verdict:
     meeting, expected = visit.meeting, visit.options.world_size
-    meeting.wait_for_ranks(expected)
+    meeting.wait_for_ranks()
     meeting.post("alone", _look(visit, together=False))
     arrivals = meeting.arrivals()
     posted, lost = meeting.collect("alone", arrivals)

@@ -62,17 +62,13 @@ class Meeting:
         self.store.set(f"{_PREFIX}arrival/{seat}", json.dumps(asdict(self.arrival)))
         self.leads = place.rank == 0 and self._claim_lead()
 
-    def wait_for_ranks(self, world_size: int | None) -> list[Arrival]:
-        """Wait until as many have come as anybody announced, or the time is up; for the leader.
-
-        Args:
-            world_size: How many to wait for besides what the ranks announce.
-        """
+    def wait_for_ranks(self) -> list[Arrival]:
+        """Wait until as many have come as anybody announced, or the time is up; for the leader."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             self.set_progress("wait for the other ranks")
             arrivals = self.arrivals()
-            awaited = max(world_size or 1, *(arrival.world_size for arrival in arrivals))
+            awaited = max(arrival.world_size for arrival in arrivals)
             if len(arrivals) >= awaited or time.monotonic() > deadline:
                 return arrivals
             time.sleep(_TICK_S)
@@ -190,11 +186,10 @@ class Meeting:
         if place.rank == 0 and not distributed.is_store_hosted():
             try:
                 return self._connect(is_host=True, timeout_s=self._timeout_s)
-            except TimeoutError as error:
-                raise UnreachableError("this rank 0 does not reach itself there") from error
-            except RuntimeError as error:
+            except (TimeoutError, RuntimeError) as error:
                 if "EADDRINUSE" not in str(error):
-                    raise UnreachableError(_first_line(error)) from error
+                    reason = f"this rank 0 does not reach itself there ({_first_line(error)})"
+                    raise UnreachableError(reason) from error
                 # By another rank 0, which will tell of the two; or by a program of its own.
         wait_for_listener(place.address, place.port, self._timeout_s)
         left = max(1.0, self._timeout_s - (time.monotonic() - began))

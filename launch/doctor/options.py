@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dist_train.config import ConfigError, RunConfig, build_parser, parse_run_config
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 CHECKS = (
     "inputs", "packages", "libraries", "devices", "host", "disk", "wandb", "clocks", "folder",
@@ -53,8 +50,8 @@ class DoctorOptions:
             raise ConfigError(f"--free_gib must not be negative, got {self.free_gib}.")
 
 
-def build_doctor_parser() -> "ArgumentParser":
-    """Make the parser of the command line."""
+def build_doctor_parser() -> Any:
+    """Make the parser of the command line, of jsonargparse."""
     parser = build_parser("timellm doctor")
     parser.description = (
         "Look at machines, ranks, data and backbone before a job does: one row per check, with a "

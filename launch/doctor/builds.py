@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launch.doctor.finding import Finding
+from launch.doctor.finding import Finding, Status
 from launch.doctor.packages import FAISS_BUILDS, version_of
-from launch.doctor.report import Report
+from launch.doctor.report import Report, name_all
 
 CHECK = "builds"
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -27,25 +27,28 @@ def examine() -> dict[str, Any]:
     }
 
 
-def judge(
-    nodes: Sequence[tuple[Report, dict[str, Any], dict[str, Any]]],
-) -> list[tuple[Report, Finding]]:
-    """Judge each node.
+def judge(nodes: Sequence[tuple[Report, dict[str, Any], dict[str, Any]]]) -> list[Finding]:
+    """Judge each node; what is so on several is one row.
 
     Args:
         nodes: A report of each, what :func:`examine` returned there, and what the probe of torch
             found: ``cuda`` (empty: a CPU build) and ``gpus``, or ``error``.
     """
-    findings = []
+    found: dict[tuple[Status, str, str], list[Report]] = {}
     for report, facts, torch in nodes:
-        own = list(_of_torch(facts["driver"], torch)) + list(_of_faiss(facts, torch))
+        own = [*_of_torch(facts["driver"], torch), *_of_faiss(facts, torch)]
         good = Finding(check=CHECK, status="ok", found=_describe(facts, torch))
-        where = f" on {report.node}" if len(nodes) > 1 else ""
-        findings += [
-            (report, Finding(check=CHECK, status=f.status, found=f.found + where, remedy=f.remedy))
-            for f in own or [good]
-        ]
-    return findings
+        for one in own or [good]:
+            found.setdefault((one.status, one.found, one.remedy), []).append(report)
+    return [
+        Finding(
+            check=CHECK,
+            status=status,
+            found=text if len(reports) == len(nodes) else f"{text}, on {name_all(reports)}",
+            remedy=remedy,
+        )
+        for (status, text, remedy), reports in found.items()
+    ]
 
 
 def driver_version() -> str | None:
@@ -138,7 +141,7 @@ def _of_faiss(facts: dict[str, Any], torch: dict[str, Any]) -> Iterator[Finding]
         )
 
 
-def _finding(status: Any, found: str, remedy: str) -> Finding:
+def _finding(status: Status, found: str, remedy: str) -> Finding:
     return Finding(check=CHECK, status=status, found=found, remedy=remedy)
 
 

@@ -34,10 +34,12 @@ from typing import NoReturn
 from dist_train import processes
 from dist_train.config import RunConfig, fail
 from launch.doctor.address import Place, UnreachableError, read_place
-from launch.doctor.bounded import is_left_behind
+from launch.doctor.bounded import bounded, is_left_behind
 from launch.doctor.finding import Finding
 from launch.doctor.options import DoctorOptions, parse
 from launch.doctor.table import to_json, to_table
+
+_PARSING_S = 60.0  # --timeout_s is not known yet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,9 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # a doctor fetches nothing
     processes.begin()
     try:
-        config, options = parse(sys.argv[1:] if argv is None else argv)
+        arguments = sys.argv[1:] if argv is None else argv
+        config, options = bounded(lambda: parse(arguments), _PARSING_S)
         # The call of adopt_launcher(), which maps SLURM_* to RANK and so on, belongs here.
         place = read_place()
+    except TimeoutError as error:
+        return fail(ValueError(f"--config: reading it {error}; copy it to a disk that answers."))
     except ValueError as error:
         return fail(error)
     signal.signal(signal.SIGTERM, _stop)  # so that what must be deleted is

@@ -60,6 +60,8 @@ REMEDIES = {
     "operators set CUDA_HOME.",
 }
 
+_TOO_SLOW = "has not loaded in time"
+
 
 def examine(visit: Visit) -> dict[str, Any]:
     """Start all probes at once and wait for them."""
@@ -83,6 +85,10 @@ def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
             where = f" on {name_all(ranks)}" if len(groups) > 1 else ""
             if "error" in found:
                 said, status, remedy = found["error"], "fail", REMEDIES[name]
+                if said == _TOO_SLOW:
+                    remedy = (
+                        "Raise --timeout_s: the first load from a busy or a network disk is slow."
+                    )
                 if name == "bitsandbytes" and not visit.config.backbone.load_in_4bit:
                     status = "warn"
             else:
@@ -90,12 +96,8 @@ def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
             findings.append(
                 Finding(check=name, status=status, found=said + where, remedy=remedy)  # type: ignore[arg-type]
             )
-    return findings + [
-        finding
-        for report, finding in builds.judge(
-            [(report, report.facts["builds"], _probe(report, "torch")) for report in reports]
-        )
-    ]
+    nodes = [(report, report.facts["builds"], _probe(report, "torch")) for report in reports]
+    return findings + builds.judge(nodes)
 
 
 def finish(probe: "subprocess.Popen[str]", deadline: float) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def finish(probe: "subprocess.Popen[str]", deadline: float) -> dict[str, Any]:
     try:
         out, error = probe.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
-        return {"error": "does not load: it has not ended in time"}
+        return {"error": _TOO_SLOW}
     if probe.returncode < 0:
         return {"error": f"does not load: it crashed ({signal.Signals(-probe.returncode).name})"}
     try:

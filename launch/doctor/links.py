@@ -66,6 +66,8 @@ def partition(ranks: Sequence[Arrival], scope: str) -> list[list[int]]:
     if scope == "inside a node":
         return list(nodes.values())
     most = max(map(len, nodes.values()))
+    if most == 1:
+        return []  # that of all ranks is across nodes
     return [[own[i] for own in nodes.values() if i < len(own)] for i in range(most)]
 
 

@@ -16,7 +16,7 @@ CUDA = {"version": "2.13.0+cu130", "cuda": "13.0", "gpus": 8}
 
 def judged(torch: dict[str, Any], **facts: Any) -> list[Finding]:
     given = {"driver": None, "faiss": {"faiss-cpu": "1.15"}, "faiss_cuda": None, **facts}
-    return [finding for _, finding in builds.judge([(report(), given, torch)])]
+    return builds.judge([(report(), given, torch)])
 
 
 GPU_FAISS = {"driver": "580.1", "faiss": {"faiss-gpu": "1.15"}, "faiss_cuda": "13"}
@@ -59,10 +59,14 @@ def test_a_torch_that_does_not_load_is_another_row_s_matter():
     assert finding.status == "ok"
 
 
-def test_the_node_is_named_where_there_are_several():
-    facts = {"driver": None, "faiss": {}, "faiss_cuda": None}
-    found = builds.judge([(report(0, "a"), facts, CPU), (report(1, "b"), facts, CPU)])
-    assert [finding.found[-5:] for _, finding in found] == [" on a", " on b"]
+def test_what_is_so_on_all_nodes_is_one_row_and_else_the_node_is_named():
+    none, some = ({"driver": None, "faiss": faiss, "faiss_cuda": None}
+                  for faiss in ({}, {"faiss-cpu": "1.15"}))  # fmt: skip
+    same = builds.judge([(report(0, "a"), none, CPU), (report(1, "b"), none, CPU)])
+    assert [row.found for row in same] == ["neither faiss-cpu nor faiss-gpu is installed"]
+    well, ill = builds.judge([(report(0, "a"), some, CPU), (report(1, "b"), none, CPU)])
+    assert (well.status, ill.status) == ("ok", "fail")
+    assert ill.found.endswith(", on rank 1 (b)")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def well(folder: Path) -> list[Ended]:
 def test_ranks_that_are_well_end_with_0_and_rank_0_alone_prints(well: list[Ended]):
     assert [ended.code for ended in well] == [0, 0], well
     assert (well[1].out, well[1].error, well[0].error) == ("", "", "")
-    assert "all-reduce, across nodes" in well[0].out
+    assert "all-reduce, all ranks" in well[0].out
 
 
 @pytest.mark.ranks
@@ -70,8 +70,7 @@ def test_everything_is_looked_at(well: list[Ended]):
     assert list(found) == [
         "ranks", "configuration", "data", "backbone", "packages", "same packages", "libraries",
         "devices", "host", "disk", "wandb", "clocks", "folder", "speed",
-        "all-reduce, all ranks", "all-reduce, across nodes",
-        "all-gather, all ranks", "all-gather, across nodes",
+        "all-reduce, all ranks", "all-gather, all ranks",
     ]  # fmt: skip
     assert found["libraries"]["status"] == "skip"
     assert set(found["speed"]["numbers"]) == {"rank_0_ms", "rank_1_ms"}
@@ -133,7 +132,7 @@ def test_a_rank_that_cannot_connect_says_where_and_rank_0_says_who():
     assert (first.code, second.code) == (1, 1)
     row = rows(first)["ranks"]
     assert row["status"] == "fail"
-    assert row["found"].startswith("rank 1 of 2 never arrived; here are rank 0")
+    assert row["found"].startswith("rank 1 of 2 never arrived; those that did: rank 0")
     assert rows(first)["links"]["status"] == "skip"
     assert second.out == ""
     (line,) = second.error.splitlines()
@@ -295,3 +294,14 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
     assert told.out == ""
     assert told.err.startswith("error: ")
     assert said in told.err
+
+
+def test_a_configuration_on_a_disk_that_is_gone_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    monkeypatch.setattr(command, "_PARSING_S", 0.5)
+    os.mkfifo(tmp_path / "run.yaml")
+    assert command.main(["--config", str(tmp_path / "run.yaml")]) == 2
+    assert "--config: reading it did not end within 0.5 s" in capsys.readouterr().err
+    (tmp_path / "run.yaml").open("w").close()  # lets the thread end

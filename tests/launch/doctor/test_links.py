@@ -27,7 +27,8 @@ def test_who_exchanges_with_whom(scope: str, parts: list[list[int]]):
     assert links.partition(FOUR[::-1], scope) == parts
 
 
-def test_one_node_is_one_scope():
+def test_one_node_or_one_rank_per_node_is_one_scope():
+    assert links.partition(FOUR[1:3], "across nodes") == []
     assert links.partition(FOUR[:2], "inside a node") == []
     assert links.partition(FOUR[:2], "across nodes") == []
 

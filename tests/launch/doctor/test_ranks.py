@@ -19,7 +19,9 @@ def test_those_that_were_announced_are_well():
 def test_a_rank_that_never_came_is_named():
     here = [arrival(rank, world_size=5) for rank in (0, 2)]
     here[1] = arrival(2, "b", world_size=5)
-    assert said(here) == ["ranks 1, 3, 4 of 5 never arrived; here are rank 0 (a); rank 2 (b)"]
+    assert said(here) == [
+        "ranks 1, 3, 4 of 5 never arrived; those that did: rank 0 (a); rank 2 (b)"
+    ]
 
 
 def test_many_missing_ranks_are_not_all_named():

@@ -61,6 +61,9 @@ REMEDIES = {
 }
 
 _TOO_SLOW = "has not loaded in time"
+_TOO_SLOW_REMEDY = (
+    "Raise --timeout_s on a busy machine or disk; if it never loads, install it again."
+)
 
 
 def examine(visit: Visit) -> dict[str, Any]:
@@ -85,10 +88,8 @@ def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
             where = f" on {name_all(ranks)}" if len(groups) > 1 else ""
             if "error" in found:
                 said, status, remedy = found["error"], "fail", REMEDIES[name]
-                if said == _TOO_SLOW:
-                    remedy = (
-                        "Raise --timeout_s: the first load from a busy or a network disk is slow."
-                    )
+                if said == _TOO_SLOW:  # which a busy machine is no less than a broken library
+                    status, remedy = "warn", _TOO_SLOW_REMEDY
                 if name == "bitsandbytes" and not visit.config.backbone.load_in_4bit:
                     status = "warn"
             else:

@@ -70,7 +70,8 @@ def _missing(reports: Sequence[Report], size: int) -> list[Finding]:
         Finding(
             check=CHECK,
             status="fail",
-            found=f"rank{plural} {named} of {size} never arrived; those that did: {name_all(reports)}",
+            found=f"rank{plural} {named} of {size} never arrived; those that did: "
+            f"{name_all(reports)}",
             remedy="Look at the output of what never arrived: it says which address it cannot "
             "reach. If it says nothing it was not started: compare WORLD_SIZE with the number "
             "of nodes and tasks.",

@@ -40,7 +40,9 @@ def test_what_does_not_load_says_why(code: str, said: str):
 def test_a_probe_that_hangs_is_not_waited_for():
     found = finish("import time; time.sleep(60)", 0.5)
     assert found == {"error": "has not loaded in time"}
-    assert "--timeout_s" in judged(faiss=str(found["error"]))["faiss"].remedy
+    row = judged(faiss=str(found["error"]))["faiss"]
+    assert row.status == "warn"
+    assert "--timeout_s" in row.remedy
 
 
 def test_the_last_line_is_what_a_probe_found():

@@ -63,10 +63,10 @@ def write_speed(folder: Path, size_mib: float) -> float:
 
 
 def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
-    """Judge the disk of each node."""
+    """Judge the disk of each node; where all are well, that of the slowest is the row."""
     findings = [_of_node(report, visit, len(reports) > 1) for report in reports]
-    well = [finding for finding in findings if finding.status == "ok"]
-    return [finding for finding in findings if finding.status != "ok"] or well[:1]
+    slowest = min(findings, key=lambda finding: finding.numbers.get("mib_per_s", 0.0))
+    return [finding for finding in findings if finding.status != "ok"] or [slowest]
 
 
 def _of_node(report: Report, visit: Visit, many: bool) -> Finding:

@@ -61,9 +61,7 @@ REMEDIES = {
 }
 
 _TOO_SLOW = "has not loaded in time"
-_TOO_SLOW_REMEDY = (
-    "Raise --timeout_s on a busy machine or disk; if it never loads, install it again."
-)
+_TOO_SLOW_REMEDY = "Raise --timeout_s on a busy machine; if it never loads, install it again."
 
 
 def examine(visit: Visit) -> dict[str, Any]:

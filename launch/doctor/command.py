@@ -28,6 +28,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -35,11 +36,13 @@ from dist_train import processes
 from dist_train.config import RunConfig, fail
 from launch.doctor.address import Place, UnreachableError, read_place
 from launch.doctor.bounded import bounded, is_left_behind
+from launch.doctor.deadman import Deadman
 from launch.doctor.finding import Finding
 from launch.doctor.options import DoctorOptions, parse
 from launch.doctor.table import to_json, to_table
 
 _PARSING_S = 60.0  # --timeout_s is not known yet
+_SLACK_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,8 +82,17 @@ def _examine(config: RunConfig, options: DoctorOptions, place: Place, began: flo
         return _tell_alone(place, _host(), finding, options, began)
 
     node = "/".join(part for part in distributed.node_name().split("/") if part)
+    leftovers: list[Path] = []
+
+    def give_up(what: str) -> None:
+        _delete(leftovers)
+        _say(f"doctor: rank {place.rank} ({node}): hangs in {what}, and ends itself; if rank 0 "
+             "has stopped, its machine or its network is where to look.")  # fmt: skip
+
+    # Two waits may follow one another without a sign of life: for a listener, then for its answer.
+    deadman = Deadman(2 * options.timeout_s + _SLACK_S, give_up)
     try:
-        meeting = Meeting(place, node, options.timeout_s)
+        meeting = Meeting(place, node, options.timeout_s, deadman.touch)
     except UnreachableError as error:
         remedy = (
             "Start rank 0 there, within --timeout_s of the others; check that MASTER_ADDR is the "
@@ -92,8 +104,9 @@ def _examine(config: RunConfig, options: DoctorOptions, place: Place, began: flo
             f"{options.timeout_s:g} s: {error}"
         )
         finding = Finding(check="ranks", status="fail", found=found, remedy=remedy)
+        deadman.release()
         return _tell_alone(place, node, finding, options, began)
-    visit = Visit(config=config, options=options, meeting=meeting)
+    visit = Visit(config=config, options=options, meeting=meeting, leftovers=leftovers)
     try:
         verdict = checkup.examine(visit)
         if meeting.leads:
@@ -106,10 +119,10 @@ def _examine(config: RunConfig, options: DoctorOptions, place: Place, began: flo
         _say(f"doctor: rank {place.rank} ({node}): {error}; see the output of rank 0.")
         return 1
     finally:
-        for path in visit.leftovers:
-            path.unlink(missing_ok=True)
+        _delete(leftovers)
         if not is_left_behind():
             distributed.shut_down()
+        deadman.release()
 
 
 def _tell_alone(
@@ -137,6 +150,11 @@ def _say(text: str) -> None:
     # One write: the lines of several ranks would otherwise run into each other.
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def _delete(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _host() -> str:

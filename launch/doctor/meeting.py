@@ -40,14 +40,27 @@ class Arrival:
 class Meeting:
     """One rank's side of it. No method is collective; a barrier is said to be one."""
 
-    def __init__(self, place: Place, node: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        place: Place,
+        node: str,
+        timeout_s: float,
+        on_progress: Callable[[str], None] = lambda what: None,
+    ) -> None:
         """Come to the meeting: rank 0 opens it, unless the launcher has; the others connect.
+
+        Args:
+            place: Of this rank.
+            node: Its node, as messages name it.
+            timeout_s: Seconds of each wait.
+            on_progress: Called with what this rank begins, whenever it gets on.
 
         Raises:
             UnreachableError: Rank 0 cannot be reached, or something else answers in its place.
         """
         self._timeout_s = timeout_s
         self._place = place
+        self._on_progress = on_progress
         self.store = self._open()
         seat = self._add("seats")
         self.arrival = Arrival(
@@ -82,6 +95,7 @@ class Meeting:
 
     def set_progress(self, what: str) -> None:
         """Say what this rank begins, which also is its sign of life."""
+        self._on_progress(what)
         self.store.set(f"{_PREFIX}at/{self.arrival.seat}", f"{time.monotonic()} {what}")
 
     def post(self, topic: str, facts: dict[str, Any]) -> None:
@@ -129,6 +143,7 @@ class Meeting:
         last, since = b"", time.monotonic()
         try:
             while not self.store.check([_PREFIX + key]):
+                self._on_progress("waiting for rank 0")
                 if seat is None and self.store.check([f"{_PREFIX}leader"]):
                     seat = self.store.get(f"{_PREFIX}leader").decode()
                 progress = b"" if seat is None else self.store.get(f"{_PREFIX}at/{seat}")

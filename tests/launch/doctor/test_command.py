@@ -246,6 +246,18 @@ def test_without_rank_0_a_rank_says_so_and_ends(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.ranks
+def test_a_rank_0_that_is_stopped_does_not_keep_the_others(folder: Path, tmp_path: Path):
+    given = ["--config", str(folder / "run.yaml"), *only("inputs"), "--timeout_s", "3"]
+    with Ward(*given, ranks=[hangs(tmp_path / "fifo"), Patient()], fresh=False) as ward:
+        wait_until(lambda: is_read(tmp_path / "fifo"))
+        ward.processes[0].send(signal.SIGSTOP)  # its store answers no more
+        second = ward.wait(1, 60)
+    assert (second.code, second.out) == (1, "")
+    said = r"doctor: rank 1 \(.*\): hangs in .*, and ends itself; if rank 0 has stopped"
+    assert re.match(said, second.error.splitlines()[-1])
+
+
+@pytest.mark.ranks
 def test_a_doctor_that_is_told_to_stop_deletes_its_file(tmp_path: Path):
     (tmp_path / "runs").mkdir()
     # Rank 1 waits for a file that never comes, so that rank 0 waits for it.

@@ -51,6 +51,8 @@ def test_a_full_disk_is_found_and_stays_as_it_is(tmp_path: Path):
 
 def test_little_space_is_not_used_up(tmp_path: Path):
     with small_disk(tmp_path / "disk", 2048) as folder:
+        here = visit(RunConfig(runs_dir=str(folder)), write_mib=8.0)
+        assert not {"mib_per_s", "errno"} & disk.examine(here).keys(), "nothing was written"
         finding = look(folder, write_mib=8)
         assert finding.status == "fail"
         assert "has 2.0 MiB free, 0.0 GiB are needed" in finding.found

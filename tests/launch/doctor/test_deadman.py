@@ -7,13 +7,13 @@ import time
 from tests.helpers.jobs import ROOT
 
 HANG = """
-import threading, time
+import sys, threading, time
 from launch.doctor.deadman import Deadman
 deadman = Deadman(1.0, lambda what: print("hung in", what, flush=True))
 for number in range(4):
     time.sleep(0.5)
     deadman.touch(f"part {number}")
-if {release}:
+if sys.argv[1] == "release":
     deadman.release()
     time.sleep(2)
 else:
@@ -22,7 +22,7 @@ else:
 
 
 def run(*, release: bool) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", HANG.format(release=release)]
+    command = [sys.executable, "-c", HANG, "release" if release else "hang"]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )

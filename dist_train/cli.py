@@ -26,6 +26,8 @@ commands:
              timellm inspect --run runs/quickstart --split test
   bank       build a memory before a training, or look at one:
              timellm bank build --config FILE --bank.path DIR, timellm bank info --path DIR
+  doctor     look at machine, ranks, data and backbone before a job:
+             timellm doctor --config configs/quickstart.yaml
 
 timellm COMMAND --help explains every option of a command.
 """
@@ -161,12 +163,20 @@ def bank_info(argv: Sequence[str]) -> int:
     return 0
 
 
+def doctor(argv: Sequence[str]) -> int:
+    """Look at the machine before a job does; see ``launch/doctor/command.py``."""
+    from launch.doctor.command import main as doctor_main
+
+    return doctor_main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
     "bank": bank,
+    "doctor": doctor,
 }
 
 

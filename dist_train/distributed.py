@@ -5,10 +5,10 @@ Works without a launcher too: a single process is a group of one rank.
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,11 @@ from dist_train.beats import Store
 from dist_train.worker import abandon_all
 from memory_index.groups import RankGroup, agreed
 
+MeetingStore: TypeAlias = Any  # torch exports no type of a store
+MeetingGroup: TypeAlias = dist.ProcessGroup
 
-def initialize_process_group(timeout_s: float) -> None:
+
+def initialize_process_group(timeout_s: float, store: MeetingStore | None = None) -> None:
     """Join the ranks that the launcher started; collective.
 
     Sets the environment variables that DeepSpeed reads where no launcher did, and selects the GPU
@@ -28,6 +31,7 @@ def initialize_process_group(timeout_s: float) -> None:
 
     Args:
         timeout_s: Seconds a collective may wait for the other ranks.
+        store: Where they have met already, see :func:`open_store`; None: they meet now.
     """
     global _timeout
     _timeout = timedelta(seconds=timeout_s)
@@ -38,7 +42,39 @@ def initialize_process_group(timeout_s: float) -> None:
         torch.cuda.set_device(local_rank())
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=_timeout)
+        if store is None:
+            dist.init_process_group(backend, timeout=_timeout)
+        else:
+            own = distributed_c10d.PrefixStore("group", store)
+            number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            dist.init_process_group(
+                backend, timeout=_timeout, store=own, rank=number, world_size=count
+            )
+
+
+def open_store(address: str, port: int, *, is_host: bool, timeout_s: float) -> MeetingStore:
+    """Open the store in which ranks can meet before there is a process group; not collective.
+
+    Under torchrun the launcher hosts it, and no rank does. A program at the other end that is no
+    store may keep this waiting for longer than ``timeout_s``.
+
+    Args:
+        address: Of the machine that hosts it.
+        port: There; 0 chooses a free one, for a host that is alone.
+        is_host: Whether this process hosts it; it then lasts as long as the process.
+        timeout_s: Seconds that each wait for a key lasts, and the connecting.
+
+    Raises:
+        RuntimeError: Nobody answers there, or the port is taken; see :func:`is_connection_error`.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    made: Any = dist
+    return made.TCPStore(address, port, None, is_host, timeout, wait_for_workers=False)
+
+
+def is_store_hosted() -> bool:
+    """Whether the launcher hosts the store at MASTER_PORT itself, as torchrun does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def set_timeouts(timeout_s: float) -> None:
@@ -182,8 +218,45 @@ def node_names() -> list[str]:
 
     A launcher's number of the node counts too: an emulated cluster has many nodes on one host.
     """
+    return [str(name) for name in gather_objects(node_name())]
+
+
+def node_name() -> str:
+    """Name of the node of this rank; not collective."""
     numbers = [os.environ.get(key, "") for key in ("SLURM_NODEID", "GROUP_RANK")]
-    return [str(name) for name in gather_objects("/".join([socket.gethostname(), *numbers]))]
+    return "/".join([socket.gethostname(), *numbers])
+
+
+def split_ranks(parts: Sequence[Sequence[int]]) -> MeetingGroup | None:
+    """Make groups of ranks on the backend of the job; collective over all ranks.
+
+    Args:
+        parts: Ranks of each group, the same on all ranks; a rank is in one of them at most.
+
+    Returns:
+        The group of this rank; None where it is in none, or alone.
+    """
+    groups = [dist.new_group(list(ranks), timeout=_timeout) for ranks in parts]
+    own = [group for ranks, group in zip(parts, groups, strict=True) if rank() in ranks]
+    return own[0] if own and own[0].size() > 1 else None
+
+
+def all_reduce_in(group: MeetingGroup, tensor: Tensor) -> None:
+    """Replace a tensor by its sum over a group, in place; collective over the group."""
+    dist.all_reduce(tensor, group=group)
+
+
+def all_gather_in(group: MeetingGroup, gathered: Tensor, tensor: Tensor) -> None:
+    """Write the tensors of a group's ranks one after the other; collective over the group.
+
+    Args:
+        group: Made by :func:`split_ranks`.
+        gathered: Written to. Shape (ranks * n,).
+        tensor: Of this rank. Shape (n,).
+    """
+    # Torch 2.13 has a new name for it, and warns of the old one.
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+    gather(gathered, tensor, group=group)
 
 
 def rank_group(name: str, members: Literal["rank", "node", "world"]) -> RankGroup:

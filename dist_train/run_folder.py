@@ -185,10 +185,28 @@ def plan_start(config: RunConfig, identity: str, *, resume: bool = False) -> tup
         number += 1
 
 
+def nearest_folder(config: RunConfig) -> Path:
+    """The run's folder, or of those above it the nearest that exists: where it will be made.
+
+    Raises:
+        ConfigError: It is a file, or may not be written to.
+    """
+    _check_runs_dir(config)
+    nearest = _nearest(config.run_folder)
+    if not nearest.is_dir():
+        raise ConfigError(f"name={config.name}: {nearest} is a file; choose another --name.")
+    return nearest
+
+
+def _nearest(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def _check_runs_dir(config: RunConfig) -> None:
-    nearest = Path(config.runs_dir).absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
+    nearest = _nearest(Path(config.runs_dir))
     if not nearest.is_dir():
         raise ConfigError(f"runs_dir={config.runs_dir}: {nearest} is a file; name a folder.")
     if not os.access(nearest, os.W_OK):

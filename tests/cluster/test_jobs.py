@@ -5,6 +5,7 @@ modules on, dropout off.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -257,11 +258,24 @@ def test_data_and_bank_are_read_from_the_nodes_own_disk(
     local.mkdir()
     text = Job(
         cluster, second.parent, "--nodes=2", SCRIPT, str(second), "--train.max_steps=4",
-        TIMELLM_STAGE="1", TIMELLM_LOCAL_DIR=str(local),
+        TIMELLM_STAGE="1", TIMELLM_LOCAL_DIR=str(local), TIMELLM_DOCTOR="1",
     ).end()  # fmt: skip
+    assert re.search(r"^ranks +ok +2 of 2, on 2 nodes", text, re.MULTILINE)  # the doctor was there
     assert text.count(" is at hand in ") == 4  # data and bank, on each node
     assert not list(local.iterdir())  # and nothing is left there
     assert load(run_of(second) / "config.yaml").data.path == str(second.parent / "series.csv")
+
+
+def test_the_doctor_keeps_a_sick_job_from_starting(cluster: Cluster, make: Make):
+    file = make()
+    job = Job(
+        cluster, file.parent, "--nodes=2", SCRIPT, str(file), TIMELLM_DOCTOR="1",
+        MASTER_ADDR="192.0.2.1",  # an address for documentation: nobody has it
+    )  # fmt: skip
+    text = job.end("FAILED")
+    assert "cannot reach MASTER_ADDR=192.0.2.1" in text
+    assert "nothing was started" in text
+    assert not run_of(file).exists()
 
 
 def test_a_job_outside_of_the_projects_folder_says_what_to_do(

@@ -55,6 +55,7 @@ def test_print_config_shows_the_resolved_configuration():
         (["inspect", "--run", "nowhere"], "--run nowhere: no such folder"),
         (["inspect", "--run", "nowhere", "--window", "x"], "window"),
         (["bank"], "timellm bank nothing: say build or info"),
+        (["doctor", "--timeout_s", "0"], "--timeout_s must be a positive number, got 0"),
         (["bank", "bild"], "timellm bank bild: say build or info; each explains its --help"),
         (["bank", "build", "--bank.index", "ivf"], "bank.index"),
         (["bank", "info", "--pth", "x"], "--pth"),

@@ -8,6 +8,7 @@ import torch.distributed
 
 from dist_train import distributed
 from memory_index.groups import OtherRankError
+from tests.helpers.jobs import free_port, run_job
 from tests.helpers.ranks import RankFailedError, run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -129,3 +130,60 @@ def share_alone(rank: int, world_size: int) -> None:
 
 def test_one_rank_is_a_group_with_and_without_a_launcher():
     run_ranks(share_alone, 1)
+
+
+def exchange_in_parts(rank: int, world_size: int) -> None:
+    group = distributed.split_ranks([[0, 2], [1]])
+    assert (group is None) == (rank == 1), "a rank that is alone has nobody to exchange with"
+    if group is not None:
+        tensor = torch.full((3,), float(rank + 1))
+        gathered = torch.empty(6)
+        distributed.all_gather_in(group, gathered, tensor)
+        assert gathered.tolist() == [1.0] * 3 + [3.0] * 3
+        distributed.all_reduce_in(group, tensor)
+        assert tensor.tolist() == [4.0] * 3
+    assert distributed.split_ranks([]) is None
+
+
+def test_ranks_exchange_with_their_own_part_only():
+    run_ranks(exchange_in_parts, 3)
+
+
+MEET_FIRST = """
+import os
+from dist_train import distributed
+rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
+store = distributed.open_store("127.0.0.1", port, is_host=rank == 0, timeout_s=60)
+store.set(f"came/{rank}", "here")
+distributed.initialize_process_group(60, store)
+print(distributed.gather_objects(store.get(f"came/{1 - rank}").decode()))
+distributed.barrier()
+distributed.shut_down()
+"""
+
+
+def test_ranks_that_have_met_in_a_store_join_in_the_same():
+    for ended in run_job(MEET_FIRST):
+        assert (ended.code, ended.out) == (0, "['here', 'here']\n"), ended.error
+
+
+def test_a_store_that_nobody_hosts_is_an_error_of_the_connection():
+    with pytest.raises(RuntimeError) as caught:
+        distributed.open_store("127.0.0.1", free_port(), is_host=False, timeout_s=0.5)
+    assert distributed.is_connection_error(caught.value)
+
+
+@pytest.mark.parametrize(("value", "hosted"), [("True", True), ("False", False), (None, False)])
+def test_torchrun_says_that_it_hosts_the_store(
+    value: str | None, hosted: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", value)
+    assert distributed.is_store_hosted() == hosted
+
+
+def test_the_name_of_a_node_has_the_launcher_s_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_NODEID", "3")
+    monkeypatch.delenv("GROUP_RANK", raising=False)
+    assert distributed.node_name().endswith("/3/")

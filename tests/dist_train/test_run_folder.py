@@ -63,6 +63,21 @@ def test_a_runs_dir_that_is_a_file_is_refused(tmp_path: Path):
     run_folder.check_is_new(config(tmp_path / "new/deeper"))
 
 
+def test_the_nearest_folder_is_the_run_s_own_or_one_above_it(tmp_path: Path):
+    assert run_folder.nearest_folder(config(tmp_path / "x/y")) == tmp_path
+    assert run_folder.nearest_folder(config(tmp_path)) == tmp_path
+    (tmp_path / "a").mkdir()
+    assert run_folder.nearest_folder(config(tmp_path)) == tmp_path / "a"
+
+
+def test_a_file_is_no_nearest_folder(tmp_path: Path):
+    (tmp_path / "a").touch()
+    with pytest.raises(ConfigError, match=r"name=a: .*/a is a file; choose another --name"):
+        run_folder.nearest_folder(config(tmp_path))
+    with pytest.raises(ConfigError, match=r"runs_dir=.*/a is a file; name a folder"):
+        run_folder.nearest_folder(config(tmp_path / "a"))
+
+
 def test_the_same_run_is_not_started_again(tmp_path: Path):
     finish(config(tmp_path))
     verb, line = run_folder.plan_start(config(tmp_path), IDENTITY)

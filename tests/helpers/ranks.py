@@ -15,8 +15,8 @@ import torch.distributed as dist
 # One server process imports the slow modules once (assert_close pulls in sympy); each rank is a
 # fork of it, ready in milliseconds.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+fork_context = multiprocessing.get_context("forkserver")
+fork_context.set_forkserver_preload(
     [
         "pytest",
         "torch.distributed",
@@ -54,7 +54,9 @@ def run_ranks(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ranks = [
-            _context.Process(target=_enter, args=(rank, world_size, folder, work, args, timeout_s))
+            fork_context.Process(
+                target=_enter, args=(rank, world_size, folder, work, args, timeout_s)
+            )
             for rank in range(world_size)
         ]
         for process in ranks:

@@ -11,7 +11,8 @@ MAY_IMPORT = {  # package -> the packages of this repository it may use
     "model": {"model"},
     "memory_index": {"memory_index"},
     "dist_train": {"dist_train", "model", "memory_index"},
-    "launch": {"launch", "dist_train"},
+    # A plan reads the settings of all of them, and the choice of the index.
+    "launch": {"launch", "dist_train", "model", "memory_index"},
 }
 ONE_OWNER = {  # heavy dependency -> the only files that may name it
     "deepspeed": {"dist_train/engine.py", "dist_train/engine_state.py"},
@@ -60,7 +61,9 @@ TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/preflight.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
     "dist_train/progress.py", "dist_train/processes.py",
-    "launch/local.py",
+    "launch/local.py", "launch/flops.py", "launch/hardware.py", "launch/network.py",
+    "launch/parameter_counts.py", "launch/shapes.py", "launch/simulation.py",
+    "launch/step_time.py", "launch/workload.py",
     "model/config.py", "model/backbone_files.py",
 }  # fmt: skip
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))

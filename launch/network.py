@@ -62,6 +62,11 @@ class Network:
         sent = size * (self.ranks - 1) / self.ranks
         return self._of(sent, self.round_s * count, overlaps)
 
+    def host_flag(self) -> Collective:
+        """All-reduce one byte over gloo, which passes it on twice around all ranks."""
+        waited = 2 * (self.ranks - 1) * self.hardware.host.latency_s
+        return Collective(2 * (self.ranks - 1) / self.ranks, waited * self.stretch)
+
     def _of(self, sent: float, latency_s: float, overlaps: bool) -> Collective:
         seconds = (sent / self.bytes_per_s + latency_s) * self.stretch
         return Collective(sent, seconds, overlaps)

@@ -78,15 +78,19 @@ def simulate(
     if steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}.")
     mean_s, waited_s = _run(step_time(workload, hardware, ranks), hardware.jitter, steps, seed)
+    share = workload.windows / ranks
     if alone is None:
-        alone = replace(workload, windows=workload.windows // ranks)
+        parts = 1 if workload.zero_stage == 0 else ranks
+        alone = replace(workload, optimizer_bytes=workload.optimizer_bytes * parts)
+    else:
+        share = alone.windows
     one_s, _ = _run(step_time(alone, hardware, 1), hardware.jitter, steps, seed)
     rate = workload.windows / mean_s
     return Simulation(
         ranks=ranks,
         mean_step_s=mean_s,
         windows_per_s=rate,
-        efficiency=rate / ranks / (alone.windows / one_s),
+        efficiency=rate / ranks / (share / one_s),
         waited_s=waited_s,
     )
 

@@ -4,13 +4,10 @@ A model with few terms, each of them a count divided by a rate; free of torch. W
 is listed in docs/scaling.md, beside what was measured.
 
 * Compute: operations of a micro-batch (launch/flops.py) at the rate that a rank achieves.
-* Collectives: what DeepSpeed 0.19 really does (read in its source, and counted in a run by
-  ``benchmarks.step_time``). ZeRO-1 and 2 all-reduce whole buckets of gradients although each rank
-  keeps a part alone, 2 at every micro-batch; then the ranks gather the updated parameters. Only
-  ZeRO-3 reduces and scatters; it gathers every parameter, frozen ones too, in each pass.
-* Rings: 2 (n - 1) / n of the bytes for an all-reduce, half of it for the others, at the rate of
-  the slowest link on the way; a step of the ring costs a latency. Where all ranks of a node have a
-  link of their own to other nodes, as many rings share the bytes.
+* Collectives: what DeepSpeed 0.19 really does (read in its source; the tests count the bytes of a
+  real run). ZeRO-1 and 2 all-reduce whole buckets of gradients although each rank keeps a part
+  alone, 2 at every micro-batch; then the ranks gather the updated parameters. Only ZeRO-3 reduces
+  and scatters; it gathers every parameter, frozen ones too. launch/network.py has their seconds.
 * The memory: queries go to every rank of the group that shares the index, over gloo and the hosts'
   network, and an answer comes back from each. All of it is for the next batch, beside the step.
 """
@@ -66,7 +63,8 @@ class StepTime:
     @property
     def exposed_s(self) -> float:
         """What the exchanges of the training add to the step."""
-        return self.total_s - self.compute_s - self.optimizer_s - self.search_exposed_s
+        own = self.compute_s + self.optimizer_s + self.search_exposed_s
+        return max(0.0, self.total_s - own)
 
     @property
     def search_is_hidden(self) -> bool:
@@ -133,33 +131,30 @@ def step_time(workload: Workload, hardware: Hardware, ranks: int) -> StepTime:
 def _training_collectives(workload: Workload, net: Network) -> dict[str, Collective]:
     if net.ranks == 1:
         return {}
-    stage, micro = workload.zero_stage, workload.micro_batches
-    small = net.all_reduce(0, 1)  # whether a signal came, asked after every step
-    if stage == 0:
-        return {
-            "all-reduce gradients": net.all_reduce(workload.gradient_bytes, workload.buckets),
-            "small all-reduces": small,
-        }
-    # Whether a gradient overflowed, and the norm of each parameter group.
-    small = net.all_reduce(0, 2 + PARAMETER_GROUPS)
+    stage, micro, buckets = workload.zero_stage, workload.micro_batches, workload.buckets
+    # Whether a signal came, asked after every step over gloo (dist_train/distributed.py).
+    exchanges = {"stop flag": net.host_flag()}
     if stage == 3:
-        gathered = (workload.parameter_bytes + workload.frozen_bytes) * workload.gather_passes
-        return {
+        return exchanges | {
             "all-gather parameters": net.all_gather(
-                gathered * micro, workload.gathers * workload.gather_passes * micro, overlaps=True
+                workload.gathered_bytes * micro, workload.gathers * micro, overlaps=True
             ),
             "reduce-scatter gradients": net.all_gather(
-                workload.gradient_bytes * micro, workload.buckets * micro, overlaps=True
+                workload.gradient_bytes * micro, buckets * micro, overlaps=True
             ),
-            "small all-reduces": small,
+            "norms": net.all_reduce(0, PARAMETER_GROUPS),
+        }
+    if stage == 0:
+        return exchanges | {
+            "all-reduce gradients": net.all_reduce(workload.gradient_bytes, buckets),
+            "norms": net.all_reduce(0, 1),
         }
     times = micro if stage == 2 else 1
-    return {
-        "all-reduce gradients": net.all_reduce(
-            workload.gradient_bytes * times, workload.buckets * times
-        ),
+    return exchanges | {
+        "all-reduce gradients": net.all_reduce(workload.gradient_bytes * times, buckets * times),
         "all-gather parameters": net.all_gather(workload.parameter_bytes, PARAMETER_GROUPS),
-        "small all-reduces": small,
+        # And whether a gradient overflowed, in half precision.
+        "norms": net.all_reduce(0, PARAMETER_GROUPS + 1),
     }
 
 

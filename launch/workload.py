@@ -12,12 +12,16 @@ from launch.flops import (
     total_flops,
 )
 from launch.hardware import NODE_RANKS
-from launch.parameter_counts import ParameterCounts, count_parameters
+from launch.parameter_counts import ParameterCounts, count_parameters, linear_layers
 from launch.shapes import BackboneShape
 from memory_index.index_choice import ShardGroup, bytes_per_entry, choose_index
 
 BUCKET = 20_000_000
 """Numbers in a bucket of gradients, as dist_train/engine.py tells DeepSpeed."""
+
+KEPT = 500_000_000
+"""Numbers at the end of the forward that ZeRO-3 keeps for the backward: those that are used again
+within DeepSpeed's stage3_max_reuse_distance of 1e9."""
 
 FLOAT32 = 4
 # AdamW in float32 reads parameter, gradient and both moments, and writes all but the gradient.
@@ -74,6 +78,9 @@ class Workload:
 
     zero_stage: int
 
+    trained_weights: int
+    """Numbers that are trained, LoRA's included."""
+
     gradient_bytes: int
     """Of all trained parameters, in the type they are sent in."""
 
@@ -83,14 +90,11 @@ class Workload:
     optimizer_bytes: float
     """Memory traffic of the update on one rank."""
 
-    frozen_bytes: int = 0
-    """Of the frozen backbone; it is sent under ZeRO-3 alone."""
-
-    gather_passes: int = 2
-    """Passes of a micro-batch in which ZeRO-3 gathers parameters: forward, backward, recomputed."""
+    gathered_bytes: float = 0.0
+    """What ZeRO-3 gathers for a micro-batch, frozen parameters too."""
 
     gathers: int = 1
-    """Collectives in which a pass gathers them."""
+    """Collectives in which it does."""
 
     buckets: int = 1
     """All-reduces that the gradients are cut into."""
@@ -132,21 +136,30 @@ def workload_of(
     counts = count_parameters(config, shape)
     trained, stage = counts.trained_total, config.deepspeed.zero_stage
     updated = trained if stage == 0 else -(-trained // ranks)
-    recomputes = config.backbone.activation_checkpointing
+    frozen = _frozen_bytes(config, counts, item_bytes)
     return Workload(
         windows=config.train.batch_size,
         micro_batches=config.train.batch_size // (micro * ranks),
         flops=total_flops(micro_batch_flops(config, shape, batch)),
         zero_stage=stage,
+        trained_weights=trained,
         gradient_bytes=trained * item_bytes,
         parameter_bytes=trained * item_bytes,
         optimizer_bytes=updated * OPTIMIZER_BYTES,
-        frozen_bytes=int(_frozen_bytes(config, counts, item_bytes)),
-        gather_passes=3 if recomputes else 2,
-        gathers=shape.num_layers + 1,
+        gathered_bytes=_gathered_bytes(trained * item_bytes + frozen, item_bytes),
+        gathers=shape.num_layers * len(linear_layers(shape)),
         buckets=-(-trained // BUCKET),
         search=_search_work(config, batch.rows, ranks, bank_entries, ranks_per_node, on_gpu),
     )
+
+
+def _gathered_bytes(whole: float, item_bytes: int) -> float:
+    """Forward gathers all; backward what was let go of in between, which is what comes back late.
+
+    The last numbers of the forward are the first of the backward, so a block that is computed
+    again is still there.
+    """
+    return whole + max(0.0, whole - KEPT * item_bytes)
 
 
 def _frozen_bytes(config: RunConfig, counts: ParameterCounts, item_bytes: int) -> float:

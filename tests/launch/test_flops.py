@@ -9,15 +9,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.step_ours import cpu_attention
 from dist_train.config import RunConfig, build_parser, parse_run_config
 from launch.flops import (
+    COMMON_TOKENS,
+    STATISTICS_TOKENS,
     MicroBatch,
+    bank_entry_flops,
+    expected_batch,
     micro_batch_flops,
     total_flops,
 )
-from launch.shapes import BackboneShape, shape_of
+from launch.shapes import BackboneShape, published_shape, shape_of
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone
 from model.batch import ForecastInputs, RetrievedWindows
 from model.forecaster import Forecaster
+from model.pattern_encoder import build_encoder
 from tests.helpers.backbones import VOCAB_SIZE, Kind, tiny_backbone
 
 WINDOWS, VARIATES, PROMPT, COMMON = 2, 3, 40, 24
@@ -127,3 +132,59 @@ def test_the_count_is_torchs_own(kind: Kind, overrides: tuple[str, ...]):
     batch = BATCH if config.model.prompt != "none" else replace(BATCH, prompt_tokens=0)
     ours = total_flops(micro_batch_flops(config, shape, batch))
     assert ours == pytest.approx(counted_by_torch(config)["all"], rel=0.03)
+
+
+def test_windows_of_the_bank_are_encoded_as_torch_counts_it():
+    config = config_of()
+    encoder = build_encoder(config.gram, config.data.seq_len)
+    with FlopCounterMode(display=False, custom_mapping=cpu_attention()) as counter, torch.no_grad():
+        encoder(torch.randn(10, config.data.seq_len))
+    assert 10 * bank_entry_flops(config) == pytest.approx(counter.get_total_flops(), rel=0.001)
+    assert bank_entry_flops(config_of("--gram.retrieval_key=anchored")) == 0
+
+
+def test_prompts_are_as_long_as_the_settings_lead_to_expect():
+    def tokens(*overrides: str) -> tuple[int, int]:
+        batch = expected_batch(config_of(*overrides), windows=2, variates=3)
+        assert batch.rows == 6
+        return batch.prompt_tokens, batch.common_tokens
+
+    assert tokens() == (STATISTICS_TOKENS + COMMON_TOKENS, COMMON_TOKENS)
+    assert tokens("--model.prompt=stats_only") == (STATISTICS_TOKENS, 0)
+    assert tokens("--model.prompt=none") == (0, 0)
+    assert tokens("--model.max_prompt_tokens=80") == (80, 80 - STATISTICS_TOKENS)
+
+
+def test_a_step_of_twice_the_windows_is_twice_the_work_but_for_the_prototypes():
+    config, shape = setting("llama")
+    once = micro_batch_flops(config, shape, BATCH)
+    twice = micro_batch_flops(config, shape, replace(BATCH, windows=2 * WINDOWS))
+    for name in ("patching", "trend", "memory", "backbone", "head"):
+        assert twice[name].total == pytest.approx(2 * once[name].total)
+    assert twice["prototypes"] == once["prototypes"]
+
+
+def test_what_is_not_built_is_nothing():
+    config, shape = setting("gpt2", *BARE)
+    parts = micro_batch_flops(config, shape, BATCH)
+    assert {name for name, part in parts.items() if not part.total} == {
+        "trend", "memory", "lora", "anchor",
+    }  # fmt: skip
+
+
+def test_the_frozen_part_has_no_gradients_of_weights():
+    """Every matrix forward, and back once: not twice, as a trained one."""
+    config, shape = setting("gpt2", "--backbone.llm_layers=4")
+    part = micro_batch_flops(config, shape, BATCH)["backbone"]
+    assert 0.9 < part.backward / part.forward < 1.6
+
+
+def test_seventy_billion_weights_take_no_memory_to_count():
+    shape = published_shape("meta-llama/Llama-3.1-70B", 80)
+    batch = MicroBatch(windows=1, variates=7, prompt_tokens=114)
+    config = config_of("--backbone.llm_layers=80", "--data.seq_len=512")
+    part = micro_batch_flops(config, shape, batch)["backbone"]
+    tokens = batch.rows * (1 + 2 + 114 + 63)
+    # Two operations per weight forward, two back, and attention's few percent.
+    weights = 80 * shape.matrix_weights_per_block
+    assert part.total == pytest.approx(4 * tokens * weights, rel=0.03)

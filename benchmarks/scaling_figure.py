@@ -1,0 +1,7 @@
+"""placeholder."""
+
+from pathlib import Path
+
+
+def save_scaling_figure(path: Path) -> None:
+    raise NotImplementedError

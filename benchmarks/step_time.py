@@ -40,7 +40,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from benchmarks.retrieval_leak import commit
-from benchmarks.scaling_figure import save_scaling_figure
+from benchmarks.scaling_figure import save_scaling_figure, tables
 from benchmarks.step_time_ranks import LARGE, SMALL, LoneRank, TrainingRank
 from benchmarks.turns import Contestant
 from dist_train import precision
@@ -330,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(argv)
         if options.plot is not None:
             save_scaling_figure(options.plot)
+            print(tables())
             return 0
         found = run(options.quick)
     except (ArgumentError, ValueError, OSError, RuntimeError) as error:

@@ -3,15 +3,14 @@
     python -m benchmarks.plan_memory [--quick] [--cases NAME ...]
 
 Every case trains a few steps in fresh processes: random language models of some hundred MB, real
-engine, real optimizer, then scores a batch. Measured is the most anonymous memory (RssAnon) of a
-rank above what it had when everything was imported, sampled every millisecond; freed memory goes
-back to the system at once (MALLOC settings below). The last line is JSON; ``memory_error_max`` is
+engine, real optimizer, then scores a batch. Measured is the most resident memory of a rank
+above what it had when everything was imported, sampled every millisecond; freed memory goes back to
+the system at once (MALLOC settings below). The last line is JSON; ``memory_error_max`` is
 the largest |predicted / measured - 1| of all cases.
 """
 
 import argparse
 import ctypes
-import dataclasses
 import gc
 import json
 import os
@@ -31,8 +30,7 @@ from dist_train.build import build_forecaster
 from dist_train.config import DeepSpeedConfig, RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
 from dist_train.objective import loss_terms
-from dist_train.process_memory import measure
-from launch.memory_plan import BankBytes, MemoryPlan, plan_memory
+from launch.memory_plan import FLOAT64, BankBytes, MemoryPlan, plan_memory
 from launch.parameter_counts import count_parameters
 from launch.shapes import shape_of
 from launch.step_memory import DTYPES, step_memory
@@ -132,7 +130,7 @@ def predict(case: Case, config: RunConfig, content: dict[str, Any]) -> MemoryPla
         config, shape, count_parameters(config, shape),
         step_memory(config, content, VARIATES, case.windows, case.precision),
         ranks=case.ranks, precision=case.precision, device="cpu", runtime=0,
-        bank=BankBytes(index=index),
+        bank=BankBytes(index=index, building=case.bank_entries * 2 * FLOAT64 * width),
     )  # fmt: skip
 
 
@@ -156,8 +154,17 @@ def write_backbone(case: Case, folder: Path) -> dict[str, Any]:
     return content
 
 
+def resident() -> int:
+    """Bytes of this process in memory, those of mapped files too.
+
+    Weights that are read in their own type stay pages of their file until they are written to.
+    """
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 class Peaks:
-    """The most anonymous memory of this process above a base, by phase."""
+    """The most memory of this process above a base, by phase."""
 
     def __init__(self) -> None:
         self.by_phase: dict[str, int] = {}
@@ -170,7 +177,7 @@ class Peaks:
         """Take what there is as the base."""
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self.base = measure().resident
+        self.base = resident()
         self._thread.start()
 
     def enter(self, phase: str) -> None:
@@ -185,7 +192,7 @@ class Peaks:
         return {phase: size - self.base for phase, size in self.by_phase.items() if phase}
 
     def _look(self) -> None:
-        used, phase = measure().resident, self.phase
+        used, phase = resident(), self.phase
         self.by_phase[phase] = max(used, self.by_phase.get(phase, 0))
 
     def _watch(self) -> None:
@@ -193,23 +200,33 @@ class Peaks:
             self._look()
 
 
-def import_everything(case: Case, folder: str) -> None:
-    """Load and run a tiny forecaster, as much is imported, and threads start, at first use."""
+def warm_up(config: RunConfig, dtype: torch.dtype) -> None:
+    """Do a step once without an engine, and forget it.
+
+    Much is imported at first use, and oneDNN compiles a kernel for every shape in bf16 and keeps
+    its code (some 40 MB in these cases): all of that belongs to what the libraries take.
+    """
     engine.prepare()
-    config = run_config(dataclasses.replace(case, blocks=1, windows=1), folder)
-    model = build_forecaster(config, locate_backbone(folder), DTYPES[case.precision])
+    model = build_forecaster(config, locate_backbone(config.backbone.name), dtype).to(dtype)
     if model.trend is not None:
         model.trend.thresholds.fit(torch.randn(1000))
     inputs, retrieved, target = batch_of(config)
-    output = model.to(DTYPES[case.precision]).train()(inputs, retrieved, target)
-    output.forecast.square().sum().backward()
+    output = model.train()(inputs, retrieved, target)
+    loss = output.forecast.square().mean()
+    if output.gate is not None and output.match is not None:
+        loss = loss + output.gate.mean() + output.match.mean()
+    if output.trend is not None:
+        loss = loss + output.trend.direction.mean() + output.trend.magnitude.mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        model.eval()(inputs, retrieved)
 
 
-def train(rank: int, world_size: int, case: Case, folder: str, tiny: str) -> dict[str, Any]:
+def train(rank: int, world_size: int, case: Case, folder: str) -> dict[str, Any]:
     """Train a few steps on this rank, and score a batch."""
     config = run_config(case, folder)
     dtype = DTYPES[case.precision]
-    import_everything(case, tiny)
+    warm_up(config, dtype)
     peaks = Peaks()
     peaks.begin()
     peaks.enter("bank")
@@ -231,16 +248,17 @@ def train(rank: int, world_size: int, case: Case, folder: str, tiny: str) -> dic
     left = {}
     for step in range(STEPS):
         for _ in range(case.accumulation):
-            peaks.enter("training")
+            peaks.enter("forward")
             inputs, retrieved, target = batch_of(config)
             ds.module.train()
             output = ds(inputs, retrieved, target)
             terms = loss_terms(output, target, retrieved, config)
+            peaks.enter("backward")
             ds.backward(total_loss(terms, step, 500))
             del output, terms
             peaks.enter("optimizer")
             ds.step()
-        left[step] = measure().resident - peaks.base
+        left[step] = resident() - peaks.base
     peaks.enter("evaluation")
     ds.module.eval()
     with torch.no_grad():
@@ -277,12 +295,11 @@ def batch_of(config: RunConfig) -> tuple[ForecastInputs, RetrievedWindows | None
 def compare(name: str) -> dict[str, Any]:
     """Predict and measure one case."""
     case = CASES[name]
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tiny:
+    with tempfile.TemporaryDirectory() as folder:
         content = write_backbone(case, Path(folder))
-        write_backbone(dataclasses.replace(case, width=128, blocks=1, vocabulary=200), Path(tiny))
         plan = predict(case, run_config(case, folder), content)
         os.environ |= MALLOC
-        ranks = run_on_ranks(train, case.ranks, case, folder, tiny)
+        ranks = run_on_ranks(train, case.ranks, case, folder)
     measured = {
         phase: max(rank["phases"].get(phase, 0) for rank in ranks) for phase in ranks[0]["phases"]
     }

@@ -25,6 +25,8 @@ commands:
              timellm inspect --run runs/quickstart --split test
   bank       build a memory before a training, or look at one:
              timellm bank build --config FILE --bank.path DIR, timellm bank info --path DIR
+  plan       what a run needs, and settings that fit a GPU:
+             timellm plan --config FILE --gpu_memory_gib 15
 
 timellm COMMAND --help explains every option of a command.
 """
@@ -160,12 +162,20 @@ def bank_info(argv: Sequence[str]) -> int:
     return 0
 
 
+def plan(argv: Sequence[str]) -> int:
+    """Say what a run needs before it is started; see ``launch/plan.py``."""
+    from launch.plan import plan as plan_run
+
+    return plan_run(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
     "bank": bank,
+    "plan": plan,
 }
 
 

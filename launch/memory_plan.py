@@ -1,7 +1,7 @@
 """How much memory one rank of a run needs, by part, in each phase of the run; free of torch.
 
-What DeepSpeed 0.19 keeps, read in its source and checked by ``benchmarks.plan_memory``. Of n trained
-numbers on W ranks, d bytes each in the compute type:
+What DeepSpeed 0.19 keeps, read in its source and checked by ``benchmarks.plan_memory``. Of n
+trained numbers on W ranks, d bytes each in the compute type:
 
     part                       stage 0        stages 1, 2            stage 3
     trained weights            d n            d n                    d n / W, and what is gathered
@@ -67,7 +67,10 @@ class BankBytes:
     """The index that is searched."""
 
     building: float = 0
-    """Beside it while the next one is loaded."""
+    """Beside it while it is loaded."""
+
+    refreshed: bool = False
+    """Whether that happens during the training too, beside the one that is searched."""
 
     ids: float = 0
     """Ids of all entries, in host memory."""
@@ -157,7 +160,7 @@ def plan_memory(
         "training": kept | gathered | {
             "gradients": states.gradients_beside(step.gradients_then, accumulates),
             "activations": step.training,
-            "next bank index": bank.building if here is kept else 0,
+            "next bank index": bank.building if bank.refreshed and here is kept else 0,
             "4-bit matrix unpacked": _unpacked(config, shape, ITEM_BYTES[precision]),
         },
         "optimizer": kept | {"gradients": states.gradients_in_update},
@@ -170,6 +173,8 @@ def plan_memory(
     if on_gpu:
         if here is host:
             host["next bank index"] = bank.building
+        else:
+            phases["bank"] = kept | {"next bank index": bank.building}
         host = host | {"weights while loading": max(0, sum(loading.values()) - _sum(host))}
     else:
         phases["loading"] = {"runtime": runtime} | loading

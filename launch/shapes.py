@@ -258,11 +258,13 @@ def _published_gpt2(n_embd: int, n_layer: int, n_head: int) -> dict[str, Any]:
 
 
 def _published(
-    model_type: str, hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocab: int
-) -> dict[str, Any]:
+    model_type: str, hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocab: int,
+    positions: int,
+) -> dict[str, Any]:  # fmt: skip
     return {"model_type": model_type, "hidden_size": hidden, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-            "intermediate_size": inner, "vocab_size": vocab}  # fmt: skip
+            "intermediate_size": inner, "vocab_size": vocab,
+            "max_position_embeddings": positions}  # fmt: skip
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -270,21 +272,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "openai-community/gpt2-medium": _published_gpt2(1024, 24, 16),
     "openai-community/gpt2-large": _published_gpt2(1280, 36, 20),
     "openai-community/gpt2-xl": _published_gpt2(1600, 48, 25),
-    "Qwen/Qwen2.5-0.5B": _published("qwen2", 896, 24, 14, 2, 4864, 151936),
-    "Qwen/Qwen2.5-1.5B": _published("qwen2", 1536, 28, 12, 2, 8960, 151936),
-    "Qwen/Qwen2.5-7B": _published("qwen2", 3584, 28, 28, 4, 18944, 152064),
-    "Qwen/Qwen2.5-14B": _published("qwen2", 5120, 48, 40, 8, 13824, 152064),
-    "Qwen/Qwen2.5-32B": _published("qwen2", 5120, 64, 40, 8, 27648, 152064),
-    "Qwen/Qwen2.5-72B": _published("qwen2", 8192, 80, 64, 8, 29568, 152064),
-    "meta-llama/Llama-2-7b-hf": _published("llama", 4096, 32, 32, 32, 11008, 32000),
-    "meta-llama/Llama-2-13b-hf": _published("llama", 5120, 40, 40, 40, 13824, 32000),
-    "meta-llama/Llama-2-70b-hf": _published("llama", 8192, 80, 64, 8, 28672, 32000),
-    "meta-llama/Llama-3.1-8B": _published("llama", 4096, 32, 32, 8, 14336, 128256),
-    "meta-llama/Llama-3.1-70B": _published("llama", 8192, 80, 64, 8, 28672, 128256),
-    "mistralai/Mistral-7B-v0.1": _published("mistral", 4096, 32, 32, 8, 14336, 32000),
-    "HuggingFaceTB/SmolLM2-135M": _published("llama", 576, 30, 9, 3, 1536, 49152),
-    "HuggingFaceTB/SmolLM2-360M": _published("llama", 960, 32, 15, 5, 2560, 49152),
-    "HuggingFaceTB/SmolLM2-1.7B": _published("llama", 2048, 24, 32, 32, 8192, 49152),
+    "Qwen/Qwen2.5-0.5B": _published("qwen2", 896, 24, 14, 2, 4864, 151936, 32768),
+    "Qwen/Qwen2.5-1.5B": _published("qwen2", 1536, 28, 12, 2, 8960, 151936, 131072),
+    "Qwen/Qwen2.5-7B": _published("qwen2", 3584, 28, 28, 4, 18944, 152064, 131072),
+    "Qwen/Qwen2.5-14B": _published("qwen2", 5120, 48, 40, 8, 13824, 152064, 131072),
+    "Qwen/Qwen2.5-32B": _published("qwen2", 5120, 64, 40, 8, 27648, 152064, 131072),
+    "Qwen/Qwen2.5-72B": _published("qwen2", 8192, 80, 64, 8, 29568, 152064, 131072),
+    "meta-llama/Llama-2-7b-hf": _published("llama", 4096, 32, 32, 32, 11008, 32000, 4096),
+    "meta-llama/Llama-2-13b-hf": _published("llama", 5120, 40, 40, 40, 13824, 32000, 4096),
+    "meta-llama/Llama-2-70b-hf": _published("llama", 8192, 80, 64, 8, 28672, 32000, 4096),
+    "meta-llama/Llama-3.1-8B": _published("llama", 4096, 32, 32, 8, 14336, 128256, 131072),
+    "meta-llama/Llama-3.1-70B": _published("llama", 8192, 80, 64, 8, 28672, 128256, 131072),
+    "mistralai/Mistral-7B-v0.1": _published("mistral", 4096, 32, 32, 8, 14336, 32000, 32768),
+    "HuggingFaceTB/SmolLM2-135M": _published("llama", 576, 30, 9, 3, 1536, 49152, 8192),
+    "HuggingFaceTB/SmolLM2-360M": _published("llama", 960, 32, 15, 5, 2560, 49152, 8192),
+    "HuggingFaceTB/SmolLM2-1.7B": _published("llama", 2048, 24, 32, 32, 8192, 49152, 8192),
     "google-bert/bert-base-uncased": {
         "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12,
         "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 30522,

@@ -133,10 +133,10 @@ def _simulate(
             for parameter in model.parameters()
             if parameter.requires_grad
         ]
-        inputs, retrieved, target = _batch(config, num_variates, micro_batch)
+        inputs, retrieved, target = random_batch(config, num_variates, micro_batch)
         with counter:
             output = model(inputs, retrieved, target)
-            _loss(output).backward()  # type: ignore[no-untyped-call]
+            total_of(output).backward()  # type: ignore[no-untyped-call]
         for hook in hooks:
             hook.remove()
         del output
@@ -144,7 +144,7 @@ def _simulate(
         model.eval()
         counter = _LiveTensors()
         counter.leave_out(model)
-        inputs, retrieved, _ = _batch(config, num_variates, config.train.eval_batch_size)
+        inputs, retrieved, _ = random_batch(config, num_variates, config.train.eval_batch_size)
         with counter, torch.no_grad():
             model(inputs, retrieved)
     return StepMemory(
@@ -168,28 +168,36 @@ def _replace_by_fakes(model: Forecaster) -> None:
         model.trend.thresholds._known_fitted = True  # a fake flag cannot be read
 
 
-def _batch(
-    config: RunConfig, num_variates: int, size: int
+def random_batch(
+    config: RunConfig, num_variates: int, size: int, device: torch.device | None = None
 ) -> tuple[ForecastInputs, RetrievedWindows | None, Tensor]:
+    """Inputs, neighbours and target of a micro-batch, with prompts of the longest kind.
+
+    Args:
+        config: The run; ``gram.use_gram=auto`` gets neighbours.
+        num_variates: Variates of a window.
+        size: Windows.
+        device: Where to; None: a CPU.
+    """
     rows, data, top_k = size * num_variates, config.data, config.gram.top_k
     ids = mask = None
     if config.model.prompt != "none":
-        ids = torch.zeros(rows, config.model.max_prompt_tokens, dtype=torch.int64)
-        mask = torch.ones(rows, config.model.max_prompt_tokens, dtype=torch.bool)
-    context = torch.zeros(size, data.seq_len, num_variates)
+        ids = torch.zeros(rows, config.model.max_prompt_tokens, dtype=torch.int64, device=device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
     retrieved = None
     if config.gram.use_gram is not False:
         retrieved = RetrievedWindows(
-            windows=torch.zeros(rows, top_k, data.seq_len),
-            futures=torch.zeros(rows, top_k, data.pred_len),
-            ids=torch.zeros(rows, top_k, dtype=torch.int64),
-            valid=torch.ones(rows, top_k, dtype=torch.bool),
+            windows=torch.randn(rows, top_k, data.seq_len, device=device),
+            futures=torch.randn(rows, top_k, data.pred_len, device=device),
+            ids=torch.zeros(rows, top_k, dtype=torch.int64, device=device),
+            valid=torch.ones(rows, top_k, dtype=torch.bool, device=device),
         )
-    target = torch.zeros(size, data.pred_len, num_variates)
+    context = torch.randn(size, data.seq_len, num_variates, device=device)
+    target = torch.randn(size, data.pred_len, num_variates, device=device)
     return ForecastInputs(context=context, prompt_ids=ids, prompt_mask=mask), retrieved, target
 
 
-def _loss(output: ForecastOutput) -> Tensor:
+def total_of(output: ForecastOutput) -> Tensor:
     """A number that everything that is trained acts on; the real losses are as small."""
     loss = output.forecast.square().mean()
     if output.trend is not None:

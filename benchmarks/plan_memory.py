@@ -3,9 +3,10 @@
     python -m benchmarks.plan_memory [--quick] [--cases NAME ...]
 
 Every case trains a few steps in fresh processes: random language models of some hundred MB, real
-engine, real optimizer, then scores a batch. Measured is the most resident memory of a rank
-above what it had when everything was imported, sampled every millisecond; freed memory goes back to
-the system at once (MALLOC settings below). The last line is JSON; ``memory_error_max`` is
+engine, real optimizer, then scores a batch. Measured is the most anonymous memory of a rank
+above what it had when everything was imported and had run once, sampled every millisecond, and
+weights that are still pages of their file; freed memory goes back to the system at once (MALLOC
+settings below). The last line is JSON; ``memory_error_max`` is
 the largest |predicted / measured - 1| of all cases.
 """
 
@@ -30,6 +31,7 @@ from dist_train.build import build_forecaster
 from dist_train.config import DeepSpeedConfig, RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
 from dist_train.objective import loss_terms
+from dist_train.process_memory import measure
 from launch.memory_plan import FLOAT64, BankBytes, MemoryPlan, plan_memory
 from launch.parameter_counts import count_parameters
 from launch.shapes import shape_of
@@ -102,6 +104,7 @@ CASES = {
                              accumulation=2, precision="bf16",
                              backbone={"lora": LoraConfig(r=16, target_modules="all-linear")}),
 }  # fmt: skip
+PLANNED_AS = {"forward": "training", "backward": "training"}
 QUICK = ("fp32_stage0", "bf16_stage2_memory", "nf4_stage2")
 
 
@@ -154,17 +157,28 @@ def write_backbone(case: Case, folder: Path) -> dict[str, Any]:
     return content
 
 
-def resident() -> int:
-    """Bytes of this process in memory, those of mapped files too.
+def weights_in_files(module: torch.nn.Module) -> int:
+    """Bytes of weights that are still pages of the file that they were read from.
 
-    Weights that are read in their own type stay pages of their file until they are written to.
+    Weights that are read in their own type stay so until they are written to. They are no
+    anonymous memory, and yet a part of what the training needs; other pages of the file, of weights
+    that were packed or cast, are the system's to take back.
     """
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
+    found = lies = 0
+    spans = [(p.data_ptr(), p.nbytes) for p in module.parameters() if p.nbytes]
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            begin, end = (int(place, 16) for place in words[0].split("-"))
+            is_file = words[-1].endswith(".safetensors")
+            lies = sum(size for at, size in spans if begin <= at < end) if is_file else 0
+        elif words[0] == "Anonymous:" and lies:
+            found += max(0, lies - 1024 * int(words[1]))  # what was written to is anonymous
+    return found
 
 
 class Peaks:
-    """The most memory of this process above a base, by phase."""
+    """The most anonymous memory of this process above a base, by phase."""
 
     def __init__(self) -> None:
         self.by_phase: dict[str, int] = {}
@@ -177,7 +191,7 @@ class Peaks:
         """Take what there is as the base."""
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self.base = resident()
+        self.base = measure().resident
         self._thread.start()
 
     def enter(self, phase: str) -> None:
@@ -192,7 +206,7 @@ class Peaks:
         return {phase: size - self.base for phase, size in self.by_phase.items() if phase}
 
     def _look(self) -> None:
-        used, phase = resident(), self.phase
+        used, phase = measure().resident, self.phase
         self.by_phase[phase] = max(used, self.by_phase.get(phase, 0))
 
     def _watch(self) -> None:
@@ -217,7 +231,7 @@ def warm_up(config: RunConfig, dtype: torch.dtype) -> None:
         loss = loss + output.gate.mean() + output.match.mean()
     if output.trend is not None:
         loss = loss + output.trend.direction.mean() + output.trend.magnitude.mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     with torch.no_grad():
         model.eval()(inputs, retrieved)
 
@@ -258,16 +272,26 @@ def train(rank: int, world_size: int, case: Case, folder: str) -> dict[str, Any]
             del output, terms
             peaks.enter("optimizer")
             ds.step()
-        left[step] = resident() - peaks.base
+        peaks.enter("between steps")
+        left[step] = measure().resident - peaks.base
     peaks.enter("evaluation")
     ds.module.eval()
     with torch.no_grad():
         inputs, retrieved, _ = batch_of(config)
         ds(inputs, retrieved)
     del bank
-    found = peaks.end()
+    mapped = weights_in_files(ds.module)
+    found = {
+        phase: size + (0 if phase in ("bank", "loading") else mapped)
+        for phase, size in peaks.end().items()
+    }
     ds.close()
-    return {"phases": found, "base": peaks.base, "between_steps": list(left.values())}
+    return {
+        "phases": found,
+        "base": peaks.base,
+        "between_steps": list(left.values()),
+        "weights_in_files": mapped,
+    }
 
 
 def batch_of(config: RunConfig) -> tuple[ForecastInputs, RetrievedWindows | None, torch.Tensor]:
@@ -330,10 +354,12 @@ def main() -> int:
     for name in names:
         found = compare(name)
         results.append(found)
-        print(f"{name:24} predicted {found['predicted_mib']:8.1f} MiB, measured "
-              f"{found['measured_mib']:8.1f} MiB, error {100 * found['error']:+5.1f} %", flush=True)  # fmt: skip
+        sizes = f"predicted {found['predicted_mib']:.1f} MiB, measured {found['measured_mib']:.1f}"
+        print(f"{name}: {sizes}, error {100 * found['error']:+.1f} %", flush=True)
         for phase, size in found["measured_phases_mib"].items():
-            print(f"    {phase:14} {found['predicted_phases_mib'].get(phase, 0):8.1f} {size:8.1f}")
+            plan = found["predicted_phases_mib"].get(PLANNED_AS.get(phase, phase))
+            told = "" if plan is None else f"{plan:8.1f}"
+            print(f"    {phase:14} predicted {told:>8}     measured {size:8.1f}")
     worst = max(abs(found["error"]) for found in results)
     print(json.dumps({"memory_error_max": worst, "cases": results}), flush=True)
     return 0

@@ -1,8 +1,8 @@
 """How large a memory bank is, what its search sends, and how long it takes; free of torch.
 
-Search times are measured ones, scaled by what a query reads: on two CPU cores, benchmarks/RESULTS.md
-(retrieval: 224 queries on 1,004,479 entries of 256, and on 10,025,400 of 128). They say nothing of
-GPUs.
+Search times are measured ones, scaled by what a query reads: on two CPU cores, in
+benchmarks/RESULTS.md (retrieval: 224 queries on 1,004,479 entries of 256, and on 10,025,400 of
+128). They say nothing of GPUs.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ FAISS_SCRATCH = 256 * 2**20
 
 SEARCH_SOURCE = "two CPU cores, benchmarks/RESULTS.md, retrieval"
 FLAT_VALUES_PER_S = 224 * 1_004_479 * 256 / 1.234
-"""Values of keys that an exhaustive search compares: 224 queries x 1,004,479 keys x 256 in 1234 ms."""
+"""Numbers of keys that an exhaustive search compares: 224 queries, all keys, in 1234 ms."""
 
 LIST_BYTES_PER_S = 224 * 10_025_400 * 128 / 12_664 * 128 / 0.421
-"""Bytes of lists read: 224 queries, 128 of 12,664 lists of 10,025,400 codes of 128 bytes in 421 ms."""
+"""Bytes of lists that are read: 224 queries, 128 of 12,664 lists of 128 bytes each, in 421 ms."""
 
 VISITED_SHARE = 0.01
 """Of the lists, what a query visits to reach min_recall: 32 of 4,008 and 128 of 12,664 there."""
@@ -132,9 +132,7 @@ def plan_bank(
     )  # fmt: skip
 
 
-def _search_s(
-    choice: IndexChoice, entries: float, queries: int, width: int, visited: int
-) -> float:
+def _search_s(choice: IndexChoice, entries: float, queries: int, width: int, visited: int) -> float:
     if choice.kind == "hnsw":
         return queries * HNSW_QUERY_S
     if choice.nlist == 0:

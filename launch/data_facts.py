@@ -1,4 +1,4 @@
-"""How much data a run has: variates, training windows, entries of its memory bank. Free of torch."""
+"""How much data a run has: variates, windows, entries of its memory bank. Free of torch."""
 
 from dataclasses import dataclass
 
@@ -58,9 +58,7 @@ def data_facts(
     except DataError as error:
         known = PUBLISHED_SIZES.get(config.data.dataset)
         if config.data.path is not None or known is None:
-            raise DataError(
-                f"{error} Or state its size: --num_variates and --num_rows."
-            ) from error
+            raise DataError(f"{error} Or state its size: --num_variates and --num_rows.") from error
         return _of_size(config, *known, f"{config.data.dataset} as published, not read")
     train = data.windows["train"]
     entries = sum(

@@ -10,7 +10,8 @@ trained numbers on W ranks, d bytes each in the compute type:
     gradients                  d n            d n / W, and a bucket  d n / W, and a bucket
     gradients in the update    2 copies       a copy and 4 n / W     4 n / W
 
-Stages 1 and 2 keep float32 copies beside float32 weights too, and so does stage 3. The frozen
+Stages 1 to 3 keep float32 copies beside float32 weights too, and take the norm of one gradient
+after the other in float64. The frozen
 weights are whole on every rank but under stage 3; in 4 bits they are
 whole until stage 3 divides them. Gradients of one micro-batch are kept while the next one runs.
 """
@@ -200,9 +201,7 @@ class _States:
         self.share = sum(2 * math.ceil(size / (2 * ranks)) for size in counts.trained_groups)
         packed = NF4_BITS / 8 if config.backbone.load_in_4bit else item
         self.frozen = counts.frozen_matrices * packed + counts.frozen_rest * item
-        reads_shares = (
-            config.backbone.kind == "pretrained" and not config.backbone.load_in_4bit
-        )
+        reads_shares = config.backbone.kind == "pretrained" and not config.backbone.load_in_4bit
         divided = self.stage == 3
         self.loading = self.frozen / (ranks if divided and reads_shares else 1)
         if config.backbone.kind == "random":
@@ -300,14 +299,16 @@ class _States:
             # Flattened to be sent; then each is copied in float32.
             copies = FLOAT32 * whole if item != FLOAT32 else 0
             return item * whole + max(item * whole, copies)
+        # Norms are taken in float64, one gradient after the other.
+        norm = FLOAT64 * min(self.counts.largest_trained, share)
         if self.offload != "none" and self.device == "gpu":
             return 0
         in_float32 = FLOAT32 * self._largest_group if item != FLOAT32 else 0
-        if self.stage == 3:
-            return FLOAT32 * self.share if item != FLOAT32 else item * share
+        if self.stage == 3:  # the gradients themselves are kept anyway
+            return max(norm, FLOAT32 * share if item != FLOAT32 else item * share)
         held = item * (whole if self.stage == 1 else share)
         reducing = self._bucket + item * share
-        return max(reducing, held + item * self._largest_group + in_float32)
+        return max(reducing, held + max(norm, item * self._largest_group + in_float32))
 
     @property
     def copied_at_start(self) -> float:

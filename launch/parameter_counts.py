@@ -39,9 +39,7 @@ class Count:
 
     def __add__(self, other: "Count") -> "Count":
         """Both parts together."""
-        return Count(
-            matrices=self.matrices + other.matrices, vectors=self.vectors + other.vectors
-        )
+        return Count(matrices=self.matrices + other.matrices, vectors=self.vectors + other.vectors)
 
     def __mul__(self, times: int) -> "Count":
         """The part several times over."""

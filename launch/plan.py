@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from dist_train.config import ConfigError, RunConfig, check_batch_size
 from launch import plan_tables
@@ -23,7 +23,9 @@ BACKBONES = (
     "meta-llama/Llama-2-13b-hf", "Qwen/Qwen2.5-32B", "meta-llama/Llama-3.1-70B",
     "Qwen/Qwen2.5-72B",
 )  # fmt: skip
-LAYOUTS = ((0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all"))
+LAYOUTS: tuple[tuple[int, Literal["none", "optimizer", "all"]], ...] = (
+    (0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all"),
+)  # fmt: skip
 """ZeRO stage and offload that are compared."""
 
 

@@ -62,7 +62,8 @@ def read_request(argv: Sequence[str]) -> tuple[RunConfig, PlanRequest]:
     parser = build_parser("timellm plan")
     parser.description = DESCRIPTION
     add = parser.add_argument
-    add("--gpus", type=str, default="1", help="Ranks: N, or FIRST..LAST for a table in powers of two, where each keeps its micro-batch.")  # fmt: skip  # noqa: E501
+    add("--gpus", type=str, default="1",
+        help="Ranks: N, or FIRST..LAST: a table in powers of two, at one micro-batch.")  # fmt: skip
     add("--gpu_memory_gib", type=float, help="Memory of one GPU: recommends settings that fit.")
     add("--gpus_per_node", type=int, default=8, help="Ranks of one node.")
     add("--device", type=str, choices=["auto", "cpu", "gpu"], default="auto",
@@ -115,7 +116,9 @@ def _request(further: Mapping[str, Any]) -> PlanRequest:
     hardware, memory = further["hardware"], further["gpu_memory_gib"]
     device = further["device"]
     if device == "cpu" and (hardware is not None or memory is not None):
-        raise ConfigError("--device=cpu: --hardware and --gpu_memory_gib are of GPUs; leave it out.")
+        raise ConfigError(
+            "--device=cpu: --hardware and --gpu_memory_gib are of GPUs: leave it out."
+        )
     if device == "auto":
         spoken_of = hardware is not None or memory is not None or max(gpus) > 1
         device = "gpu" if spoken_of or _has_gpu() else "cpu"

@@ -182,9 +182,7 @@ def backbones(plans: Mapping[str, tuple[MemoryPlan, MemoryPlan]]) -> list[str]:
     return table(head, rows)
 
 
-def recommendation(
-    found: Recommendation, request: PlanRequest, asked_for: MemoryPlan
-) -> list[str]:
+def recommendation(found: Recommendation, request: PlanRequest, asked_for: MemoryPlan) -> list[str]:
     """How the run fits the GPU."""
     limit = request.gpu_memory_gib or 0
     line = f"for {limit:g} GiB, {RESERVE:.0%} left free: "

@@ -38,7 +38,7 @@ class Recommendation:
     fits: bool
 
     alternatives: tuple[tuple[Rung, MemoryPlan], ...]
-    """Settings that leave the model as it is, and what the run as asked for would need with each."""
+    """Settings that leave the model as it is, and what the run would need with each."""
 
 
 def fits(plan: MemoryPlan, limit: float) -> bool:

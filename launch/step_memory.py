@@ -129,7 +129,7 @@ def _simulate(
         counter = _LiveTensors()
         counter.leave_out(model)
         hooks = [
-            parameter.register_post_accumulate_grad_hook(counter.take_gradient)
+            _hook(parameter, counter.take_gradient)
             for parameter in model.parameters()
             if parameter.requires_grad
         ]
@@ -147,9 +147,11 @@ def _simulate(
         inputs, retrieved, _ = random_batch(config, num_variates, config.train.eval_batch_size)
         with counter, torch.no_grad():
             model(inputs, retrieved)
-    return StepMemory(
-        training=training, gradients_then=gradients, evaluation=counter.peak
-    )
+    return StepMemory(training=training, gradients_then=gradients, evaluation=counter.peak)
+
+
+def _hook(parameter: Any, take: Any) -> Any:
+    return parameter.register_post_accumulate_grad_hook(take)
 
 
 def _replace_by_fakes(model: Forecaster) -> None:
@@ -207,11 +209,11 @@ def total_of(output: ForecastOutput) -> Tensor:
     return loss
 
 
-class _LiveTensors(TorchDispatchMode):
+class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are alive while it is entered, views once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.gradients = self.gradients_at_peak = 0
         self._sizes: dict[int, int] = {}

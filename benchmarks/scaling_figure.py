@@ -180,7 +180,7 @@ def _ranks_axis(axes: Axes) -> None:
 
 def _efficiency_table() -> str:
     shown = (1, 8, 64, 256, 1024)
-    lines = [_row(["model", "bank", *(f"{ranks} ranks" for ranks in shown), "windows/s at 1024"])]
+    lines = [_row(["model", "bank", *(f"n = {ranks}" for ranks in shown), "windows/s at 1024"])]
     lines.append(_row(["---"] * (len(shown) + 3)))
     for setting in SETTINGS:
         for sharing in SHARINGS:
@@ -195,15 +195,17 @@ def _parts_table() -> str:
     names = ["compute", "optimizer", "all-reduce gradients", "all-gather parameters", "norms",
              "stop flag", "gather queries", "return answers", "search", "step"]  # fmt: skip
     lines = [_row(["ms at 1024 ranks", *names]), _row(["---"] * (len(names) + 1))]
-    for setting in SETTINGS:
-        for sharing in SHARINGS:
-            time = predict(setting, 1024, sharing)
-            exchanges = {**time.collectives, **time.search_collectives}
-            values = {name: one.seconds for name, one in exchanges.items()}
-            values |= {"compute": time.compute_s, "optimizer": time.optimizer_s,
-                       "search": time.search_s, "step": time.total_s}  # fmt: skip
-            cells = [f"{1000 * values[name]:.3g}" if name in values else "" for name in names]
-            lines.append(_row([f"{setting.label.split(',')[0]}, bank {sharing}", *cells]))
+    shown = [(setting, sharing, 2) for setting in SETTINGS for sharing in SHARINGS]
+    shown += [(SETTINGS[0], "rank", 0), (SETTINGS[0], "rank", 3)]
+    for setting, sharing, stage in shown:
+        time = predict(setting, 1024, sharing, stage)
+        exchanges = {**time.collectives, **time.search_collectives}
+        values = {name: one.seconds for name, one in exchanges.items()}
+        values |= {"compute": time.compute_s, "optimizer": time.optimizer_s,
+                   "search": time.search_s, "step": time.total_s}  # fmt: skip
+        cells = [f"{1000 * values[name]:.3g}" if name in values else "" for name in names]
+        label = f"{setting.label.split(',')[0]}, ZeRO-{stage}, bank {sharing}"
+        lines.append(_row([label, *cells]))
     return "\n".join(lines)
 
 

@@ -117,7 +117,7 @@ def test_the_figure_is_drawn_and_the_tables_tell_the_same(
     assert step_time.main(["--plot", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 * (2 + 9)
+    assert len(rows) == (2 + 9) + (2 + 11)
     assert sum("| 100.0 % |" in row for row in rows) == 9
 
 

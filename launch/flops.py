@@ -22,6 +22,7 @@ from launch.parameter_counts import (
     SHAPE_PATCH_LEN,
     STATISTICS,
     count_parameters,
+    linear_layers,
 )
 from launch.shapes import BackboneShape
 from model.config import LANGUAGE_MODELS, num_patches
@@ -272,7 +273,9 @@ class _Counter:
             counted += Flops(2 * count * projected, 2 * count * used)
         lora = Flops()
         if self.config.backbone.lora.r > 0:
-            numbers = count_parameters(self.config, shape).trained["LoRA"].matrices
+            whole = count_parameters(self.config, shape).trained["LoRA"].matrices
+            numbers = whole / shape.num_layers * blocks
+            numbers += reads_only * _lora_of_reading(self.config, shape)
             lora = Flops(2 * count * numbers, 4 * count * numbers)
         if not with_gradient:
             return Flops(counted.forward), Flops(lora.forward)
@@ -288,6 +291,18 @@ class _Counter:
         if kind == "transformer":
             counted += _linear(count, width, 2 * MLP_FACTOR * width)
         return counted
+
+
+def _lora_of_reading(config: RunConfig, shape: BackboneShape) -> int:
+    """Numbers of LoRA beside the matrices of queries, keys and values of a block."""
+    lora = config.backbone.lora
+    layers = {name.rsplit(".", 1)[-1]: sum(size) for name, size in linear_layers(shape).items()}
+    if lora.target_modules == "auto":
+        targets = ["c_attn", "query", "value", "q_proj", "v_proj"]
+    else:
+        targets = lora.target_modules if isinstance(lora.target_modules, list) else list(layers)
+    reading = ("c_attn", "q_proj", "k_proj", "v_proj", "query", "key", "value")
+    return lora.r * sum(layers[name] for name in reading if name in layers and name in targets)
 
 
 def _encode_windows(config: RunConfig, windows: int) -> Flops:

@@ -304,6 +304,8 @@ def batch_of(config: RunConfig) -> tuple[ForecastInputs, RetrievedWindows | None
         prompt_ids=torch.randint(0, 100, (rows, config.model.max_prompt_tokens)),
         prompt_mask=torch.ones(rows, config.model.max_prompt_tokens, dtype=torch.bool),
     )
+    assert inputs.prompt_mask is not None
+    inputs.prompt_mask[0, 0] = False  # rows differ in length, and what is padded takes a mask
     retrieved = None
     if config.gram.use_gram is True:
         top_k = config.gram.top_k

@@ -186,6 +186,7 @@ def random_batch(
     if config.model.prompt != "none":
         ids = torch.zeros(rows, config.model.max_prompt_tokens, dtype=torch.int64, device=device)
         mask = torch.ones_like(ids, dtype=torch.bool)
+        mask[0, 0] = False  # rows differ in length, and what is padded takes a mask
     retrieved = None
     if config.gram.use_gram is not False:
         retrieved = RetrievedWindows(

@@ -19,8 +19,9 @@ efficiency_1024                 simulated (launch/simulation.py): windows per se
 traffic_2                       bytes that the collectives of a step are given, counted, and as
                                 the model has them
 
-Prints the figures and, last, one JSON line. --quick makes few rounds with a tiny model: it shows
-that all works. --plot draws the figure of docs/scaling.md, which no measurement enters, and ends.
+Prints the figures and, last, one JSON line. --others 0.1 goes on, for 30 rounds at most, until in ten
+of them other processes of the machine use a tenth of a core or less, and keeps the quietest ten.
+--quick makes few rounds with a tiny model: it shows that all works. --plot draws the figure of docs/scaling.md, which no measurement enters, and ends.
 """
 
 import json
@@ -55,6 +56,7 @@ from model.backbone_files import locate_backbone
 
 RANKS = (1, 2, 4)
 ROUNDS, QUICK_ROUNDS = 10, 2
+MOST_ROUNDS = 30  # where a quiet machine is waited for
 STEPS = 4  # of a turn
 CALLS = {SMALL: 40, LARGE: 6}  # of a collective
 KINDS = ("all_reduce", "all_gather", "reduce_scatter")
@@ -68,8 +70,13 @@ TINY = ("--model.num_prototypes=20", "--model.d_model=16", "--model.d_ff=16",
 Round = dict[str, Any]
 
 
-def run(quick: bool) -> dict[str, Any]:
+def run(quick: bool, others: float | None = None) -> dict[str, Any]:
     """Measure in turns and predict.
+
+    Args:
+        quick: A tiny model, few rounds.
+        others: Rounds are made until so many are quieter, that is, other processes use fewer
+            cores, or at most :data:`MOST_ROUNDS`; the quietest are kept. None: the first are.
 
     Raises:
         RuntimeError: A rank failed.
@@ -92,7 +99,21 @@ def run(quick: bool) -> dict[str, Any]:
         groups = {
             ranks: Group(stack, _folder(name, f"group-{ranks}"), config, ranks) for ranks in RANKS
         }
-        rounds = [_round(lone, groups) for _ in range(1 + (QUICK_ROUNDS if quick else ROUNDS))][1:]
+        pids = [one.pid for one in (*lone, *(r for group in groups.values() for r in group.ranks))]
+        _round(lone, groups)  # allocates
+        wanted = QUICK_ROUNDS if quick else ROUNDS
+        most = wanted if others is None else MOST_ROUNDS
+        rounds: list[Round] = []
+        while len(rounds) < most and sum(one["others"] <= (others or 0) for one in rounds) < wanted:
+            before = _processor_seconds(pids)
+            rounds.append(_round(lone, groups))
+            all_s, own_s, wall_s = np.subtract(_processor_seconds(pids), before)
+            rounds[-1]["others"] = float(all_s - own_s) / float(wall_s)
+            print(
+                f"round {len(rounds)}: others use {rounds[-1]['others']:.2f} cores", file=sys.stderr
+            )
+        made = len(rounds)
+        rounds = sorted(rounds, key=lambda one: one["others"])[:wanted]
         facts = lone[0].call("facts")
         traffic = groups[2].call("traffic")[0]
     files = locate_backbone(config.backbone.name)
@@ -101,8 +122,23 @@ def run(quick: bool) -> dict[str, Any]:
     return figures(model, rounds) | {
         "traffic_2": {"counted": traffic, "predicted": model.traffic(2)},
         "facts": facts,
+        "rounds": len(rounds),
+        "rounds_made": made,
+        "others_cores": [one["others"] for one in rounds],
         "precision": precision.dtype_name(dtype),
     }
+
+
+def _processor_seconds(pids: Sequence[int]) -> tuple[float, float, float]:
+    """Seconds of all processes' work so far, of those and this one, and of the clock."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system = (int(field) / ticks for field in fields[:3])
+    own = 0.0
+    for pid in (os.getpid(), *pids):
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        own += (int(after_name[11]) + int(after_name[12])) / ticks
+    return user + nice + system, own, time.monotonic()
 
 
 class Group:
@@ -323,6 +359,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="A step on 1, 2 and 4 ranks, predicted and measured.",
     )
     parser.add_argument("--quick", action="store_true", help="A tiny model, two rounds.")
+    parser.add_argument(
+        "--others", type=float, help="Wait for rounds in which other processes use fewer cores."
+    )
     parser.add_argument("--plot", type=Path, help="Draw the figure of docs/scaling.md, and end.")
     began = time.monotonic()
     code = {"commit": commit(), "code": code_fingerprint()}
@@ -332,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             save_scaling_figure(options.plot)
             print(tables())
             return 0
-        found = run(options.quick)
+        found = run(options.quick, options.others)
     except (ArgumentError, ValueError, OSError, RuntimeError) as error:
         return fail(error)
     for name, value in found.items():
@@ -351,6 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
     if isinstance(value, dict):
         return {str(key): _rounded(item) for key, item in value.items()}
     return value

@@ -43,6 +43,12 @@ class Contestant:
         if wait:
             self.answer()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process.pid is not None  # started when it was made
+        return self._process.pid
+
     def __enter__(self) -> Self:
         """Nothing to do: the process runs since it was made."""
         return self

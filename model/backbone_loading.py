@@ -108,8 +108,10 @@ def build_weightless(
         model.pooler = None
         if config.kind not in LANGUAGE_MODELS:
             model = SubstituteModel(model.get_input_embeddings(), config.kind, seed=0)  # type: ignore[arg-type]
-        backbone = Backbone(model).to(dtype)
-        if config.kind not in LANGUAGE_MODELS:
+        backbone = Backbone(model)
+        if config.kind in LANGUAGE_MODELS:
+            backbone = backbone.to(dtype)
+        else:  # what is trained stays float32 until an engine casts it
             backbone.unfreeze(model.blocks.parameters())
         if config.lora.r > 0:
             backbone.unfreeze(*add_lora(model, config.lora, seed=0))

@@ -1,7 +1,8 @@
 """How large a memory bank is, what its search sends, and how long it takes; free of torch.
 
 Search times are measured ones, scaled by what a query reads: on two CPU cores, in
-benchmarks/RESULTS.md (retrieval: 224 queries on 1,004,479 entries of 256). They say nothing of GPUs.
+benchmarks/RESULTS.md (retrieval: 224 queries on 1,004,479 entries of 256); they say nothing of
+GPUs.
 """
 
 from dataclasses import dataclass

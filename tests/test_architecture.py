@@ -14,6 +14,8 @@ MAY_IMPORT = {  # package -> the packages of this repository it may use
     # A plan reads the settings of all of them, and the choice of the index.
     "launch": {"launch", "dist_train", "model", "memory_index"},
 }
+# The command that plans a run: imported when it is called.
+MAY_ALSO_IMPORT = {"dist_train/cli.py": {"launch"}}
 ONE_OWNER = {  # heavy dependency -> the only files that may name it
     "deepspeed": {"dist_train/engine.py", "dist_train/engine_state.py"},
     "wandb": {"dist_train/tracking.py"},

@@ -79,7 +79,8 @@ def compare_optimizer(rank: int, world_size: int) -> None:
             expected = parts["optimizer"] + parts.get("float32 copies", 0)
             # A step count for each parameter, or partition; ZeRO-3 pads each parameter apart.
             slack = 4 * 200 + (world_size - 1) * 12 * 200 * (stage == 3)
-            assert 0 <= ds.optimizer_bytes() - expected <= slack, (stage, precision)
+            found = ds.optimizer_bytes()
+            assert 0 <= found - expected <= slack, (stage, precision, found, expected, slack)
             ds.close()
 
 

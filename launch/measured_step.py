@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -44,6 +44,8 @@ def measure_step(
         ValueError: The backbone is not here.
     """
     dtype, where = DTYPES[precision], device()
+    gram = replace(config.gram, use_gram=config.gram.use_gram is not False)  # auto counts as on
+    config = replace(config, gram=gram)
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
     model = build_forecaster(config, files, dtype).to(where, dtype).train()
     if model.trend is not None:

@@ -19,9 +19,10 @@ efficiency_1024                 simulated (launch/simulation.py): windows per se
 traffic_2                       bytes that the collectives of a step are given, counted, and as
                                 the model has them
 
-Prints the figures and, last, one JSON line. --others 0.1 goes on, for 30 rounds at most, until in ten
-of them other processes of the machine use a tenth of a core or less, and keeps the quietest ten.
---quick makes few rounds with a tiny model: it shows that all works. --plot draws the figure of docs/scaling.md, which no measurement enters, and ends.
+Prints the figures and, last, one JSON line. --others 0.1 goes on, for 30 rounds at most, until in
+ten of them the other processes of the machine use a tenth of a core or less, and keeps the quietest
+ten. --quick makes few rounds with a tiny model: it shows that all works. --plot draws the figure of
+docs/scaling.md, which no measurement enters, prints its tables, and ends.
 """
 
 import json

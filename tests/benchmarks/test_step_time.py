@@ -1,5 +1,6 @@
 """benchmarks/step_time.py: its figures mean what they say, on made-up measurements."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,18 @@ def test_a_job_of_many_ranks_is_no_better_than_proportional(model: Model):
     found = figures(model, rounds)
     assert 0 < found["efficiency_1024_world"] <= found["efficiency_1024"] < 1
     assert found["spread"] > 0
+
+
+def test_the_work_of_other_processes_is_told_apart():
+    before = step_time._processor_seconds([])
+    began = time.process_time()
+    while time.process_time() - began < 0.2:
+        sum(range(10_000))
+    after = step_time._processor_seconds([])
+    whole, own, wall = (late - early for late, early in zip(after, before, strict=True))
+    assert own == pytest.approx(0.2, abs=0.03)
+    assert own <= whole + 0.02
+    assert own <= wall + 0.02
 
 
 class Adder:

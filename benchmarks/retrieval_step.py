@@ -62,13 +62,13 @@ def measure(rank: int, world_size: int, quick: bool) -> dict[str, Any]:
     retriever = Retriever(data, config.gram, config.bank)
     retriever.refresh({})
 
-    with_memory = _Contestant(config, data, dtype)
+    with_memory = EngineStep(config, data, dtype)
     without = replace(
         config,
         gram=replace(config.gram, use_gram=False),
         model=replace(config.model, anchor="ridge"),
     )
-    without_memory = _Contestant(without, data, dtype)
+    without_memory = EngineStep(without, data, dtype)
 
     share = config.train.batch_size // world_size
     order = np.random.default_rng(1).permutation(len(data.windows["train"]))
@@ -132,10 +132,11 @@ def _ratio(over: list[float], under: list[float]) -> float:
     return float(np.median(np.array(over) / np.array(under)))
 
 
-class _Contestant:
+class EngineStep:
     """A model and its DeepSpeed engine, as a training has them."""
 
     def __init__(self, config: RunConfig, data: ForecastData, dtype: torch.dtype) -> None:
+        """Build both; collective."""
         files = locate_backbone(config.backbone.name)
         self.config = config
         self.prompt_builder = build_prompt_builder(config, files, data.series_set.description)

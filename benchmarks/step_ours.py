@@ -121,7 +121,7 @@ class OurStep:
         """Rows, tokens and model FLOPs (forward and backward) of a step."""
         context, target = self.setting.batch(0)
         inputs = self._inputs(context)
-        with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+        with FlopCounterMode(display=False, custom_mapping=cpu_attention()) as counter:
             self._loss(inputs, target.to(device())).backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad()
         assert inputs.prompt_ids is not None
@@ -144,7 +144,7 @@ class OurStep:
         return F.mse_loss(self.model(inputs).forecast, target)
 
 
-def _cpu_attention() -> dict[Any, Any]:
+def cpu_attention() -> dict[Any, Any]:
     """FLOPs of the CPU's fused attention, which torch's counter does not know."""
 
     def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

@@ -20,13 +20,16 @@ from benchmarks.rank_processes import peak_memory_gib
 class Contestant:
     """An object in a fresh process; its methods are called from here, one at a time."""
 
-    def __init__(self, name: str, make: Callable[..., object], *args: object) -> None:
+    def __init__(
+        self, name: str, make: Callable[..., object], *args: object, wait: bool = True
+    ) -> None:
         """Start the process and call ``make(*args)`` in it; blocks until that is done.
 
         Args:
             name: For messages.
             make: A module-level function or a class.
             args: Picklable.
+            wait: False: do not block, :meth:`answer` does. For ranks that wait for each other.
 
         Raises:
             RuntimeError: ``make`` failed; its traceback is on stderr.
@@ -37,7 +40,14 @@ class Contestant:
         self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
         self._process.start()
         theirs.close()
-        self._answer()
+        if wait:
+            self.answer()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process.pid is not None  # started when it was made
+        return self._process.pid
 
     def __enter__(self) -> Self:
         """Nothing to do: the process runs since it was made."""
@@ -58,10 +68,19 @@ class Contestant:
         Raises:
             RuntimeError: It failed; its traceback is on stderr.
         """
-        self._connection.send((method, args))
-        return self._answer()
+        self.ask(method, *args)
+        return self.answer()
 
-    def _answer(self) -> Any:
+    def ask(self, method: str, *args: object) -> None:
+        """Let it call a method, and do not wait for it."""
+        self._connection.send((method, args))
+
+    def answer(self) -> Any:
+        """Wait for what was asked last.
+
+        Raises:
+            RuntimeError: As :meth:`call`.
+        """
         try:
             return self._connection.recv()
         except EOFError:

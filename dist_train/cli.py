@@ -28,6 +28,8 @@ commands:
              timellm bank build --config FILE --bank.path DIR, timellm bank info --path DIR
   doctor     look at machine, ranks, data and backbone before a job:
              timellm doctor --config configs/quickstart.yaml
+  plan       what a run needs, and settings that fit a GPU:
+             timellm plan --config FILE --gpu_memory_gib 15
 
 timellm COMMAND --help explains every option of a command.
 """
@@ -170,6 +172,13 @@ def doctor(argv: Sequence[str]) -> int:
     return doctor_main(argv)
 
 
+def plan(argv: Sequence[str]) -> int:
+    """Say what a run needs before it is started; see ``launch/plan.py``."""
+    from launch.plan import plan as plan_run
+
+    return plan_run(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
@@ -177,6 +186,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect,
     "bank": bank,
     "doctor": doctor,
+    "plan": plan,
 }
 
 

@@ -6,8 +6,8 @@ Only rungs that act on the part that grew are offered, in this order; each value
 configuration accepts. What leaves the numbers as they are is offered beside the rung.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from dist_train.config import RunConfig
@@ -52,11 +52,34 @@ def next_rung(config: RunConfig, phase: str | None, ranks: int = 1) -> Rung | No
     Returns:
         The rung; None at the end of the ladder.
     """
+    return next(rungs(config, phase, ranks), None)
+
+
+def rungs(config: RunConfig, phase: str | None, ranks: int = 1) -> Iterator[Rung]:
+    """Every rung that a configuration can still go down, the cheapest first.
+
+    Args:
+        config: The run.
+        phase: As in :func:`next_rung`.
+        ranks: Ranks of the job.
+    """
     for step in _LADDERS.get(phase or "", (_micro_batch, *_REST)):
         rung = step(config, ranks)
         if rung is not None:
-            return rung
-    return None
+            yield rung
+
+
+def go_down(config: RunConfig, rung: Rung) -> RunConfig:
+    """Change the settings of a rung.
+
+    Raises:
+        ValueError: They contradict others.
+    """
+    for key, value in rung.settings.items():
+        section, _, name = key.partition(".")
+        changed = replace(getattr(config, section), **{name: value})
+        config = replace(config, **{section: changed})
+    return config
 
 
 def same_numbers(

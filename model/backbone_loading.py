@@ -6,7 +6,7 @@ The only importer of transformers beside the key/value prefix; bitsandbytes come
 import contextlib
 import inspect
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,6 +82,39 @@ def load_backbone(
     backbone = backbone.to(dtype)
     if config.lora.r > 0:
         backbone.unfreeze(*add_lora(backbone.language_model, config.lora, seed))
+    if config.activation_checkpointing:
+        backbone.recompute_blocks()
+    return backbone
+
+
+def build_weightless(
+    config: BackboneConfig, content: Mapping[str, Any], dtype: torch.dtype
+) -> Backbone:
+    """Build the first blocks of a language model on the meta device: shapes without memory.
+
+    Args:
+        config: What the user chose; 4-bit weights are built as whole ones.
+        content: The model's config.json.
+        dtype: Floating type of the weights.
+
+    Returns:
+        The backbone that :func:`load_backbone` would make, its weights without any values.
+    """
+    settings = {key: value for key, value in content.items() if key != "model_type"}
+    whole = AutoConfig.for_model(content["model_type"], **settings)
+    cut = _cut(whole, int(whole.num_hidden_layers), config.llm_layers)
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(cut, attn_implementation="sdpa", dtype=dtype)
+        model.pooler = None
+        if config.kind not in LANGUAGE_MODELS:
+            model = SubstituteModel(model.get_input_embeddings(), config.kind, seed=0)  # type: ignore[arg-type]
+        backbone = Backbone(model)
+        if config.kind in LANGUAGE_MODELS:
+            backbone = backbone.to(dtype)
+        else:  # what is trained stays float32 until an engine casts it
+            backbone.unfreeze(model.blocks.parameters())
+        if config.lora.r > 0:
+            backbone.unfreeze(*add_lora(model, config.lora, seed=0))
     if config.activation_checkpointing:
         backbone.recompute_blocks()
     return backbone
@@ -198,8 +231,12 @@ def _cut_config(files: BackboneFiles, llm_layers: int) -> Any:
     """Read the configuration and keep ``llm_layers`` of everything that is listed per layer."""
     extra = {} if files.gguf_file is None else {"gguf_file": files.gguf_file}
     config = AutoConfig.from_pretrained(files.folder, **_NO_FOREIGN_CODE, **extra)
+    return _cut(config, files.num_layers, llm_layers)
+
+
+def _cut(config: Any, num_layers: int, llm_layers: int) -> Any:
     for key, value in config.to_dict().items():
-        if "layer" in key and isinstance(value, list) and len(value) == files.num_layers:
+        if "layer" in key and isinstance(value, list) and len(value) == num_layers:
             setattr(config, key, value[:llm_layers])  # layer_types and its like
     config.num_hidden_layers = llm_layers
     for key in ("activation_function", "hidden_act"):  # GPT-2's name for it, and the others'

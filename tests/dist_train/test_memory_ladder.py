@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dist_train import memory_ladder
 from dist_train.config import RunConfig, check_batch_size, config_to_yaml, load_run_config
 from dist_train.memory_account import PHASES
-from dist_train.memory_ladder import Rung, next_rung, same_numbers
+from dist_train.memory_ladder import Rung, next_rung, rungs, same_numbers
 from memory_index.config import BankConfig
 from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig
 
@@ -33,6 +34,19 @@ def go_down(
         check_batch_size(lower.train, ranks)
         config = lower
     return taken, config
+
+
+@pytest.mark.parametrize("phase", [*PHASES, None])
+def test_all_rungs_begin_with_the_next_one(phase: str | None, tmp_path: Path):
+    config, path = RunConfig(), tmp_path / "run.yaml"
+    path.write_text(config_to_yaml(config))
+    found = list(rungs(config, phase))
+    assert next_rung(config, phase) == (found[0] if found else None)
+    keys = [next(iter(rung.settings)) for rung in found]
+    assert len(set(keys)) == len(keys)
+    for rung in found:  # changed in place as by the options of a command line
+        lower = load_run_config(path, rung.options.split())
+        assert memory_ladder.go_down(config, rung) == lower
 
 
 @pytest.mark.parametrize("phase", [*PHASES, None])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from model.backbone_files import BackboneFiles, locate_backbone
-from model.backbone_loading import load_backbone, load_tokenizer
+from model.backbone_loading import build_weightless, load_backbone, load_tokenizer
 from model.batch import ForecastInputs
 from model.config import BackboneConfig, LoraConfig, ModelConfig
 from model.embedded_backbone import EMBEDDED_NAME, embedded_folder
@@ -423,3 +423,27 @@ def test_the_code_of_the_folder_would_run_if_it_were_trusted(tmp_path: Path, hos
             hostile_folder, trust_remote_code=True, local_files_only=True
         )
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"lora": LoraConfig(r=2)}, {"kind": "transformer"}, {"activation_checkpointing": True}],
+    ids=["plain", "lora", "substitute", "checkpointing"],
+)
+def test_a_backbone_without_weights_has_the_shapes_of_the_loaded_one(kind: Kind, settings: dict):
+    config = BackboneConfig(name=str(tiny_backbone(kind)), llm_layers=3, **settings)
+    files = locate_backbone(config.name)
+    loaded = load_backbone(config, files, torch.bfloat16)
+    weightless = build_weightless(config, files.config, torch.bfloat16)
+    assert all(p.device.type == "meta" for p in weightless.parameters())
+
+    def facts(backbone: Backbone) -> dict[str, tuple]:
+        return {
+            name: (tuple(p.shape), p.dtype, p.requires_grad)
+            for name, p in backbone.named_parameters()
+        }
+
+    assert facts(weightless) == facts(loaded)
+    for name in ("vocab_size", "d_llm", "can_read_ahead", "is_trained"):
+        assert getattr(weightless, name) == getattr(loaded, name)

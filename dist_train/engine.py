@@ -256,7 +256,12 @@ class Engine:
         """Count what the optimizer keeps on this rank: its state, and its copies of parameters."""
         optimizer = self._engine.basic_optimizer
         own = {id(parameter) for parameter in self.module.parameters()}
-        kept = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+        # ZeRO-3 hands its copies over for the update alone; in float32 they are the weights.
+        zero = getattr(self._engine, "optimizer", None)
+        own |= {id(part) for part in getattr(zero, "fp16_partitioned_groups_flat", [])}
+        copies = [p for group in optimizer.param_groups for p in group["params"]]
+        copies += getattr(zero, "fp32_partitioned_groups_flat", [])
+        kept = [part for part in {id(p): p for p in copies}.values() if id(part) not in own]
         kept += [
             value
             for state in optimizer.state.values()

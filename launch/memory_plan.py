@@ -10,8 +10,8 @@ trained numbers on W ranks, d bytes each in the compute type:
     gradients                  d n            d n / W, and a bucket  d n / W, and a bucket
     gradients in the update    2 copies       a copy and 4 n / W     4 n / W
 
-Stages 1 and 2 keep float32 copies beside float32 weights too, stage 3 does not. Stages 1 to 3 take
-the norm of one gradient after the other in float64. The frozen
+Stages 1 to 3 keep float32 copies beside float32 weights too, and take the norm of one gradient
+after the other in float64. The frozen
 weights are whole on every rank but under stage 3; in 4 bits they are
 whole until stage 3 divides them. Gradients of one micro-batch are kept while the next one runs.
 """
@@ -213,9 +213,7 @@ class _States:
     @property
     def _has_copies(self) -> bool:
         """Whether the optimizer works on float32 copies of its own."""
-        if self.item != FLOAT32 or self.stage in (1, 2):
-            return True
-        return self.stage == 3 and self.offload != "none"
+        return self.stage > 0 or self.item != FLOAT32
 
     @property
     def _updated(self) -> int:

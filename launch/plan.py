@@ -53,14 +53,18 @@ class Planner:
         return self.request.device == "gpu"
 
     def on_ranks(self, config: RunConfig, ranks: int) -> RunConfig:
-        """The run on so many ranks: with a range each rank keeps its micro-batch."""
+        """The run on so many ranks.
+
+        With a range each rank keeps its micro-batch: train.micro_batch_size, else what the batch
+        is on the first number of ranks. The batch grows once it is one of these on each rank.
+        """
         if not self.request.is_range:
             return config
-        first = self.request.gpus[0]
-        micro = check_batch_size(config.train, first)
-        per_rank = config.train.batch_size // first
+        together = check_batch_size(config.train, self.request.gpus[0]) * ranks
         train = dataclasses.replace(
-            config.train, batch_size=per_rank * ranks, micro_batch_size=micro
+            config.train,
+            batch_size=-(-config.train.batch_size // together) * together,
+            micro_batch_size=together // ranks,
         )
         return dataclasses.replace(config, train=train)
 
@@ -201,11 +205,11 @@ def plan(argv: Sequence[str]) -> int:
     say(plan_tables.parameters(counts))
     say(plan_tables.memory(memory, ranks, config))
     say(plan_tables.layouts(planner.layouts(planner.on_ranks(config, ranks), ranks), ranks))
-    banks = planner.banks(config, ranks)
-    own = planner.bank(config, ranks)
-    say(plan_tables.banks(own, banks, ranks))
+    most = request.gpus[-1]  # where sharding shows
+    own = planner.bank(planner.on_ranks(config, most), most)
+    say(plan_tables.banks(own, planner.banks(planner.on_ranks(config, most), most), most))
     if request.measure:
-        result["measured"] = planner.measure(config, ranks)
+        result["measured"] = planner.measure(planner.on_ranks(config, ranks), ranks)
         say(plan_tables.measured(result["measured"]))
     rows = []
     for count in request.gpus:
@@ -213,13 +217,13 @@ def plan(argv: Sequence[str]) -> int:
         rows.append((count, at, planner.memory(at, count), planner.time(at, count)))
     say(plan_tables.ranks(rows, planner.facts, request))
     if request.backbones:
-        backbones = planner.backbones(config, ranks)
+        backbones = planner.backbones(planner.on_ranks(config, ranks), ranks)
         say(plan_tables.backbones(backbones))
         result["backbones"] = {
             name: {"total_bytes": whole.total, "total_bytes_4bit": packed.total}
             for name, (whole, packed) in backbones.items()
         }
-    recommended = planner.recommendation(config, ranks)
+    recommended = planner.recommendation(planner.on_ranks(config, ranks), ranks)
     if recommended is not None:
         say(plan_tables.recommendation(recommended, request, memory))
         result["recommendation"] = {

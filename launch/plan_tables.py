@@ -152,15 +152,20 @@ def ranks(
     for count, config, plan, time in rows:
         line: tuple[str, ...] = (str(count), str(config.train.batch_size), gib(plan.total))
         if time is not None:
+            epoch_s = time.epoch_s(facts.train_windows)
             line += (
                 seconds(time.total_s), seconds(time.compute_s), seconds(time.collectives_s),
                 seconds(time.search_s), f"{time.windows_per_s:.4g}",
-                seconds(time.epoch_s(facts.train_windows)),
+                "-" if epoch_s is None else seconds(epoch_s),
             )  # fmt: skip
         lines.append(line)
     title = "time and memory by ranks" if timed else "memory by ranks"
     if request.is_range:
-        title += "; each rank keeps its micro-batch"
+        micro = rows[0][1].train.micro_batch_size
+        title += f"; each rank keeps its micro-batch of {micro}"
+        if any(time is not None and time.epoch_s(facts.train_windows) is None
+               for _, _, _, time in rows):  # fmt: skip
+            title += "; -: the training windows are less than one batch"
     if not timed:
         lines_after = ["time: say how fast a rank is: --hardware, --flops or --measure"]
     else:

@@ -76,9 +76,13 @@ class StepTime:
         """Windows of all ranks in a second."""
         return self.windows / self.total_s
 
-    def epoch_s(self, train_windows: int) -> float:
-        """Seconds of one pass over the training windows, validation left out."""
-        return train_windows // self.windows * self.total_s
+    def epoch_s(self, train_windows: int) -> float | None:
+        """Seconds of one pass over the training windows, validation left out.
+
+        None where they are less than one batch.
+        """
+        steps = train_windows // self.windows
+        return steps * self.total_s if steps else None
 
 
 def step_time(workload: Workload, hardware: Hardware, ranks: int) -> StepTime:

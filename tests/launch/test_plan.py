@@ -49,7 +49,10 @@ def test_all_tables_are_there(capsys: pytest.CaptureFixture[str]):
     assert [row["ranks"] for row in found["ranks"]] == [2**n for n in range(11)]
     assert [row["batch_size"] for row in found["ranks"]] == [32 * 2**n for n in range(11)]
     epochs = [row["epoch_s"] for row in found["ranks"]]
-    assert epochs == sorted(epochs, reverse=True)
+    whole = [epoch for epoch in epochs if epoch is not None]
+    assert whole == sorted(whole, reverse=True)
+    # Of a batch that is more than all windows there is no epoch.
+    assert epochs == [*whole, *[None] * (len(epochs) - len(whole))]
     phases = found["memory"]["phases"]
     assert found["memory"]["total_bytes"] == max(sum(parts.values()) for parts in phases.values())
 
@@ -88,3 +91,13 @@ def test_what_cannot_run_is_refused(
 ):
     assert cli.main(["plan", *STATED, *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_range_keeps_the_micro_batch_and_then_lets_the_batch_grow(
+    capsys: pytest.CaptureFixture[str],
+):
+    _, found = run(capsys, *STATED, "--train.micro_batch_size", "4", "--train.batch_size", "16",
+                   "--gpus", "1..16", "--hardware", "h100")  # fmt: skip
+    assert [row["batch_size"] for row in found["ranks"]] == [16, 16, 16, 32, 64]
+    totals = [row["total_bytes"] for row in found["ranks"]]
+    assert totals == sorted(totals, reverse=True)  # four windows at a time on each of them

@@ -22,7 +22,7 @@ MARK = "TIMELLM_TEST_CLUSTER"
 
 _CONF = """
 ClusterName=timellm
-SlurmctldHost={host}
+SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root

@@ -31,7 +31,7 @@ def test_a_training_that_is_killed_three_times_ends_as_if_nothing_had_been(tmp_p
     (killed / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
     assert campaign.compare(one, two) == ["metrics.jsonl"]  # type: ignore[arg-type]
     step = campaign.step_folders(killed)[0]
-    assert load_checkpoint(step).step == 12
+    assert load_checkpoint(step).step == 3 * campaign.STEPS_PER_KILL
     (killed / "resumes.jsonl").write_text(json.dumps({"checkpoint": "elsewhere"}) + "\n")
     chain = campaign.Chain(config=one, file=tmp_path / "x", ranks=1)  # type: ignore[arg-type]
     chain.config = two  # type: ignore[assignment]

@@ -109,6 +109,7 @@ class Adder:
         return self.total
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_contestants_can_be_asked_all_at_once():
     adders = [Contestant(f"adder {start}", Adder, start, wait=False) for start in (1, 2)]

@@ -95,6 +95,7 @@ def test_dlinear_learns_the_cycle(tmp_path: Path):
     assert mse["ridge"] < 0.5 * mse["repeat last"]
 
 
+@pytest.mark.slow
 def test_dlinear_is_the_same_for_the_same_seed_and_leaves_the_generator_alone(tmp_path: Path):
     data = small_data(tmp_path)
     torch.manual_seed(3)

@@ -94,6 +94,7 @@ def test_resuming_is_as_if_nothing_had_happened_at_every_zero_stage(tmp_path: Pa
         check_equal(one, two)
 
 
+@pytest.mark.slow
 def test_a_run_that_went_on_from_best_saves_its_last_step_too(tmp_path: Path):
     """As after a kill between the save of best/ and that of step_<n>, both after the last step."""
     whole, cut = run_of(tmp_path, "whole"), run_of(tmp_path, "cut")

@@ -27,7 +27,7 @@ from model.pattern_encoder import fingerprint
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import losses, tiny_run
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 STEPS, EVERY, LAG = 11, 4, 2
 GRAM = GramConfig(use_gram=True, d_repr=16, refresh_every=EVERY, refresh_lag=LAG)

@@ -95,37 +95,46 @@ def batch_of(
     return inputs, retrieved
 
 
+CASES = [
+    pytest.param("gpt2", BARE, id="gpt2"),
+    pytest.param("gpt2", (), id="gpt2, both modules"),
+    pytest.param("llama", BARE, id="llama"),
+    pytest.param("llama", (), id="llama, both modules"),
+    pytest.param("qwen2", ("--model.anchor=ridge",), id="qwen2, ridge"),
+    pytest.param("bert", (), id="bert reads all at once"),
+    pytest.param("gpt2", ("--model.token_order=prefix_cached",), id="gpt2, prefix"),
+    pytest.param("llama", ("--model.token_order=prefix_cached", *BARE), id="llama, prefix"),
+    pytest.param("gpt2", ("--backbone.activation_checkpointing=true",), id="gpt2, again"),
+    pytest.param("llama", ("--backbone.activation_checkpointing=true",), id="llama, again"),
+    pytest.param("gpt2", ("--backbone.lora.r=8",), id="gpt2, lora"),
+    pytest.param("llama", ("--backbone.lora.r=8",), id="llama, lora"),
+    pytest.param(
+        "llama",
+        ("--backbone.lora.r=8", "--backbone.lora.target_modules=all-linear",
+         "--model.token_order=prefix_cached"),
+        id="llama, lora everywhere, prefix",
+    ),
+    pytest.param(
+        "gpt2",
+        ("--gram.retrieval_key=anchored", "--model.anchor=ridge_retrieval"),
+        id="anchored key, both ridges",
+    ),
+    pytest.param("gpt2", ("--model.prototype_map=vocabulary", *BARE), id="vocabulary"),
+    pytest.param("gpt2", ("--model.patch_embedding=linear", "--model.prompt=none"), id="none"),
+    pytest.param("gpt2", ("--backbone.kind=none",), id="no language model"),
+    pytest.param("gpt2", ("--backbone.kind=attention",), id="attention in its place"),
+    pytest.param("gpt2", ("--backbone.kind=transformer", *BARE), id="a block in its place"),
+]  # fmt: skip
+IN_MAKE_TEST = {"gpt2", "llama", "bert reads all at once", "gpt2, prefix"}
+"""The others take as long, and run in make test-slow."""
+
+
 @pytest.mark.parametrize(
     ("kind", "overrides"),
     [
-        pytest.param("gpt2", BARE, id="gpt2"),
-        pytest.param("gpt2", (), id="gpt2, both modules"),
-        pytest.param("llama", BARE, id="llama"),
-        pytest.param("llama", (), id="llama, both modules"),
-        pytest.param("qwen2", ("--model.anchor=ridge",), id="qwen2, ridge"),
-        pytest.param("bert", (), id="bert reads all at once"),
-        pytest.param("gpt2", ("--model.token_order=prefix_cached",), id="gpt2, prefix"),
-        pytest.param("llama", ("--model.token_order=prefix_cached", *BARE), id="llama, prefix"),
-        pytest.param("gpt2", ("--backbone.activation_checkpointing=true",), id="gpt2, again"),
-        pytest.param("llama", ("--backbone.activation_checkpointing=true",), id="llama, again"),
-        pytest.param("gpt2", ("--backbone.lora.r=8",), id="gpt2, lora"),
-        pytest.param("llama", ("--backbone.lora.r=8",), id="llama, lora"),
-        pytest.param(
-            "llama",
-            ("--backbone.lora.r=8", "--backbone.lora.target_modules=all-linear",
-             "--model.token_order=prefix_cached"),
-            id="llama, lora everywhere, prefix",
-        ),
-        pytest.param(
-            "gpt2",
-            ("--gram.retrieval_key=anchored", "--model.anchor=ridge_retrieval"),
-            id="anchored key, both ridges",
-        ),
-        pytest.param("gpt2", ("--model.prototype_map=vocabulary", *BARE), id="vocabulary"),
-        pytest.param("gpt2", ("--model.patch_embedding=linear", "--model.prompt=none"), id="none"),
-        pytest.param("gpt2", ("--backbone.kind=none",), id="no language model"),
-        pytest.param("gpt2", ("--backbone.kind=attention",), id="attention in its place"),
-        pytest.param("gpt2", ("--backbone.kind=transformer", *BARE), id="a block in its place"),
+        case if case.id in IN_MAKE_TEST
+        else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+        for case in CASES
     ],
 )  # fmt: skip
 def test_the_count_is_torchs_own(kind: Kind, overrides: tuple[str, ...]):

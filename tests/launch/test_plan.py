@@ -29,7 +29,13 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, dict[str, 
     return text, json.loads(text.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.startswith("gpu_") else pytest.mark.slow)
+        for name in PRESETS
+    ],
+)
 def test_presets_fit_their_gpu(name: str, capsys: pytest.CaptureFixture[str]):
     _, found = run(capsys, "--config", str(CONFIGS / f"{name}.yaml"), *PRESETS[name])
     hardware = dict(zip(PRESETS[name][::2], PRESETS[name][1::2], strict=True))

@@ -206,6 +206,7 @@ def hangs(fifo: Path) -> Patient:
     return Patient(arguments=["--deepspeed.config_file", str(fifo)])
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_check_that_never_ends_is_a_row_and_the_others_are_made(folder: Path, tmp_path: Path):
     given = ["--config", str(folder / "run.yaml"), "--json", *only("inputs", "packages")]
@@ -218,6 +219,7 @@ def test_a_check_that_never_ends_is_a_row_and_the_others_are_made(folder: Path, 
     assert rows(first)["packages"]["status"] == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_rank_that_is_killed_is_named(folder: Path, tmp_path: Path):
     given = ["--config", str(folder / "run.yaml"), "--json", *only("inputs"), "--timeout_s", "5"]
@@ -233,6 +235,7 @@ def test_a_rank_that_is_killed_is_named(folder: Path, tmp_path: Path):
     assert rows(first)["links"]["found"] == "needs all ranks, and one is gone: see ranks"
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_without_rank_0_a_rank_says_so_and_ends(folder: Path, tmp_path: Path):
     given = ["--config", str(folder / "run.yaml"), *only("inputs"), "--timeout_s", "30"]
@@ -245,6 +248,7 @@ def test_without_rank_0_a_rank_says_so_and_ends(folder: Path, tmp_path: Path):
     assert re.fullmatch(said, second.error)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_rank_0_that_is_stopped_does_not_keep_the_others(folder: Path, tmp_path: Path):
     given = ["--config", str(folder / "run.yaml"), *only("inputs"), "--timeout_s", "3"]

@@ -153,6 +153,7 @@ def test_ranks_that_disagree_on_their_number_and_one_that_never_came():
     assert ended[1].out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_numbers_given_twice_are_named_with_their_processes():
     ranks = [Patient(environment={"RANK": number, "WORLD_SIZE": "5"}) for number in "0101"]
@@ -261,6 +262,7 @@ def test_a_rank_0_that_is_stopped_does_not_keep_the_others(folder: Path, tmp_pat
     assert re.match(said, second.error.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_doctor_that_is_told_to_stop_deletes_its_file(tmp_path: Path):
     (tmp_path / "runs").mkdir()

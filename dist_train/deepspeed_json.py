@@ -7,6 +7,10 @@ from typing import Any
 
 from dist_train.config import ConfigError
 
+BUCKET = 20_000_000
+"""Numbers in a buffer of gradients. DeepSpeed's own 500 million take 1.9 GiB in float32, for a
+forecaster that trains a few million."""
+
 # DeepSpeed accepts an unknown top-level key in silence, so a misspelt one would do nothing.
 KNOWN_KEYS = frozenset(
     {

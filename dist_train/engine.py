@@ -13,13 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dist_train import distributed, engine_state, progress
 from dist_train.config import RunConfig, check_batch_size
-from dist_train.deepspeed_json import load_user_json
+from dist_train.deepspeed_json import BUCKET, load_user_json
 from dist_train.optim import build_optimizer, build_schedule
 from model.forecaster import Forecaster
-
-# Numbers in a buffer of gradients. DeepSpeed's own 500 million take 1.9 GiB in float32, for a
-# forecaster that trains a few million.
-BUCKET = 20_000_000
 
 
 def deepspeed_json(config: RunConfig, world_size: int, dtype: torch.dtype) -> dict[str, Any]:

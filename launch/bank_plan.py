@@ -5,6 +5,7 @@ benchmarks/RESULTS.md (retrieval: 224 queries on 1,004,479 entries of 256); they
 GPUs.
 """
 
+import math
 from dataclasses import dataclass
 
 from dist_train.config import RunConfig
@@ -26,7 +27,8 @@ LIST_ENTRIES = 224 * 1_004_479 * 32 / 4_008
 LIST_WIDTH = 256
 
 VISITED_SHARE = 0.01
-"""Of the lists, what a query visits to reach min_recall: 32 of 4,008 and 128 of 12,664 there."""
+"""Of a bank with lists, what a query visits to reach min_recall: 32 of 4,008 lists at 1 M entries,
+128 of 12,664 at 10 M (benchmarks/RESULTS.md, retrieval)."""
 
 HNSW_QUERY_S = 0.021 / 224
 """Of a graph, on 50,224 entries."""
@@ -50,15 +52,26 @@ class BankPlan:
     rank_bytes: float
     """Of the index on one rank."""
 
-    disk_bytes: float
+    lists_visited: int
+    """By one query; 0 where there are none."""
+
+    candidates: int
+    """That one query finds in each shard."""
+
+    query_bytes: int
+    """Of one query on its way to another rank."""
+
+    answer_bytes: int
+    """Of one query's answer from one shard."""
+
+    value_bytes: int
+    """Windows and futures of one query's neighbours, read of a rank's own copy of the series."""
+
     query_bytes_sent: float
     """Queries that a rank gathers of all others that share its index, per micro-batch."""
 
     answer_bytes_sent: float
     """Candidates that it gets back, per micro-batch."""
-
-    value_bytes_read: float
-    """Windows and futures of the neighbours, read of its own copy of the series."""
 
     search_cpu_s: float
     """Seconds of a micro-batch's search on two CPU cores that hold the rank's part."""
@@ -104,9 +117,11 @@ def plan_bank(
     if choice.is_exact:
         per_entry += FLOAT64  # the key's norm
     whole = entries * per_entry + choice.nlist * FLOAT32 * width * sharing
-    visited = config.bank.nprobe or max(1, round(VISITED_SHARE * choice.nlist))
-    visited = visited if choice.nlist else 0
+    visited = choice.nlist and (config.bank.nprobe or math.ceil(VISITED_SHARE * choice.nlist))
+    # A range of two int64, the key, and of each list to visit its number and distance.
+    query_bytes = 16 + FLOAT32 * width + 2 * FLOAT32 * visited
     candidates = config.gram.top_k * (1 if choice.stores_keys else config.bank.refine)
+    answer_bytes = (FLOAT32 + ID_BYTES) * candidates
     scratch = FAISS_SCRATCH if on_device and not choice.is_exact else 0
     part = whole / sharing
     # Norms are summed in float64, from a copy of the keys and their squares.
@@ -119,11 +134,13 @@ def plan_bank(
         index_bytes=whole,
         sharing=sharing,
         rank_bytes=part,
-        disk_bytes=entries * bytes_per_entry(choice.kind, width),
-        query_bytes_sent=(sharing - 1) * queries * (16 + FLOAT32 * width + 8 * visited),
-        answer_bytes_sent=(sharing - 1) * queries * candidates * 12,
-        value_bytes_read=FLOAT32 * queries * config.gram.top_k
-        * (config.data.seq_len + config.data.pred_len),
+        lists_visited=visited,
+        candidates=candidates,
+        query_bytes=query_bytes,
+        answer_bytes=answer_bytes,
+        value_bytes=FLOAT32 * config.gram.top_k * (config.data.seq_len + config.data.pred_len),
+        query_bytes_sent=(sharing - 1) * queries * query_bytes,
+        answer_bytes_sent=(sharing - 1) * queries * answer_bytes,
         search_cpu_s=_search_s(choice, entries / sharing, queries * sharing, width, visited),
         memory=BankBytes(
             index=part + scratch,

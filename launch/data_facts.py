@@ -28,9 +28,6 @@ class DataFacts:
     bank_entries: int
     """Of the memory bank, limits respected; 0 without a memory."""
 
-    value_bytes: int
-    """Series in memory, as read and standardised."""
-
     source: str
     """Where the sizes come from, for the tables."""
 
@@ -69,8 +66,7 @@ def data_facts(
     return DataFacts(
         num_variates=train.num_variates,
         train_windows=len(train),
-        bank_entries=_limited(config, entries),
-        value_bytes=sum(3 * values.nbytes for values in train.values),
+        bank_entries=limited(config, entries),
         source=f"read: {config.data.path or config.data.dataset}",
     )
 
@@ -94,13 +90,13 @@ def _of_size(config: RunConfig, rows: int, variates: int, source: str) -> DataFa
     return DataFacts(
         num_variates=variates,
         train_windows=windows,
-        bank_entries=_limited(config, entries),
-        value_bytes=12 * rows * variates,
+        bank_entries=limited(config, entries),
         source=source,
     )
 
 
-def _limited(config: RunConfig, entries: int) -> int:
+def limited(config: RunConfig, entries: int) -> int:
+    """Entries that a bank of a run's settings has, of so many; 0 without a memory."""
     if config.gram.use_gram is False:
         return 0
     return entries if config.bank.limit is None else min(entries, config.bank.limit)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from dist_train.config import RunConfig, check_batch_size
+from dist_train.deepspeed_json import BUCKET
 from launch.parameter_counts import ParameterCounts
 from launch.shapes import BackboneShape
 
@@ -34,9 +35,6 @@ FLOAT32, FLOAT64 = 4, 8
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits of a number in NF4: itself, one byte of scale for 64, one float32 of scale for 256 of these.
 Source: QLoRA, Dettmers et al. 2023 (arXiv:2305.14314), section 3; bitsandbytes' block sizes."""
-
-BUCKET = 20_000_000
-"""Numbers in a bucket of gradients, as dist_train/engine.py tells DeepSpeed."""
 
 LIVE_PARAMETERS = 1_000_000_000
 """Numbers that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters."""
@@ -188,6 +186,12 @@ def plan_memory(
     )
 
 
+def frozen_bytes(config: RunConfig, counts: ParameterCounts, item: int) -> float:
+    """Bytes of the frozen weights, where a number in the compute type has ``item``."""
+    packed = NF4_BITS / 8 if config.backbone.load_in_4bit else item
+    return counts.frozen_matrices * packed + counts.frozen_rest * item
+
+
 class _States:
     """What DeepSpeed keeps of weights, optimizer and gradients on one rank, in bytes."""
 
@@ -199,8 +203,7 @@ class _States:
         self.whole = counts.trained_total
         # Padded, so that all ranks have the same.
         self.share = sum(2 * math.ceil(size / (2 * ranks)) for size in counts.trained_groups)
-        packed = NF4_BITS / 8 if config.backbone.load_in_4bit else item
-        self.frozen = counts.frozen_matrices * packed + counts.frozen_rest * item
+        self.frozen = frozen_bytes(config, counts, item)
         reads_shares = config.backbone.kind == "pretrained" and not config.backbone.load_in_4bit
         divided = self.stage == 3
         self.loading = self.frozen / (ranks if divided and reads_shares else 1)

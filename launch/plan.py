@@ -8,7 +8,7 @@ from typing import Any, Literal
 from dist_train.config import ConfigError, RunConfig, check_batch_size
 from launch import plan_tables
 from launch.bank_plan import BankPlan, plan_bank
-from launch.data_facts import DataFacts, data_facts
+from launch.data_facts import DataFacts, data_facts, limited
 from launch.hardware import HARDWARE, Hardware
 from launch.memory_plan import ITEM_BYTES, MemoryPlan, plan_memory
 from launch.parameter_counts import count_parameters
@@ -70,12 +70,7 @@ class Planner:
 
     def entries(self, config: RunConfig) -> int:
         """Entries of the bank of a configuration; 0: no memory."""
-        if config.gram.use_gram is False:
-            return 0
-        stated = self.request.bank_entries
-        if stated is not None:
-            return stated if config.bank.limit is None else min(stated, config.bank.limit)
-        return self.facts.bank_entries
+        return limited(config, self.request.bank_entries or self.facts.bank_entries)
 
     def bank(self, config: RunConfig, ranks: int, entries: int | None = None) -> BankPlan | None:
         """The bank; of the run's own size where none is given."""

@@ -1,9 +1,10 @@
 """What one rank does in an optimizer step: operations, bytes sent, searches. Free of torch."""
 
-import math
 from dataclasses import dataclass
 
 from dist_train.config import RunConfig, check_batch_size
+from dist_train.deepspeed_json import BUCKET
+from launch.bank_plan import VISITED_SHARE, key_width, plan_bank
 from launch.flops import (
     MicroBatch,
     bank_entry_flops,
@@ -12,24 +13,17 @@ from launch.flops import (
     total_flops,
 )
 from launch.hardware import NODE_RANKS
-from launch.parameter_counts import ParameterCounts, count_parameters, linear_layers
+from launch.memory_plan import FLOAT32, frozen_bytes
+from launch.parameter_counts import count_parameters, linear_layers
 from launch.shapes import BackboneShape
-from memory_index.index_choice import ShardGroup, bytes_per_entry, choose_index
-
-BUCKET = 20_000_000
-"""Numbers in a bucket of gradients, as dist_train/engine.py tells DeepSpeed."""
+from memory_index.index_choice import ShardGroup, bytes_per_entry
 
 KEPT = 500_000_000
 """Numbers at the end of the forward that ZeRO-3 keeps for the backward: those that are used again
 within DeepSpeed's stage3_max_reuse_distance of 1e9."""
 
-FLOAT32 = 4
 # AdamW in float32 reads parameter, gradient and both moments, and writes all but the gradient.
 OPTIMIZER_BYTES = 7 * FLOAT32
-
-VISITED_SHARE = 0.01
-"""Of a bank with lists, what a query visits: 32 of 4000 lists at 1 M entries, 128 of 12,664 at 10 M
-reach min_recall (benchmarks/RESULTS.md, retrieval)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +130,7 @@ def workload_of(
     counts = count_parameters(config, shape)
     trained, stage = counts.trained_total, config.deepspeed.zero_stage
     updated = trained if stage == 0 else -(-trained // ranks)
-    frozen = _frozen_bytes(config, counts, item_bytes)
+    frozen = frozen_bytes(config, counts, item_bytes)
     return Workload(
         windows=config.train.batch_size,
         micro_batches=config.train.batch_size // (micro * ranks),
@@ -162,36 +156,26 @@ def _gathered_bytes(whole: float, item_bytes: int) -> float:
     return whole + max(0.0, whole - KEPT * item_bytes)
 
 
-def _frozen_bytes(config: RunConfig, counts: ParameterCounts, item_bytes: int) -> float:
-    # NF4 is half a byte; its scales, doubly quantised, 0.127 bits (QLoRA, arXiv:2305.14314).
-    packed = 0.5 + 0.127 / 8 if config.backbone.load_in_4bit else item_bytes
-    return counts.frozen_matrices * packed + counts.frozen_rest * item_bytes
-
-
 def _search_work(
     config: RunConfig, rows: int, ranks: int, entries: int, ranks_per_node: int, on_gpu: bool
 ) -> SearchWork | None:
     if not config.gram.use_gram or entries == 0:
         return None
-    gram, bank, data = config.gram, config.bank, config.data
-    width = gram.d_repr * (1 if gram.retrieval_key == "anchored" else 2)
-    here = min(ranks, ranks_per_node)
-    choice = choose_index(
-        bank, entries, width, on_gpu=on_gpu, ranks_per_node=here,
-        num_nodes=-(-ranks // ranks_per_node),
-    )  # fmt: skip
-    lists = choice.nlist and (bank.nprobe or math.ceil(VISITED_SHARE * choice.nlist))
-    visited = entries * lists / choice.nlist if lists else entries * VISITED_SHARE
-    found = gram.top_k * (1 if choice.stores_keys else bank.refine)
-    encoded = rows * (1 + (0 if choice.stores_keys else found))
+    bank = plan_bank(
+        config, entries, rows, ranks=ranks, ranks_per_node=ranks_per_node, on_gpu=on_gpu
+    )
+    choice, width = bank.choice, key_width(config)
+    share = bank.lists_visited / choice.nlist if choice.nlist else VISITED_SHARE
+    encoded = rows * (1 + (0 if choice.stores_keys else bank.candidates))
     return SearchWork(
         queries=rows,
-        # A range of two int64, the key, and of each list to visit its number and distance.
-        query_bytes=16 + FLOAT32 * width + 2 * FLOAT32 * lists,
-        answer_bytes=12 * found,  # a float32 and an int64 each
-        value_bytes=gram.top_k * (data.seq_len + data.pred_len) * FLOAT32,
+        query_bytes=bank.query_bytes,
+        answer_bytes=bank.answer_bytes,
+        value_bytes=bank.value_bytes,
         search_flops=2 * entries * width if choice.is_exact else 0,
-        visited_bytes=0 if choice.is_exact else visited * bytes_per_entry(choice.kind, width),
+        visited_bytes=0
+        if choice.is_exact
+        else entries * share * bytes_per_entry(choice.kind, width),
         entries=entries,
         sharing=choice.group,
         flops=encoded * bank_entry_flops(config),

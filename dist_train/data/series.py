@@ -89,27 +89,25 @@ def load_series(config: DataConfig) -> SeriesSet:
         DataError: The data cannot be used as they are; the message names the place and the remedy.
     """
     file = data_file(config)
-    if config.path is not None:
-        assert file is not None
-        label = f"data.path={config.path}"
-        path = local_copy.find(file)
-        table, notes = read_table(path, label)
-        return from_table(
-            table, config, name=file.stem, checksum=_checksum(path, label), notes=tuple(notes)
-        )
-    entry = lookup(config.dataset)
+    entry = lookup(config.dataset) if config.path is None else None
     if file is None:
+        assert entry is not None
         return from_table(_embedded(entry), config, name=entry.name, entry=entry)
-    label = f"data.dataset={entry.name} ({file})"
+    label = f"data.path={config.path}" if entry is None else f"data.dataset={entry.name} ({file})"
     path = local_copy.find(file)
     table, notes = read_table(path, label)
     checksum = _checksum(path, label)
-    if entry.sha256 is not None and checksum != entry.sha256:
+    if entry is not None and entry.sha256 not in (None, checksum):
         note = f"{file.name} is not the published file: its checksum is {checksum}"
         warnings.warn(f"data.dataset={entry.name}: {note}", stacklevel=2)
         notes.append(note)
     return from_table(
-        table, config, name=entry.name, entry=entry, checksum=checksum, notes=tuple(notes)
+        table,
+        config,
+        name=file.stem if entry is None else entry.name,
+        entry=entry,
+        checksum=checksum,
+        notes=tuple(notes),
     )
 
 

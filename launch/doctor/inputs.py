@@ -97,8 +97,8 @@ def _judge_configuration(reports: Sequence[Report]) -> list[Finding]:
         refused = [report for report in reports if "refused" in report.facts[part]]
         if refused:
             return [_named(refusal(check, refused[0].facts[part]["refused"]), refused, reports)]
-    if len(group_by(reports, lambda report: str(report.facts["settings"]))) > 1:
-        groups = group_by(reports, lambda report: str(report.facts["settings"]))
+    groups = group_by(reports, lambda report: str(report.facts["settings"]))
+    if len(groups) > 1:
         said = "; ".join(f"{key[:8]} on {name_all(ranks)}" for key, ranks in groups.items())
         remedy = "Start all ranks with the same arguments, and the same file on all nodes."
         return [Finding(check=check, status="fail", found=f"it differs: {said}", remedy=remedy)]

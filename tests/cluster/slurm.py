@@ -81,7 +81,7 @@ class Cluster:
             self._start("slurmctld", "slurmctld", "-D", "-i")
             for name in NODES:
                 self.start_node(name)
-            self._wait("both nodes are idle", lambda: self.node_states() == {"idle"}, 60)
+            self.wait_until("both nodes are idle", lambda: self.node_states() == {"idle"}, 60)
         except BaseException:
             self.stop()
             raise
@@ -135,7 +135,7 @@ class Cluster:
 
     def wait_for(self, job: str, *states: str, timeout_s: float = 240) -> str:
         """Wait until a job, or each task of an array, is in one of some states."""
-        self._wait(
+        self.wait_until(
             f"job {job} is {' or '.join(states)}",
             lambda: set(self.state(job).split(",")) <= set(states),
             timeout_s,
@@ -146,13 +146,9 @@ class Cluster:
         """Wait until a job is queued again, and spare it the two minutes that Slurm waits."""
         self.wait_for(job, "PENDING", timeout_s=timeout_s)
         # The wait is for what the nodes still report of the first start.
-        self._wait("both nodes are idle", lambda: self.node_states() == {"idle"}, timeout_s)
+        self.wait_until("both nodes are idle", lambda: self.node_states() == {"idle"}, timeout_s)
         time.sleep(3)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-
-    def wait_until(self, what: str, condition: Callable[[], bool], timeout_s: float = 240) -> None:
-        """Wait for something that a job does."""
-        self._wait(what, condition, timeout_s)
 
     def node_states(self) -> set[str]:
         """States of the nodes; a * behind one: it does not answer."""
@@ -218,7 +214,7 @@ class Cluster:
             f"--socket={self.folder}/munge.socket", f"--pid-file={self.folder}/munged.pid",
             f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed",
         )  # fmt: skip
-        self._wait("munged answers", (self.folder / "munge.socket").exists, 20)
+        self.wait_until("munged answers", (self.folder / "munge.socket").exists, 20)
 
     def _start(self, name: str, *command: str) -> None:
         program = shutil.which(command[0]) or f"/usr/sbin/{command[0]}"
@@ -233,7 +229,8 @@ class Cluster:
         )
         log.close()
 
-    def _wait(self, what: str, condition: Callable[[], bool], timeout_s: float) -> None:
+    def wait_until(self, what: str, condition: Callable[[], bool], timeout_s: float = 240) -> None:
+        """Wait for something that a job or a daemon does."""
         deadline = time.monotonic() + timeout_s
         while not self._holds(condition):
             for name, daemon in self._daemons.items():

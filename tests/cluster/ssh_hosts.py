@@ -6,10 +6,11 @@ of the loopback device. Keys, ports and settings are their own: nobody's ~/.ssh 
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
+
+from tests.helpers.jobs import free_port
 
 INTERFACE = "timellm0"
 """Name of the cable's end in each namespace."""
@@ -32,7 +33,7 @@ class SshHosts:
             if self._make_namespaces():
                 self.addresses, self.port = ("10.213.71.1", "10.213.71.2"), 22
             else:
-                self.addresses, self.port = ("127.0.0.1", "127.0.0.2"), _free_port()
+                self.addresses, self.port = ("127.0.0.1", "127.0.0.2"), free_port()
             for number in range(2):
                 self._start(number)
         except BaseException:
@@ -133,9 +134,3 @@ class SshHosts:
             log = (self.folder / f"sshd.{number}.log").read_text()
             assert time.monotonic() < deadline, f"no login at {self.addresses[number]}: {log}"
             time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from dist_train.memory_build import bank_root
 from dist_train.precision import DTYPES
 from dist_train.retrieval import Retriever
 from model.backbone_files import fingerprint, locate_backbone
-from model.batch import RetrievedWindows
+from model.batch import ForecastOutput, RetrievedWindows
 from model.forecaster import Forecaster
 
 
@@ -46,10 +48,40 @@ class LoadedRun:
 
     def forecast_with(self, batch: WindowBatch, retrieved: RetrievedWindows | None) -> Tensor:
         """Forecast any batch with neighbours found elsewhere. Returns (B, H, N)."""
-        on_device = batch.to(distributed.device())
+        return self.output_with(batch, retrieved).forecast
+
+    def output_with(
+        self, batch: WindowBatch, retrieved: RetrievedWindows | None
+    ) -> ForecastOutput:
+        """Forecast any batch, and keep what else the model says."""
+        device = self.device
+        if retrieved is not None:
+            retrieved = RetrievedWindows(*(part.to(device) for part in retrieved))
         with torch.no_grad():
-            forecast: Tensor = self.module(on_device.inputs, retrieved).forecast
-        return forecast
+            output: ForecastOutput = self.module(batch.to(device).inputs, retrieved)
+        return output
+
+    def batch_of(self, context: npt.NDArray[np.float32]) -> WindowBatch:
+        """Make a batch of windows of no split, with their prompts.
+
+        Args:
+            context: Standardised. Shape (B, L, N).
+        """
+        prompts = None if self.prompt_builder is None else self.prompt_builder(context)
+        size, _, num_variates = context.shape
+        return WindowBatch(
+            context=torch.from_numpy(context),
+            target=torch.zeros(size, self.config.data.pred_len, num_variates),
+            window_ids=torch.zeros(size, dtype=torch.int64),
+            num_valid=size,
+            prompt_ids=None if prompts is None else prompts[0],
+            prompt_mask=None if prompts is None else prompts[1],
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.module.parameters()).device
 
 
 def load_run(folder: Path, root: str | None = None) -> LoadedRun:

@@ -4,6 +4,7 @@ The series it was trained on are needed only where the run has a memory: they ar
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dist_train import distributed
+from dist_train import calibration, distributed
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dist_train.config import RunConfig, load_saved_config
+from dist_train.conformal import Calibration
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataError
 from dist_train.data.prompts import PromptBuilder
@@ -40,6 +42,9 @@ class LoadedRun:
 
     series: dict[str, Any]
     """What the checkpoint knows of the series: columns, scalers, frequency, description."""
+
+    calibration: Calibration | None = None
+    """How its intervals are made; None in a run from before, see :meth:`calibrated`."""
 
     def forecast(self, batch: WindowBatch, split: str) -> Tensor:
         """Forecast a batch of a split of the run's own data. Returns (B, H, N), standardised."""
@@ -82,6 +87,22 @@ class LoadedRun:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.module.parameters()).device
+
+    def calibrated(self, data: ForecastData) -> "LoadedRun":
+        """Give a run that has no calibration one, from the data it was trained on; collective.
+
+        Nothing is written; see :func:`dist_train.calibration.save`.
+        """
+        if self.calibration is not None:
+            return self
+        made = calibration.calibrate(
+            partial(self.forecast, split="val"),
+            data,
+            batch_size=self.config.train.eval_batch_size,
+            prompt_builder=self.prompt_builder,
+            num_workers=self.config.data.num_workers,
+        )
+        return replace(self, calibration=made)
 
 
 def load_run(folder: Path, root: str | None = None) -> LoadedRun:
@@ -126,6 +147,7 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
         prompt_builder=prompt_builder,
         retriever=_load_retriever(config, checkpoint, folder),
         series=checkpoint.series,
+        calibration=calibration.load(folder),
     )
 
 

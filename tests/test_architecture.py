@@ -40,11 +40,12 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"comparison", "leak_alarm"},
     {"retrieval_ridge", "objective", "trend_fit"},
     {"build", "baselines", "preflight", "run_folder"},
+    {"calibration"},
     {"evaluation"},
     {"retrieval"},
     {
         "memory_build", "engine", "engine_state", "checkpoint", "optim", "tracking", "plots",
-        "series_facts", "profiler",
+        "series_facts", "profiler", "conformal",
     },
     {"inspect_figure", "token_text", "watchdog"},
     {"verdict"},

@@ -82,9 +82,7 @@ def cross_validate_frame(
             raise DataError(f"{key}={value!r}: must be a whole number, at least 1.")
     read = read_frame(frame, _expected(run), missing)
     cutoffs = [horizon + step_size * number for number in reversed(range(n_windows))]
-    forecasts = predict(
-        run, read.series_set, horizon=horizon, levels=levels, cutoffs=cutoffs
-    )
+    forecasts = predict(run, read.series_set, horizon=horizon, levels=levels, cutoffs=cutoffs)
     columns = _columns(read, forecasts, levels)
     truth = [one.series.values[one.end : one.end + horizon] for one in forecasts]
     for number, name in enumerate(forecasts[0].series.columns):
@@ -122,30 +120,29 @@ def explain_frame(run: "LoadedRun", frame: Any, *, missing: Missing) -> Explanat
         if all(getattr(row, what) is not None for row in details):
             rows[what] = [getattr(row, what) for row in details]
     return Explanation(
-        rows=read.make(rows), histories=read.make(*_history_columns(details)), details=details
+        rows=read.make(rows), histories=read.make(_history_columns(details)), details=details
     )
 
 
-def _history_columns(details: Sequence[RowExplanation]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _history_columns(details: Sequence[RowExplanation]) -> dict[str, Any]:
     found = [
         (row, rank, history) for row in details for rank, history in enumerate(row.histories, 1)
     ]
-    columns = {
-        "unique_id": np.array([row.series for row, _, _ in found], dtype=object),
-        "variate": np.array([row.variate for row, _, _ in found], dtype=object),
+    return {
+        "unique_id": np.array([row.series for row, _, _ in found], dtype=str),
+        "variate": np.array([row.variate for row, _, _ in found], dtype=str),
         "rank": np.array([rank for _, rank, _ in found], dtype=np.int64),
-        "history_id": np.array([history.series for *_, history in found], dtype=object),
-        "history_variate": np.array([history.variate for *_, history in found], dtype=object),
+        "history_id": np.array([history.series for *_, history in found], dtype=str),
+        "history_variate": np.array([history.variate for *_, history in found], dtype=str),
+        **{
+            name: np.array([getattr(one, name) for *_, one in found], dtype="datetime64[ns]")
+            for name in ("start", "end", "future_end")
+        },
+        **{
+            name: np.array([getattr(one, name) for *_, one in found], dtype=np.float64)
+            for name in ("weight", "distance")
+        },
     }
-    columns |= {
-        name: np.array([getattr(history, name) for *_, history in found], dtype=np.float64)
-        for name in ("weight", "distance")
-    }
-    dates = {
-        name: np.array([getattr(history, name) for *_, history in found], dtype="datetime64[ns]")
-        for name in ("start", "end", "future_end")
-    }
-    return columns, dates
 
 
 def _expected(run: "LoadedRun") -> Expected:

@@ -3,6 +3,7 @@
 The series it was trained on are needed only where the run has a memory: they are its entries.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import bank_root
 from dist_train.precision import DTYPES
 from dist_train.retrieval import Retriever
-from model.backbone_files import fingerprint, locate_backbone
+from model.backbone_files import BackboneFiles, fingerprint, locate_backbone
 from model.batch import ForecastOutput, RetrievedWindows
 from model.forecaster import Forecaster
 
@@ -55,9 +56,7 @@ class LoadedRun:
         """Forecast any batch with neighbours found elsewhere. Returns (B, H, N)."""
         return self.output_with(batch, retrieved).forecast
 
-    def output_with(
-        self, batch: WindowBatch, retrieved: RetrievedWindows | None
-    ) -> ForecastOutput:
+    def output_with(self, batch: WindowBatch, retrieved: RetrievedWindows | None) -> ForecastOutput:
         """Forecast any batch, and keep what else the model says."""
         device = self.device
         if retrieved is not None:
@@ -125,18 +124,57 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
-    expected = checkpoint.manifest["backbone"]["fingerprint"]
-    if fingerprint(files) != expected:
+    check_backbone(config, files, checkpoint.manifest["backbone"]["fingerprint"])
+    return assemble(
+        config,
+        files,
+        DTYPES[checkpoint.manifest["dtype"]],
+        checkpoint.model,
+        checkpoint.series,
+        retriever=_load_retriever(config, checkpoint, folder),
+        known_errors=calibration.load(folder),
+    )
+
+
+def check_backbone(config: RunConfig, files: BackboneFiles, expected: str) -> None:
+    """Refuse another backbone than that of the training.
+
+    Raises:
+        CheckpointError: It has another fingerprint.
+    """
+    found = fingerprint(files)
+    if found != expected:
         raise CheckpointError(
             f"backbone.name={config.backbone.name}: the weights found here are not the ones this "
-            f"run was trained with (fingerprint {fingerprint(files)[:12]}, expected "
-            f"{expected[:12]}); restore the original backbone."
+            f"run was trained with (fingerprint {found[:12]}, expected {expected[:12]}); restore "
+            "the original backbone."
         )
-    dtype = DTYPES[checkpoint.manifest["dtype"]]
-    description = checkpoint.series["description"]
-    prompt_builder = build_prompt_builder(config, files, description)
+
+
+def assemble(
+    config: RunConfig,
+    files: BackboneFiles,
+    dtype: torch.dtype,
+    state: Mapping[str, Tensor],
+    series: dict[str, Any],
+    *,
+    retriever: Retriever | None,
+    known_errors: Calibration | None,
+) -> LoadedRun:
+    """Put a trained forecaster together from its parts, in eval mode on this rank's device.
+
+    Args:
+        config: The run.
+        files: Its backbone.
+        dtype: What it computes in.
+        state: Trained weights and buffers.
+        series: What is known of the series.
+        retriever: Its memory; None where it has none.
+        known_errors: Its calibration.
+    """
+    prompt_builder = build_prompt_builder(config, files, series["description"])
     module = build_forecaster(config, files, dtype, prompt_builder)
-    module.load_trained_state_dict(checkpoint.model)
+    module.load_trained_state_dict(state)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -145,9 +183,9 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
         config=config,
         module=module,
         prompt_builder=prompt_builder,
-        retriever=_load_retriever(config, checkpoint, folder),
-        series=checkpoint.series,
-        calibration=calibration.load(folder),
+        retriever=retriever,
+        series=series,
+        calibration=known_errors,
     )
 
 

@@ -20,12 +20,12 @@ from dist_train.data.dates import Dates, continue_dates
 from dist_train.data.series import Series, SeriesSet, load_series
 from dist_train.retrieval import Neighbours, Retriever
 from dist_train.series_facts import Known, KnownSeries
-from model.batch import ForecastOutput
+from model.batch import ForecastOutput, TrendPrediction
 
 if TYPE_CHECKING:
     from dist_train.loading import LoadedRun
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,9 +122,7 @@ def predict(
                     dates=_dates_after(window, series_set.frequency, horizon),
                     values=inverse(values_WHN[number, :horizon]),
                     intervals={
-                        level: (
-                            inverse(lower[number, :horizon]), inverse(upper[number, :horizon])
-                        )
+                        level: (inverse(lower[number, :horizon]), inverse(upper[number, :horizon]))
                         for level, (lower, upper) in bounds.items()
                     },
                     evidence=_evidence(output, neighbours, number) if with_evidence else None,
@@ -273,9 +271,7 @@ def _bounds(
     }
 
 
-def _search(
-    retriever: Retriever, windows: Sequence[_Window], batch: WindowBatch
-) -> Neighbours:
+def _search(retriever: Retriever, windows: Sequence[_Window], batch: WindowBatch) -> Neighbours:
     """Find histories for newest windows: only such as end before these begin.
 
     A window is placed among the rows that the memory was made from by its newest time stamp; a
@@ -306,15 +302,21 @@ def _rows_until(dates: Dates, stamp: np.datetime64) -> int:
 
 
 def _on_cpu(output: ForecastOutput) -> ForecastOutput:
-    moved = {
-        name: value.cpu() if isinstance(value, torch.Tensor) else value
-        for name, value in output._asdict().items()
-    }
-    if output.trend is not None:
-        moved["trend"] = type(output.trend)(
-            *(None if part is None else part.cpu() for part in output.trend)
-        )
-    return ForecastOutput(**moved)
+    """Forecast, trend, gate, match and weights on the CPU; labels are dropped."""
+
+    def moved(part: torch.Tensor | None) -> torch.Tensor | None:
+        return None if part is None else part.cpu()
+
+    trend = output.trend
+    if trend is not None:
+        trend = TrendPrediction(trend.direction.cpu(), trend.magnitude.cpu(), moved(trend.change))
+    return ForecastOutput(
+        forecast=output.forecast.cpu(),
+        trend=trend,
+        gate=moved(output.gate),
+        match=moved(output.match),
+        neighbour_weights=moved(output.neighbour_weights),
+    )
 
 
 def _evidence(output: ForecastOutput, neighbours: Neighbours | None, number: int) -> Evidence:
@@ -327,7 +329,7 @@ def _evidence(output: ForecastOutput, neighbours: Neighbours | None, number: int
 
     trend = output.trend
     if trend is not None:
-        trend = type(trend)(trend.direction[rows], trend.magnitude[rows], cut(trend.change))
+        trend = TrendPrediction(trend.direction[rows], trend.magnitude[rows], cut(trend.change))
     return Evidence(
         output=ForecastOutput(
             forecast=output.forecast[number : number + 1],
@@ -344,4 +346,3 @@ def _evidence(output: ForecastOutput, neighbours: Neighbours | None, number: int
             distances=neighbours.distances[rows],
         ),
     )
-

@@ -82,28 +82,26 @@ class Frame:
             made = {name: column.reset_index(drop=True) for name, column in made.items()}
             made |= {name: self._pandas_dates(part) for name, part in dates.items()}
             return pd.DataFrame(made | dict(columns))
-        known = [nw.from_native(column, series_only=True).alias(name) for name, column in made.items()]
+        known = [
+            nw.from_native(column, series_only=True).alias(name) for name, column in made.items()
+        ]
         new = nw.from_dict({**dates, **columns}, backend=kind)
         new = new.with_columns(self._expression(name) for name in dates)
         return new.select(*known, *new.columns).to_native()
 
-    def make(
-        self, columns: Mapping[str, Any], dates: Mapping[str, Dates] | None = None
-    ) -> Any:
-        """Make any other frame of the kind that was given.
+    def make(self, columns: Mapping[str, Any]) -> Any:
+        """Make any other frame of the kind that was given, time stamps without a zone.
 
         Args:
-            columns: By name, in order.
-            dates: Time stamps in UTC, or without a zone.
+            columns: Lists or arrays by name, in order.
         """
-        dates = dates or {}
         if self.native.implementation.is_pandas():
-            made = pd.DataFrame(dict(columns))
-            for name, part in dates.items():
-                made[name] = pd.Series(pd.DatetimeIndex(part))
-            return made
-        lists = {name: list(part) for name, part in columns.items()}
-        return nw.from_dict({**lists, **dates}, backend=self.native.implementation).to_native()
+            return pd.DataFrame(dict(columns))
+        plain = {
+            name: part if np.asarray(part).dtype.kind == "M" else list(part)
+            for name, part in columns.items()
+        }
+        return nw.from_dict(plain, backend=self.native.implementation).to_native()
 
     def _pandas_dates(self, dates: Dates) -> "pd.Series[Any]":
         column = pd.Series(pd.DatetimeIndex(dates))
@@ -323,8 +321,8 @@ def _grid_around(dates: Dates, frequency: str) -> Dates | None:
         return None
     if (np.diff(dates.astype(np.int64)) <= 0).any():
         return None
-    usual = np.median(np.diff(dates.astype(np.int64)))
-    if (int(dates[-1].astype(np.int64)) - int(dates[0].astype(np.int64))) / usual > 2 * len(dates):
+    stamps_ns = dates.astype(np.int64)
+    if stamps_ns[-1] - stamps_ns[0] > 2 * len(dates) * np.median(np.diff(stamps_ns)):
         return None
     grid: Dates = pd.date_range(dates[0], dates[-1], freq=frequency).as_unit("ns").to_numpy()
     return grid if np.isin(dates, grid).all() else None

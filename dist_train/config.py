@@ -366,20 +366,25 @@ def load_saved_config(path: Path) -> RunConfig:
     """
     from jsonargparse import ArgumentError
 
-    parser = build_parser("timellm")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         for old, new in RENAMED.items():
             section, _, key = old.partition(".")
             if key in content[section]:
                 content[section][new.partition(".")[2]] = content[section].pop(key)
-        values = parser.instantiate(parser.parse_object(content)).as_dict()
-        return RunConfig(**{item.name: values[item.name] for item in fields(RunConfig)})
+        return config_from_dict(content)
     except (
         OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError,
         ArgumentError,
     ) as error:  # fmt: skip
         raise ConfigError(f"{path}: not the configuration of a run ({error}).") from error
+
+
+def config_from_dict(content: dict[str, Any]) -> RunConfig:
+    """Undo :func:`config_to_dict`."""
+    parser = build_parser("timellm")
+    values = parser.instantiate(parser.parse_object(content)).as_dict()
+    return RunConfig(**{item.name: values[item.name] for item in fields(RunConfig)})
 
 
 def config_to_dict(config: object) -> dict[str, Any]:

@@ -44,6 +44,9 @@ class Neighbours:
     weights: Tensor
     """softmax(-distance / temperature) with the searched keys, 0 where there is none. (R, K)."""
 
+    distances: Tensor
+    """Squared Euclidean distances of the searched keys, inf where there is none. (R, K)."""
+
 
 class Retriever:
     """The memory of a run on one rank: bank, encoder snapshot and this rank's part of the index.
@@ -192,7 +195,7 @@ class Retriever:
         distances_RK, ids_RK = live.index.search(keys_RZ, hidden_R2, self.gram.top_k)
         weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
         self.search_s += time.monotonic() - began
-        return Neighbours(ids=ids_RK, weights=weights_RK)
+        return Neighbours(ids=ids_RK, weights=weights_RK, distances=distances_RK)
 
     def exclusion(self, *, past_only: bool) -> Exclusion:
         """What a query must not see. Not collective."""

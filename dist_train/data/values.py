@@ -98,7 +98,7 @@ def clean_numbers(column: "pd.Series[float]", sentinels: tuple[float, ...] = ())
     """
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         return None
-    values_T = np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    values_T = np.asarray(column.to_numpy(na_value=np.nan), dtype=np.float64)
     # Not a number is not below anything.
     is_clean = (np.abs(values_T) <= _LARGEST).all() and not np.isin(values_T, sentinels).any()
     return values_T if is_clean else None

@@ -6,6 +6,7 @@
 A cell that raises ends it with that cell's traceback. The figures are worth a look after --in_place.
 """
 
+import os
 import re
 import sys
 import tempfile
@@ -38,7 +39,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
+    # The packages of this tree, also where another one is installed.
+    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
     for cell in notebook.cells:
         cell.metadata.clear()  # times of execution, which differ each time
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dist_train import plots
 from dist_train.config import RunConfig
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.series import Series, SeriesSet, load_series
+from dist_train.figures import forecast as forecast_figure
 from dist_train.series_facts import known_series
 from memory_index.atomic_file import write_text
 from model.batch import RetrievedWindows
@@ -117,9 +117,9 @@ def write_forecasts(out: Path, forecasts: list[SeriesForecast]) -> list[Path]:
     ]
     write_text(table, pd.concat(frames).to_csv(index=False))
     first = forecasts[0]
-    plots.save_forecast_figure(
+    forecast_figure.save_forecast_figure(
         figure,
-        plots.ForecastExample(
+        forecast_figure.ForecastExample(
             dates=np.concatenate([first.series.dates, first.dates]),
             history=first.series.values,
             truth=None,

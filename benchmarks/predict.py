@@ -68,8 +68,8 @@ def train(folder: Path, data: Path, backbone: str, prompt: str, *, use_memory: b
         "data": {"path": str(data), "seq_len": SEQ_LEN, "pred_len": PRED_LEN, "num_workers": 0,
                  "splits": [0.74, 0.13, 0.13]},
         # Without an anchor the forecast is the language model's, also after few steps.
-        "model": {"anchor": "none", "patch_len": 16, "stride": 16, "num_prototypes": 100, "d_ff": 32,
-                  "prompt": prompt},
+        "model": {"anchor": "none", "patch_len": 16, "stride": 16, "num_prototypes": 100,
+                  "d_ff": 32, "prompt": prompt},
         "backbone": {"name": backbone, "llm_layers": 2},
         "tapr": {"use_tapr": True},
         "gram": {"use_gram": use_memory, "retrieval_key": "anchored"},

@@ -50,13 +50,16 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--run", type=Path, required=True, help="Folder of the run.")
     parser.add_argument("--split", choices=["val", "test"], default="test", help="What to score.")
     parser.add_argument("--batch_size", type=int, help="Windows per forward pass.")
+    parser.add_argument(
+        "--save_forecasts", type=Path, help="Parquet file to make of every window's forecast."
+    )
     parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
     options = _parse(parser, argv)
 
-    from dist_train.scoring import evaluate_run
+    from dist_train.scoring import Evaluation, evaluate_run
 
-    result = evaluate_run(options["run"], options["split"], options["batch_size"],
-                          options["data"]["root"])  # fmt: skip
+    root = options.pop("data")["root"]
+    result = evaluate_run(Evaluation(**options, root=root))
     if result is not None:
         print(json.dumps(result), flush=True)
     return 0

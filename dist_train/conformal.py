@@ -93,15 +93,22 @@ class Calibration:
         Raises:
             ValueError: The level is no percentage, or validation has too few windows for it.
         """
-        lower_GH, upper_GH = self.offsets(level)
-        spread_B1N = window_spread(context, self.floor[channels])[:, None]
+        return self.bounds(forecast, self.spread(context, channels), channels, level)
+
+    def spread(self, context: Floats, channels: Ints) -> Floats:
+        """Say how large the errors are likely to be, whatever the level. (B, L, N) -> (B, N)."""
+        return window_spread(context, self.floor[channels])
+
+    def bounds(
+        self, forecast: Floats, spread: Floats, channels: Ints, level: float
+    ) -> tuple[Floats, Floats]:
+        """As :meth:`interval`, for windows whose :meth:`spread` (B, N) is known already."""
         rows_BN = np.zeros_like(channels) if self.shares_ranks else channels
-        bounds = (
-            forecast + np.swapaxes(offset_GH[rows_BN], 1, 2) * spread_B1N
-            for offset_GH in (lower_GH, upper_GH)
+        lower_BHN, upper_BHN = (
+            forecast + np.swapaxes(offset_GH[rows_BN], 1, 2) * spread[:, None]
+            for offset_GH in self.offsets(level)
         )
-        lower, upper = bounds
-        return lower, upper
+        return lower_BHN, upper_BHN
 
     def offsets(self, level: float) -> tuple[Floats, Floats]:
         """Bounds minus forecast in spreads, float64. Shape (C or 1, H) each.

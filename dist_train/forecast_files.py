@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dist_train import plots
 from dist_train.data.config import DataError
-from dist_train.explanation import explain
+from dist_train.explanation import analogues, explain
+from dist_train.figures.forecast import ForecastExample, save_forecast_figure
 from dist_train.loading import LoadedRun
 from dist_train.prediction import SeriesForecast, load_newest, predict
 from memory_index.atomic_file import write_text
 
+MAX_DRAWN = 5
 LEVELS = (80.0, 95.0)
 TABLE, FIGURE, RETRIEVED = "forecast.csv", "forecast.png", "retrieved.csv"
 
@@ -70,7 +71,7 @@ def write_forecasts(out: Path, run: LoadedRun, forecasts: list[SeriesForecast]) 
     out.mkdir(parents=True, exist_ok=True)
     written = [out / TABLE, out / FIGURE]
     write_text(out / TABLE, pd.concat(_table(one) for one in forecasts).to_csv(index=False))
-    plots.save_forecast_figure(out / FIGURE, _example(forecasts[0]))
+    save_forecast_figure(out / FIGURE, _example(run, forecasts[0]))
     if run.retriever is not None:
         write_text(out / RETRIEVED, _retrieved(run, forecasts).to_csv(index=False))
         written.append(out / RETRIEVED)
@@ -120,12 +121,22 @@ def _retrieved(run: LoadedRun, forecasts: Sequence[SeriesForecast]) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-def _example(forecast: SeriesForecast) -> plots.ForecastExample:
-    history = slice(None, forecast.end)
-    return plots.ForecastExample(
-        dates=np.concatenate([forecast.series.dates[history], forecast.dates]),
-        history=forecast.series.values[history],
+def _example(run: LoadedRun, forecast: SeriesForecast) -> ForecastExample:
+    past = slice(None, forecast.end)
+    return ForecastExample(
+        dates=np.concatenate([forecast.series.dates[past], forecast.dates]),
+        history=forecast.series.values[past],
         truth=None,
         forecasts={"Time-LLM": forecast.values},
         columns=forecast.series.columns,
+        intervals=forecast.intervals,
+        analogues=_drawn(run, forecast),
     )
+
+
+def _drawn(run: LoadedRun, forecast: SeriesForecast) -> np.ndarray | None:
+    """What followed the heaviest histories, on the level of the forecast. (K, h, N)."""
+    if run.retriever is None:
+        return None
+    shapes_NKT = analogues(run, forecast)[:, :MAX_DRAWN, run.config.data.seq_len :]
+    return shapes_NKT[..., : len(forecast.dates)].transpose(1, 2, 0)

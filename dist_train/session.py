@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dist_train import (
+    calibration,
     checkpoint_writer,
     closed_form,
+    coverage,
     distributed,
     engine,
     leak_alarm,
+    opening,
     precision,
     progress,
     report,
@@ -30,17 +33,21 @@ from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
 from dist_train.closed_form import ClosedForm
 from dist_train.comparison import score_beside_baselines
 from dist_train.config import RunConfig, config_to_yaml, count_steps
+from dist_train.coverage import Coverage, CoverageSums
 from dist_train.data.config import DataError
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
+from dist_train.examples import ExampleMaker
 from dist_train.memory_account import account
 from dist_train.memory_build import bank_root
 from dist_train.metrics import Scores
 from dist_train.preflight import Preflight, identity
 from dist_train.profiler import build_profiler
+from dist_train.report import RunReport
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
 from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
+from dist_train.score_table import table
 from dist_train.tracking import Tracker
 from dist_train.trainer import FitResult, Trainer
 from dist_train.training_state import TrainingState
@@ -130,7 +137,7 @@ class _Run:
         if self.main:
             write_text(self.folder / "deepspeed.json", json.dumps(self.settings, indent=2))
             world_size = distributed.world_size()
-            _say(report.opening(self.config, self.data, world_size, self.dtype))
+            _say(opening.opening(self.config, self.data, world_size, self.dtype))
             _say(*_opening_of(self.resumption))
         banks = bank_root(self.folder)
         if self.known is not None:
@@ -153,8 +160,9 @@ class _Run:
             model.load_buffers(self.known.model)
         else:
             ridge_val_mse = closed_form.set_solutions(model, config, self.data, closed, retriever)
+        sizes = opening.sizes(model)
         if self.main:
-            _say(report.parameters(model, closed.ridge, closed.verdict, retriever))
+            _say(opening.parameters(sizes, closed.ridge, closed.verdict, retriever))
 
         trainer, writer = self._build_trainer(
             config, model, retriever, closed_form.pack(closed, ridge_val_mse)
@@ -166,28 +174,45 @@ class _Run:
             with distributed.agree_or_raise("Saving the best model"):
                 writer.close()
             trainer.restore_best()
+            known = calibration.calibrate(
+                partial(trainer.forecast, split="val"), self.data,
+                batch_size=config.train.eval_batch_size, prompt_builder=self.prompt_builder,
+                num_workers=config.data.num_workers,
+            )  # fmt: skip
+            counted = CoverageSums(known, self.data, "test")
             scores = score_beside_baselines(
                 partial(trainer.forecast, split="test"), config, self.data, "test",
                 module=trainer.engine.module, retriever=retriever,
                 prompt_builder=self.prompt_builder, ridge=closed.ridge,
-                batch_size=config.train.eval_batch_size,
+                batch_size=config.train.eval_batch_size, observers=[counted],
             )  # fmt: skip
+            measured = counted.finish()
             test = {f"test/mse/{name}": row.mse for name, row in scores.items()}
+            test |= {f"test/{key}": value for key, value in coverage.summary(measured).items()}
             trainer.tracker.log(fit.steps, test)
 
-        forecast = partial(trainer.forecast, split="test")
-        example = report.collect_example(forecast, closed.ridge, self.data, self.prompt_builder)
+        maker = ExampleMaker(
+            partial(trainer.forecast, split="test"), closed.ridge, self.data,
+            prompt_builder=self.prompt_builder, retriever=retriever, calibration=known,
+        )  # fmt: skip
+        example, samples = maker.middle(), maker.samples()
         trainer.engine.close()
         if retriever is not None:
             retriever.close()
-        result = _result(config, fit, closed, scores)
+        result = _result(config, fit, closed, scores, measured)
         result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
+        result |= {"trained_parameters": sizes.trained, "frozen_parameters": sizes.frozen}
         progress.enter("writing the report", patience=3)
         with distributed.agree_or_raise("Writing the report"):
             if self.main:
-                report.write(self.folder, config, self.data, result, scores, example)
+                known = calibration.save(self.folder, known, self.data)
+                written = RunReport(
+                    config=config, data=self.data, result=result, scores=scores, example=example,
+                    samples=samples, measured=measured, calibration=known,
+                )  # fmt: skip
+                report.write(self.folder, written)
                 write_text(self.folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
-                _say(report.table(scores))
+                _say(table(scores), "", coverage.table(measured, "test"))
         return result
 
     def _build_trainer(
@@ -384,7 +409,11 @@ def _check_for_leaks(retriever: Retriever, tracker: Tracker) -> None:
 
 
 def _result(
-    config: RunConfig, fit: FitResult, closed: ClosedForm, scores: dict[str, Scores]
+    config: RunConfig,
+    fit: FitResult,
+    closed: ClosedForm,
+    scores: dict[str, Scores],
+    measured: tuple[Coverage, ...],
 ) -> dict[str, Any]:
     started = float(os.environ.get("TIMELLM_STARTED_AT", _IMPORTED))
     result = {
@@ -401,7 +430,10 @@ def _result(
         "windows_per_s": round(fit.windows_per_s, 2),
         "peak_rss_gib": round(fit.peak_rss_gib, 3),
         "code": code_fingerprint(),
+        **coverage.summary(measured),
         "scores": {name: asdict(row) for name, row in scores.items()},
+        "intervals": [asdict(one) for one in measured],
+        **account.cost(),
     }
     if closed.verdict is not None:
         result["ridge_sample_val_mse"] = closed.verdict.without.validation_mse

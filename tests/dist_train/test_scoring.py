@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dist_train.data.config import DataError
-from dist_train.scoring import evaluate_run
+from dist_train.scoring import Evaluation, evaluate_run
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import claim_other_data
 
@@ -18,7 +18,7 @@ def evaluate_to_file(rank: int, world_size: int, folder: Path, batch: int, out: 
     from dist_train import distributed
 
     distributed.shut_down = lambda: None  # type: ignore[assignment]  # the group is the harness's
-    result = evaluate_run(folder, "test", batch, None)
+    result = evaluate_run(Evaluation(run=folder, batch_size=batch))
     assert (result is None) == (rank != 0)
     if result is not None:
         (out / f"{world_size}-{batch}.json").write_text(json.dumps(result))
@@ -43,10 +43,10 @@ def test_refuses_data_that_has_changed(finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     claim_other_data(run)
     with pytest.raises(DataError, match="not the one the run was trained on"):
-        evaluate_run(run, "test", None, None)
+        evaluate_run(Evaluation(run=run))
     assert not torch.distributed.is_initialized()
 
 
 def test_refuses_a_batch_of_nothing(finished_run: Path):
     with pytest.raises(ValueError, match="--batch_size must be at least 1, got 0"):
-        evaluate_run(finished_run, "test", 0, None)
+        evaluate_run(Evaluation(run=finished_run, batch_size=0))

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dist_train.plots import ForecastExample, save_forecast_figure, save_run_figure
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-
-from dist_train.plots import ForecastExample, save_forecast_figure, save_run_figure
 
 L, H = 60, 12
 MSE_PER_STEP = {"Time-LLM": np.linspace(0.1, 0.5, H).tolist(), "ridge": [0.3] * H}

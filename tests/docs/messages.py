@@ -75,8 +75,7 @@ def all_texts() -> list[Message]:
         Message(f"{file}:{node.lineno}", "", text_of(node))
         for file, tree in _files()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp)
-        and isinstance(node, ast.expr)
+        if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp) and isinstance(node, ast.expr)
     ]
     return [text for text in texts if len(text.fixed) >= FEWEST_LETTERS]
 

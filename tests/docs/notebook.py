@@ -3,7 +3,7 @@
     python -m tests.docs.notebook               executes it; nothing of it is kept
     python -m tests.docs.notebook --in_place    and keeps the outputs in docs/quickstart.ipynb
 
-A cell that raises ends it with that cell's traceback. The figures are worth a look after --in_place.
+A cell that raises ends it with that cell's traceback. Look at the figures after --in_place.
 """
 
 import os

@@ -40,17 +40,18 @@ CARD = "README.md"
 CALIBRATION = "calibration.safetensors"
 
 
-def open_run(folder: Path, root: str | None = None) -> LoadedRun:
+def open_run(folder: Path, root: str | None = None, backbone: str | None = None) -> LoadedRun:
     """Load the folder of a run, or an exported one.
 
     Args:
         folder: Which.
         root: Folder of the catalog's files, for a run with a memory.
+        backbone: Where the language model of an exported one lies here; None: where it did.
 
     Raises:
         CheckpointError: It is neither, or damaged, or its backbone is not the one found here.
     """
-    return load_export(folder) if is_export(folder) else load_run(folder, root)
+    return load_export(folder, backbone) if is_export(folder) else load_run(folder, root)
 
 
 def is_export(folder: Path) -> bool:
@@ -114,8 +115,12 @@ def export(run: LoadedRun, source: Path, out: Path, *, include_backbone: bool = 
     return out
 
 
-def load_export(folder: Path) -> LoadedRun:
+def load_export(folder: Path, backbone: str | None = None) -> LoadedRun:
     """Load an exported folder.
+
+    Args:
+        folder: Which.
+        backbone: Where the language model lies here; None: where it did, or in the folder.
 
     Raises:
         CheckpointError: A file is missing or altered, or the backbone is not the one it was
@@ -131,12 +136,13 @@ def load_export(folder: Path) -> LoadedRun:
         raise CheckpointError(
             f"{folder}: cannot be read ({error}); export the run anew."
         ) from error
-    backbone = content["backbone"]
-    if backbone["included"]:
-        place = str(folder / "backbone")
-        config = replace(config, backbone=replace(config.backbone, name=place))
+    told = content["backbone"]
+    if backbone is None and told["included"]:
+        backbone = str(folder / "backbone")
+    if backbone is not None:
+        config = replace(config, backbone=replace(config.backbone, name=backbone))
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
-    check_backbone(config, files, backbone["fingerprint"])
+    check_backbone(config, files, told["fingerprint"])
     retriever = None
     if content["memory"] is not None:
         retriever = read_memory(folder / "memory", config, content["series"], content["memory"])

@@ -43,7 +43,7 @@ def _front_matter(content: dict[str, Any]) -> str:
         "library_name": "timellm-enhanced",
         "pipeline_tag": "time-series-forecasting",
         "tags": ["time-series", "forecasting", "time-llm"],
-        "base_model": content["backbone"]["name"],
+        "base_model": _backbone_name(content),
         "license": "other",
         "license_name": content["backbone"]["licence"],
         "datasets": [content["series"]["name"]],
@@ -73,7 +73,7 @@ def _opening(content: dict[str, Any]) -> str:
     memory = "a memory of its training windows" if content["memory"] else "no memory"
     return (
         f"# {config['name']}\n\nA Time-LLM forecaster: trained layers around "
-        f"{config['backbone']['llm_layers']} frozen layers of `{content['backbone']['name']}`, "
+        f"{config['backbone']['llm_layers']} frozen layers of `{_backbone_name(content)}`, "
         f"with {memory}. It reads {config['data']['seq_len']} steps and forecasts "
         f"{config['data']['pred_len']}."
     )
@@ -162,8 +162,15 @@ def _backbone(content: dict[str, Any]) -> str:
         else "It is not part of this folder: it has to be found where the model is loaded, and is "
         f"told by its fingerprint `{backbone['fingerprint'][:12]}`."
     )
-    title = f"## Language model\n\n`{backbone['name']}`, frozen. "
+    title = f"## Language model\n\n`{_backbone_name(content)}`, frozen. "
     return title + f"Licence: {backbone['licence']}. {where}"
+
+
+def _backbone_name(content: dict[str, Any]) -> str:
+    """The language model as others know it: of a folder or a file, its name alone."""
+    name: str = content["backbone"]["name"]
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name
 
 
 def _limits(content: dict[str, Any]) -> str:

@@ -41,7 +41,11 @@ class TimeLLM(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        backbone: str | Path | None = None,
     ) -> Self:
         """Load the folder of a run, or one that ``timellm export`` wrote.
 
@@ -49,6 +53,8 @@ class TimeLLM(nn.Module):
             folder: The run's best checkpoint is loaded. A run with a memory needs the data that
                 it was trained on; an exported folder brings its memory along.
             device: Where to compute; None: the GPU, if there is one.
+            backbone: Where the language model of an exported folder lies here; None: under the
+                name that it was trained with, or in the folder.
 
         Returns:
             The forecaster, in eval mode.
@@ -60,7 +66,8 @@ class TimeLLM(nn.Module):
         from dist_train.export import open_run
 
         place = Path(folder).expanduser()
-        model = cls(open_run(place), place)
+        name = None if backbone is None else str(backbone)
+        model = cls(open_run(place, backbone=name), place)
         return model.eval() if device is None else model.eval().to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -39,8 +39,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
     )
-    # The packages of this tree, also where another one is installed.
-    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
+    # The packages of this tree, also where another one is installed; and nothing is left behind.
+    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)})
     for cell in notebook.cells:
         cell.metadata.clear()  # times of execution, which differ each time
 

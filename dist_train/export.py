@@ -129,14 +129,15 @@ def load_export(folder: Path, backbone: str | None = None) -> LoadedRun:
     _verify(folder)
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = config_from_dict(content["config"])
+        config = config_from_dict(content["config"], folder / "config.json")
+        told, series = content["backbone"], content["series"]
+        dtype, memory = DTYPES[content["dtype"]], content["memory"]
         state = load_file(folder / "model.safetensors")
         known_errors = _read_calibration(folder)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: cannot be read ({error}); export the run anew."
         ) from error
-    told = content["backbone"]
     if backbone is None and told["included"]:
         backbone = str(folder / "backbone")
     if backbone is not None:
@@ -144,16 +145,10 @@ def load_export(folder: Path, backbone: str | None = None) -> LoadedRun:
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
     check_backbone(config, files, told["fingerprint"])
     retriever = None
-    if content["memory"] is not None:
-        retriever = read_memory(folder / "memory", config, content["series"], content["memory"])
+    if memory is not None:
+        retriever = read_memory(folder / "memory", config, series, memory)
     return assemble(
-        config,
-        files,
-        DTYPES[content["dtype"]],
-        state,
-        content["series"],
-        retriever=retriever,
-        known_errors=known_errors,
+        config, files, dtype, state, series, retriever=retriever, known_errors=known_errors
     )
 
 

@@ -232,12 +232,13 @@ def _dates_after(window: _Window, frequency: str | None, horizon: int) -> Dates:
 
 def _contexts(windows: Sequence[_Window], seq_len: int) -> npt.NDArray[np.float32]:
     """Standardised windows. Shape (W, L, N)."""
-    return np.stack(
-        [
-            one.known.scaler.transform(one.series.values[one.end - seq_len : one.end])
-            for one in windows
-        ]
-    ).astype(np.float32)
+    num_variates = len(windows[0].series.columns)
+    # In one order in memory, whatever that of the table was: sums depend on it by a bit.
+    context_WLN = np.empty((len(windows), seq_len, num_variates), dtype=np.float32)
+    for number, one in enumerate(windows):
+        rows = one.series.values[one.end - seq_len : one.end]
+        context_WLN[number] = one.known.scaler.transform(rows)
+    return context_WLN
 
 
 def _forecast(

@@ -102,6 +102,31 @@ def table(scores: Mapping[str, Scores]) -> str:
     return "\n".join(lines)
 
 
+FILES = ("report.md", "forecast.png")
+"""What :func:`write` leaves in the run's folder."""
+
+
+def table_rows(scores: Mapping[str, Scores]) -> tuple[list[str], list[list[str | float]]]:
+    """Columns and rows of :func:`table`, as values."""
+    columns = ["model", "MSE", "MAE", "RMSE (original units)", "MAE (original units)", "MASE"]
+    rows: list[list[str | float]] = [
+        [name, row.mse, row.mae, row.rmse_original, row.mae_original, row.mase]
+        for name, row in scores.items()
+    ]
+    return columns, rows
+
+
+def closing(folder: Path, result: Mapping[str, Any]) -> list[str]:
+    """Say how the training went and where its files are, in a few lines."""
+    return [
+        f"best validation mse {result['val_mse']:.4f} at step {result['best_step']} of "
+        f"{result['steps']} (ridge {result['ridge_val_mse']:.4f}); training took "
+        f"{result['train_s']} s, {result['windows_per_s']} windows/s, at most "
+        f"{result['peak_rss_gib']} GiB per rank",
+        f"report: {folder / 'report.md'}",
+    ]
+
+
 def write(
     folder: Path,
     config: RunConfig,

@@ -44,6 +44,9 @@ class Neighbours:
     weights: Tensor
     """softmax(-distance / temperature) with the searched keys, 0 where there is none. (R, K)."""
 
+    distances: Tensor
+    """Of the searched keys, 0 where there is none. Shape (R, K), float32, on the CPU."""
+
 
 class Retriever:
     """The memory of a run on one rank: bank, encoder snapshot and this rank's part of the index.
@@ -99,6 +102,15 @@ class Retriever:
     def fingerprint(self) -> str:
         """Name of that encoder's state."""
         return self.live.fingerprint
+
+    @property
+    def shape_weight(self) -> float | None:
+        """Share of the shape in the distance that is searched with; None: the keys are not learned.
+
+        Not collective.
+        """
+        weight = self.encoder.state_dict().get("shape_weight")
+        return None if weight is None else float(weight.float().sigmoid())
 
     def snapshot(self) -> dict[str, Tensor]:
         """The encoder's state that the keys were made with. Not collective."""
@@ -190,9 +202,12 @@ class Retriever:
         if len(rows_RL):
             keys_RZ = live.encoder(rows_RL).key.float().cpu()
         distances_RK, ids_RK = live.index.search(keys_RZ, hidden_R2, self.gram.top_k)
-        weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
+        found_RK = ids_RK >= 0
+        weights_RK = softmax_weights(distances_RK, found_RK, self.gram.temperature)
         self.search_s += time.monotonic() - began
-        return Neighbours(ids=ids_RK, weights=weights_RK)
+        return Neighbours(
+            ids=ids_RK, weights=weights_RK, distances=distances_RK.masked_fill(~found_RK, 0)
+        )
 
     def exclusion(self, *, past_only: bool) -> Exclusion:
         """What a query must not see. Not collective."""
@@ -208,6 +223,7 @@ class Retriever:
             futures=self.bank.futures(ids, anchored=self._anchored).to(self._device),
             ids=ids.to(self._device),
             valid=(ids >= 0).to(self._device),
+            distances=neighbours.distances.to(self._device),
         )
 
     def search_batch(self, batch: WindowBatch, split: str) -> Neighbours:

@@ -44,6 +44,9 @@ class RetrievedWindows(NamedTuple):
     valid: Tensor
     """True where a neighbour exists. Shape (R, K), bool."""
 
+    distances: Tensor | None = None
+    """How far the search found each; 0 where there is none. (R, K), float32; only for the log."""
+
 
 class TrendPrediction(NamedTuple):
     """What the trend head says about the change over the horizon."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # Before anything of Hugging Face is imported: a test never looks for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Nor does a training that is not about wandb wait for its start, of some seconds.
+os.environ["WANDB_MODE"] = "disabled"
 
 
 @pytest.fixture(scope="session")

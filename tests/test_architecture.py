@@ -18,7 +18,8 @@ USERS_DOOR = ("dist_train/cli.py", ("launch.doctor", "launch.plan"))
 """The command line is where users come in: it alone may import, lazily, what starts jobs."""
 ONE_OWNER = {  # heavy dependency -> the only files that may name it
     "deepspeed": {"dist_train/engine.py", "dist_train/engine_state.py"},
-    "wandb": {"dist_train/tracking.py"},
+    "wandb": {"dist_train/wandb_run.py"},
+    "wandb_workspaces": {"launch/wandb_workspace.py"},
     "faiss": {
         "memory_index/faiss_flat.py", "memory_index/faiss_ivf.py", "memory_index/faiss_hnsw.py",
         "memory_index/faiss_training.py", "memory_index/faiss_gpu.py",
@@ -26,7 +27,9 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
     "transformers": {"model/backbone_loading.py", "model/key_value_prefix.py"},
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/backbone_loading.py"},
-    "matplotlib": {"dist_train/plots.py", "dist_train/inspect_figure.py"},
+    "matplotlib": {
+        "dist_train/plots.py", "dist_train/inspect_figure.py", "dist_train/panel_figure.py",
+    },
     "jsonargparse": {"dist_train/config.py", "dist_train/cli.py"},
     "torch.distributed": {"dist_train/distributed.py", "memory_index/groups.py"},
 }  # fmt: skip
@@ -35,26 +38,27 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"train", "scoring", "bank_command", "inspect_command"},
     {"session"},
     {"trainer", "report", "loading", "prediction", "inspection", "closed_form", "resume"},
-    {"step_feed", "nonfinite", "checkpoint_writer"},
+    {"step_feed", "nonfinite", "checkpoint_writer", "throughput"},
     {"training_state"},
-    {"comparison", "leak_alarm"},
+    {"comparison", "leak_alarm", "forecast_panel"},
     {"retrieval_ridge", "objective", "trend_fit"},
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
     {"retrieval"},
     {
         "memory_build", "engine", "engine_state", "checkpoint", "optim", "tracking", "plots",
-        "series_facts", "profiler",
+        "series_facts", "profiler", "wandb_run", "panel_figure", "histograms",
     },
     {"inspect_figure", "token_text", "watchdog"},
     {"verdict"},
-    {"precision", "metrics", "deepspeed_json", "profile_report", "out_of_memory"},
+    {"precision", "metrics", "deepspeed_json", "profile_report", "out_of_memory", "node_stats"},
     {"data", "memory_account", "memory_ladder"},
     {"allocation_failure"},
     {
         "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
         "step_breakdown", "progress", "processes", "beats", "process_memory", "stop_signals",
-        "launcher", "local_copy",
+        "launcher", "local_copy", "tracking_config", "metric_catalog", "terminal", "flops",
+        "shapes", "parameter_counts", "device_peaks",
     },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
@@ -66,8 +70,10 @@ TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/progress.py", "dist_train/processes.py", "dist_train/launcher.py",
     "dist_train/local_copy.py",
     "launch/local.py", "launch/check.py", "launch/stage.py", "launch/doctor/command.py",
-    "launch/flops.py", "launch/hardware.py", "launch/network.py", "launch/parameter_counts.py",
-    "launch/shapes.py", "launch/simulation.py", "launch/step_time.py", "launch/workload.py",
+    "dist_train/flops.py", "dist_train/parameter_counts.py", "dist_train/shapes.py",
+    "dist_train/device_peaks.py", "dist_train/metric_catalog.py", "dist_train/tracking_config.py",
+    "launch/hardware.py", "launch/network.py", "launch/simulation.py", "launch/step_time.py",
+    "launch/workload.py", "launch/wandb_workspace.py",
     "model/config.py", "model/backbone_files.py",
 }  # fmt: skip
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))

@@ -1,0 +1,87 @@
+"""The picture of a few windows: history, truth, forecast, and the futures that were retrieved.
+
+Shape legend (this file):
+    L  steps of history   H  pred_len   K  retrieved futures
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito 2008: told apart by colour-blind readers; black is what was observed.
+FORECAST, NEIGHBOUR = "#0072B2", "#E69F00"
+HISTORY_PER_HORIZON = 3  # steps of history shown for each step of forecast
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelWindow:
+    """One variate of one window, in original units."""
+
+    title: str
+    dates: np.ndarray
+    """Time stamps of history and horizon. Shape (L + H,), datetime64."""
+
+    history: np.ndarray
+    """Shape (L,)."""
+
+    truth: np.ndarray
+    """Shape (H,)."""
+
+    forecast: np.ndarray
+    """Shape (H,)."""
+
+    neighbours: np.ndarray | None
+    """Retrieved futures on this window's level and scale, nearest first. (K, H); None: off."""
+
+    interval: tuple[np.ndarray, np.ndarray] | None = None
+    """Lower and upper bound of the forecast, where they are calibrated. Shape (H,) each."""
+
+
+def draw(windows: Sequence[PanelWindow]) -> bytes:
+    """Draw the windows below each other, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(
+        len(windows), 1, figsize=(9, 2.6 * len(windows)), squeeze=False, layout="constrained"
+    )
+    for axes, window in zip(grid[:, 0], windows, strict=True):
+        _draw_window(axes, window)
+    grid[0, 0].legend(fontsize=8, ncols=4, loc="upper left")
+    file = io.BytesIO()
+    figure.savefig(file, dpi=90, format="png")
+    pyplot.close(figure)
+    return file.getvalue()
+
+
+def _draw_window(axes: "Axes", window: PanelWindow) -> None:
+    from matplotlib import dates
+
+    length = len(window.history)
+    shown = min(length, HISTORY_PER_HORIZON * len(window.forecast))
+    past, future = window.dates[length - shown : length], window.dates[length:]
+    axes.plot(past, window.history[-shown:], color="black", lw=1, label="history")
+    for number, values in enumerate(window.neighbours if window.neighbours is not None else ()):
+        label = "retrieved futures" if number == 0 else None
+        axes.plot(future, values, color=NEIGHBOUR, lw=0.9, alpha=0.7, label=label)
+    if window.interval is not None:
+        axes.fill_between(
+            future, *window.interval, color=FORECAST, alpha=0.2, lw=0, label="interval"
+        )
+    axes.plot(future, window.truth, color="black", ls=":", lw=1.4, label="truth")
+    axes.plot(future, window.forecast, color=FORECAST, lw=1.6, label="forecast")
+    axes.axvline(future[0], color="0.7", lw=0.8)
+    axes.set_title(window.title, fontsize=9, loc="left")
+    locator = dates.AutoDateLocator()  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    concise = dates.ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(concise)
+    axes.tick_params(labelsize=8)

@@ -38,6 +38,9 @@ class Metric:
         return re.fullmatch(pattern, logged) is not None
 
 
+FORECASTERS = ("Time-LLM", "ridge", "ridge + retrieval", "DLinear", "seasonal naive", "repeat last")
+"""Rows of the scores, where a run has them."""
+
 LOSS_TERMS = {  # name -> what it is, and what builds it
     "forecast": ("squared error of the forecast, standardised", "always"),
     "direction": ("cross-entropy of the direction of the change", "trend"),

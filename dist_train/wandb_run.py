@@ -80,11 +80,9 @@ class WandbRun:
         mode = wanted_mode(self._tracking.wandb_mode, os.environ)
         if mode == "disabled":
             return ""
-        # Its lines, of artifacts and of keys too, have no place among those of a training.
-        os.environ.setdefault("WANDB_SILENT", "true")
         try:
             if mode == "auto":
-                mode = "online" if self._has_key() else "offline"
+                mode = "online" if has_key() else "offline"
             try:
                 self._open(mode, name, config)
             except StopRequestedError:
@@ -221,20 +219,9 @@ class WandbRun:
         except Exception as error:
             self._warn(f"did not close ({_in_words(error)}); wandb sync {self._folder / FOLDER}")
 
-    def _has_key(self) -> bool:
-        import wandb
-        from wandb.sdk.lib import wbauth
-
-        settings = wandb.setup().settings
-        found = wbauth.authenticate_session(
-            host=settings.base_url, source="timellm", prompt=False, update_session=False
-        )
-        return found is not None
-
     def _open(self, mode: str, name: str, config: Mapping[str, Any]) -> None:
         (self._folder / FOLDER).mkdir(exist_ok=True)
-        # Reports of crashes go to wandb's makers, offline too, unless this says no.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        _keep_quiet()
         # What an artifact is made of waits beside the run, not in the user's home.
         if os.environ.get("WANDB_DATA_DIR", "").endswith(_OWN_DATA) or (
             "WANDB_DATA_DIR" not in os.environ
@@ -249,7 +236,7 @@ class WandbRun:
             id=run_id(self._folder),
             resume="allow",
             name=name,
-            project=tracking.project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+            project=project_of(tracking, os.environ),
             entity=tracking.entity,
             group=tracking.group or os.environ.get("WANDB_RUN_GROUP") or array_of(os.environ)[0],
             job_type=(
@@ -293,6 +280,40 @@ class WandbRun:
 
 
 _OWN_DATA = "/timellm-data"
+
+
+def has_key() -> bool:
+    """Whether a key of wandb is here: in the environment, in .netrc or in wandb's settings.
+
+    Asks no server.
+
+    Raises:
+        Exception: There is one that is no key; wandb's own error.
+    """
+    _keep_quiet()
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    host = wandb.setup().settings.base_url
+    found = wbauth.authenticate_session(
+        host=host, source="timellm", prompt=False, update_session=False
+    )
+    return found is not None
+
+
+def _keep_quiet() -> None:
+    """Come before wandb is imported."""
+    # Its lines, of artifacts and of keys too, have no place among those of a training.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # Reports of crashes go to wandb's makers, offline too, unless this says no.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if os.environ.get("WANDB_MODE") == "":
+        del os.environ["WANDB_MODE"]  # as good as unset, and wandb refuses it
+
+
+def project_of(tracking: TrackingConfig, environment: Mapping[str, str]) -> str:
+    """The project of wandb that runs of a configuration go to."""
+    return tracking.project or environment.get("WANDB_PROJECT") or DEFAULT_PROJECT
 
 
 def wanted_mode(asked: str, environment: Mapping[str, str]) -> str:

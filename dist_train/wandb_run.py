@@ -8,6 +8,7 @@ the horizontal axis (:data:`dist_train.metric_catalog.STEP`), not wandb's own co
 begins anew offline: a step that is done again has two rows at one place.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -91,6 +92,7 @@ class WandbRun:
                 if mode == "offline":
                     raise
                 self._warn(f"does not answer ({_in_words(error)}); this run is kept offline")
+                _stop_service()  # which still holds the id
                 self._open("offline", name, config)
         except StopRequestedError:
             raise
@@ -214,10 +216,13 @@ class WandbRun:
             if exit_code == EXIT_STOPPED:
                 run.mark_preempting()
             run.finish(exit_code=exit_code)
+            _stop_service()
         except StopRequestedError:
             raise
         except Exception as error:
             self._warn(f"did not close ({_in_words(error)}); wandb sync {self._folder / FOLDER}")
+            with contextlib.suppress(Exception):  # told already; else it would be told at the exit
+                _stop_service()
 
     def _open(self, mode: str, name: str, config: Mapping[str, Any]) -> None:
         (self._folder / FOLDER).mkdir(exist_ok=True)
@@ -309,6 +314,13 @@ def _keep_quiet() -> None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if os.environ.get("WANDB_MODE") == "":
         del os.environ["WANDB_MODE"]  # as good as unset, and wandb refuses it
+
+
+def _stop_service() -> None:
+    """End wandb's process, which holds open runs and would be waited for at the exit."""
+    import wandb
+
+    wandb.teardown()
 
 
 def project_of(tracking: TrackingConfig, environment: Mapping[str, str]) -> str:

@@ -55,7 +55,8 @@ def draw(windows: Sequence[PanelWindow]) -> bytes:
     )
     for axes, window in zip(grid[:, 0], windows, strict=True):
         _draw_window(axes, window)
-    grid[0, 0].legend(fontsize=8, ncols=4, loc="upper left")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=5, loc="outside upper center")
     file = io.BytesIO()
     figure.savefig(file, dpi=90, format="png")
     pyplot.close(figure)

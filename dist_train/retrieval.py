@@ -109,8 +109,10 @@ class Retriever:
 
         Not collective.
         """
-        weight = self.encoder.state_dict().get("shape_weight")
-        return None if weight is None else float(weight.float().sigmoid())
+        encoder = self.encoder
+        if isinstance(encoder, AnchoredEncoder):
+            return None
+        return float(encoder.dual_key.shape_weight.detach().float().sigmoid())
 
     def snapshot(self) -> dict[str, Tensor]:
         """The encoder's state that the keys were made with. Not collective."""

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,11 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.metric_catalog import HISTOGRAMS, PANEL, STEP, TABLE
 from dist_train.reproducibility import code_fingerprint, environment
 from dist_train.stop_signals import EXIT_STOPPED
-from dist_train.tracking_config import TrackingConfig
 from tests.helpers import wandb_files
-from tests.helpers.interrupted import interrupted, run_jobs
-from tests.helpers.runs import tiny_run
 from tests.helpers.wandb_files import Record, config_of, exit_code, of_kind, rows
 
 ROOT = Path(__file__).parents[2]
 STEPS, STOP_AFTER = 6, 3
-TRACKING = TrackingConfig(
-    wandb_mode="offline", group="a-group", tags=["short"], notes="two starts", histograms_every=2,
-    panel_windows=2,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,11 +35,9 @@ class Tracked:
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
-    config = tiny_run(tmp_path_factory.mktemp("tracked"), name="two-starts", tracking=TRACKING)
-    config = replace(config, train=replace(config.train, max_steps=STEPS, eval_every=2))
-    run_jobs(interrupted(config, STOP_AFTER), world_size=2)
-    return Tracked(config, [wandb_files.records(f) for f in wandb_files.files(config.run_folder)])
+def tracked(tracked_run: RunConfig) -> Tracked:
+    files = wandb_files.files(tracked_run.run_folder)
+    return Tracked(tracked_run, [wandb_files.records(file) for file in files])
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -31,10 +31,10 @@ from dist_train.build import build_forecaster
 from dist_train.config import DeepSpeedConfig, RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
 from dist_train.objective import loss_terms
+from dist_train.parameter_counts import count_parameters
 from dist_train.process_memory import measure
+from dist_train.shapes import shape_of
 from launch.memory_plan import FLOAT64, BankBytes, MemoryPlan, plan_memory
-from launch.parameter_counts import count_parameters
-from launch.shapes import shape_of
 from launch.step_memory import DTYPES, step_memory
 from memory_index.exact_shard import ExactShard
 from model.backbone_files import locate_backbone

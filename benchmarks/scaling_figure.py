@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dist_train.config import DeepSpeedConfig, RunConfig, TrainConfig
+from dist_train.shapes import published_shape
 from launch.hardware import HARDWARE
-from launch.shapes import published_shape
 from launch.simulation import Simulation, simulate
 from launch.step_time import StepTime, step_time
 from launch.workload import Workload, workload_of

@@ -47,10 +47,10 @@ from benchmarks.step_time_ranks import LARGE, SMALL, LoneRank, TrainingRank
 from benchmarks.turns import Contestant
 from dist_train import precision
 from dist_train.config import RunConfig, fail, load_run_config
+from dist_train.flops import MicroBatch
 from dist_train.reproducibility import code_fingerprint
-from launch.flops import MicroBatch
+from dist_train.shapes import BackboneShape, shape_of
 from launch.hardware import HARDWARE, NODE_RANKS, Hardware, Link
-from launch.shapes import BackboneShape, shape_of
 from launch.simulation import fit_spread, simulate
 from launch.step_time import StepTime, Workload, step_time, workload_of
 from model.backbone_files import locate_backbone

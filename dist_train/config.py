@@ -18,6 +18,7 @@ import yaml
 
 from dist_train.config_file import read_config_file
 from dist_train.data.config import DataConfig
+from dist_train.tracking_config import TrackingConfig
 from memory_index.config import BankConfig
 from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig, num_patches
 
@@ -216,6 +217,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         # One folder name, so that a run can never be written or looked for outside runs_dir.
@@ -354,6 +356,9 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_run_config(build_parser("timellm"), ["--config", str(path), *overrides])[0]
 
 
+SHORT_FOR = {"--profile": "train.profile", "--quiet": "tracking.quiet"}
+"""Flags, and the keys that they set."""
+
 RENAMED = {"train.timeout_s": "train.watchdog_s"}
 """Keys that configurations of older checkpoints have, and their names now."""
 
@@ -417,9 +422,10 @@ def config_to_yaml(config: RunConfig) -> str:
 def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
     """Put every file named by ``extends`` in front of the file that names it.
 
-    ``--profile`` becomes the key that it is short for, after the files, which may name it too.
+    ``--profile`` and ``--quiet`` become the keys that they are short for, after the files, which
+    may name them too.
     """
-    arguments = iter([argument for argument in argv if argument != "--profile"])
+    arguments = iter([argument for argument in argv if argument not in SHORT_FOR])
     for argument in arguments:
         if argument == "--config":
             chosen = next(arguments, "")
@@ -433,8 +439,9 @@ def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
         for path in _chain(Path(chosen), ()):
             yield f"--config={path}"
         yield "--extends=null"  # done: what is printed and saved stands alone
-    if "--profile" in argv:
-        yield "--train.profile=true"
+    for flag, key in SHORT_FOR.items():
+        if flag in argv:
+            yield f"--{key}=true"
 
 
 def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:

@@ -164,6 +164,11 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def device_name() -> str | None:
+    """What torch calls the device of this rank; None: a CPU."""
+    return torch.cuda.get_device_name(local_rank()) if torch.cuda.is_available() else None
+
+
 def barrier() -> None:
     """Wait for all ranks; collective."""
     if world_size() > 1:

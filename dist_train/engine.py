@@ -139,6 +139,12 @@ class Engine:
         """Learning rate of the next step."""
         return float(self._engine.get_lr()[0])
 
+    @property
+    def gradient_norm(self) -> float | None:
+        """Norm of the last step's gradient before clipping; None where DeepSpeed made none."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
     def __call__(self, *args: Any) -> Any:
         """Run the module forward; collective under ZeRO-3."""
         return self._engine(*args)

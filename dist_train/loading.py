@@ -60,7 +60,7 @@ class LoadedRun:
         """Forecast any batch, and keep what else the model says."""
         device = self.device
         if retrieved is not None:
-            retrieved = RetrievedWindows(*(part.to(device) for part in retrieved))
+            retrieved = retrieved.to(device)
         with torch.no_grad():
             output: ForecastOutput = self.module(batch.to(device).inputs, retrieved)
         return output

@@ -5,6 +5,7 @@ Shape legend (this file):
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,16 @@ def loss_terms(
     return terms
 
 
+class Work(NamedTuple):
+    """What one micro-batch of one rank asks of the device."""
+
+    tokens: float
+    """Tokens that go through the language model, padding left out."""
+
+    flops: float
+    """Floating-point operations, forward and backward; 0 where they cannot be counted."""
+
+
 @dataclass
 class TrainingSums:
     """What the log says about the steps since its last line; added up over ranks when it does."""
@@ -61,9 +72,22 @@ class TrainingSums:
     weights: dict[str, float] = field(default_factory=dict)
     num_batches: int = 0
 
-    def add(self, loss: Tensor, terms: dict[str, LossTerm], output: ForecastOutput) -> None:
+    def add(
+        self,
+        loss: Tensor,
+        terms: dict[str, LossTerm],
+        output: ForecastOutput,
+        retrieved: RetrievedWindows | None = None,
+        work: Work | None = None,
+    ) -> None:
         """Add one micro-batch, without waiting for the device."""
         self.num_batches += 1
+        if work is not None:
+            for name, amount in work._asdict().items():
+                self._value(f"perf/{name}", loss.new_full((), amount, dtype=torch.float64))
+        if retrieved is not None and retrieved.distances is not None:
+            found = retrieved.valid.sum().clamp_min(1)
+            self._value("retrieval/hit_distance", retrieved.distances.sum() / found)
         self._value("train/loss", loss)
         for name, term in terms.items():
             self._value(f"train/loss_{name}", term.value)

@@ -31,14 +31,15 @@ class Preflight:
 
 
 def identity(config: RunConfig, checked: Preflight, world_size: int) -> str:
-    """Hash everything that decides the numbers of a run, not its name or checkpoints.
+    """Hash everything that decides the numbers of a run; not its name, checkpoints or tracking.
 
     Args:
         config: The run.
         checked: Its data and backbone.
         world_size: Ranks of the job.
     """
-    settings = config_to_dict(config) | {"name": None, "runs_dir": None, "checkpoint": None}
+    unimportant = ("name", "runs_dir", "checkpoint", "tracking")
+    settings = config_to_dict(config) | dict.fromkeys(unimportant)
     own_json = config.deepspeed.config_file
     parts = {
         "config": settings,

@@ -23,7 +23,10 @@ from dist_train.tracking import FILE as METRICS_FILE
 from memory_index.atomic_file import write_text
 
 REPORT_FILE = "report.md"
+FIGURE_FILE = "forecast.png"
 FIGURES = "figures"
+FILES = (REPORT_FILE, FIGURE_FILE, FIGURES)
+"""What :func:`write` leaves in the run's folder."""
 MAX_CHANNELS_LISTED = 32
 
 
@@ -67,13 +70,13 @@ def draw_figures(folder: Path, report: RunReport) -> dict[str, str]:
     """
     scores, names, result = report.scores, report.data.channel_names, report.result
     save_run_figure(
-        folder / "forecast.png",
+        folder / FIGURE_FILE,
         report.example,
         {name: row.mse_per_step for name, row in scores.items()},
     )
     figures = folder / FIGURES
     figures.mkdir(exist_ok=True)
-    drawn = {"forecast.png": "One test window, and the error at each step"}
+    drawn = {FIGURE_FILE: "One test window, and the error at each step"}
     save_loss_figure(
         figures / "losses.png", folder / METRICS_FILE,
         best_step=result["best_step"], ridge_val_mse=result["ridge_val_mse"],

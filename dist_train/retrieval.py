@@ -103,6 +103,17 @@ class Retriever:
         """Name of that encoder's state."""
         return self.live.fingerprint
 
+    @property
+    def shape_weight(self) -> float | None:
+        """Share of the shape in the distance that is searched with; None: the keys are not learned.
+
+        Not collective.
+        """
+        encoder = self.encoder
+        if isinstance(encoder, AnchoredEncoder):
+            return None
+        return float(encoder.dual_key.shape_weight.detach().float().sigmoid())
+
     def snapshot(self) -> dict[str, Tensor]:
         """The encoder's state that the keys were made with. Not collective."""
         return {name: value.clone() for name, value in self.encoder.state_dict().items()}
@@ -211,6 +222,7 @@ class Retriever:
             futures=self.bank.futures(ids, anchored=self._anchored).to(self._device),
             ids=ids.to(self._device),
             valid=(ids >= 0).to(self._device),
+            distances=neighbours.distances.masked_fill(ids < 0, 0).to(self._device),
         )
 
     def search_batch(self, batch: WindowBatch, split: str) -> Neighbours:

@@ -23,7 +23,7 @@ MAY_DIFFER = (
     "train.patience", "train.log_every", "train.on_nonfinite", "train.watchdog_s",
     "train.profile", "train.profile_steps", "deepspeed.", "checkpoint.", "bank.path",
     "bank.build", "bank.device", "bank.shard_group", "backbone.activation_checkpointing",
-    "gram.leak_alarm",
+    "gram.leak_alarm", "tracking.",
 )  # fmt: skip
 """Keys, or sections, in which a resumed run may differ: they do not decide what a step does."""
 

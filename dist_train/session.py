@@ -25,6 +25,7 @@ from dist_train import (
     resume,
     run_folder,
     stop_signals,
+    terminal,
     training_state,
 )
 from dist_train.build import build_forecaster, build_prompt_builder
@@ -32,14 +33,16 @@ from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
 from dist_train.closed_form import ClosedForm
 from dist_train.comparison import score_beside_baselines
-from dist_train.config import RunConfig, config_to_yaml, count_steps
+from dist_train.config import RunConfig, config_to_dict, config_to_yaml, count_steps
 from dist_train.coverage import Coverage, CoverageSums
 from dist_train.data.config import DataError
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
 from dist_train.examples import ExampleMaker
+from dist_train.leak_alarm import LeakError
 from dist_train.memory_account import account
 from dist_train.memory_build import bank_root
+from dist_train.metric_catalog import TABLE
 from dist_train.metrics import Scores
 from dist_train.preflight import Preflight, identity
 from dist_train.profiler import build_profiler
@@ -47,10 +50,12 @@ from dist_train.report import RunReport
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
 from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
-from dist_train.score_table import table
+from dist_train.score_table import closing, table, table_rows
+from dist_train.throughput import Throughput
 from dist_train.tracking import Tracker
 from dist_train.trainer import FitResult, Trainer
 from dist_train.training_state import TrainingState
+from dist_train.wandb_run import WandbRun
 from memory_index import atomic_file
 from memory_index.atomic_file import write_text
 from model.backbone_files import fingerprint
@@ -108,7 +113,12 @@ def train_and_score(
             if main:
                 held.enter_context(run_folder.locked(folder))
                 _open_folder(folder, config, resumption)
-        return _Run(config, checked, prompt_builder, resumption, wanted).train(run_identity)
+        run = _Run(config, checked, prompt_builder, resumption, wanted, held)
+        try:
+            return run.train(run_identity)
+        except (FloatingPointError, LeakError) as error:  # on all ranks alike
+            run.close_tracker(error)
+            raise
 
 
 class _Run:
@@ -121,7 +131,9 @@ class _Run:
         prompt_builder: Any,
         resumption: Resumption | None,
         wanted: Resume | None,
+        held: ExitStack,
     ) -> None:
+        self.held, self.tracker = held, Tracker(config.run_folder, enabled=False)
         self.config, self.data, self.files = config, checked.data, checked.backbone_files
         self.prompt_builder, self.resumption, self.wanted = prompt_builder, resumption, wanted
         self.folder, self.main = config.run_folder, distributed.is_main_rank()
@@ -137,8 +149,8 @@ class _Run:
         if self.main:
             write_text(self.folder / "deepspeed.json", json.dumps(self.settings, indent=2))
             world_size = distributed.world_size()
-            _say(opening.opening(self.config, self.data, world_size, self.dtype))
-            _say(*_opening_of(self.resumption))
+            self._say(opening.opening(self.config, self.data, world_size, self.dtype))
+            self._say(*_opening_of(self.resumption))
         banks = bank_root(self.folder)
         if self.known is not None:
             closed, ridge_val_mse = closed_form.unpack(
@@ -162,12 +174,12 @@ class _Run:
             ridge_val_mse = closed_form.set_solutions(model, config, self.data, closed, retriever)
         sizes = opening.sizes(model)
         if self.main:
-            _say(opening.parameters(sizes, closed.ridge, closed.verdict, retriever))
+            self._say(opening.parameters(sizes, closed.ridge, closed.verdict, retriever))
 
         trainer, writer = self._build_trainer(
             config, model, retriever, closed_form.pack(closed, ridge_val_mse)
         )
-        with trainer.tracker, trainer.profiler:
+        with trainer.profiler:
             self._enter_training(trainer)
             with stop_signals.finishing_steps():
                 fit = trainer.fit()
@@ -212,8 +224,57 @@ class _Run:
                 )  # fmt: skip
                 report.write(self.folder, written)
                 write_text(self.folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
-                _say(table(scores), "", coverage.table(measured, "test"))
+                self._say(table(scores), "", coverage.table(measured, "test"))
+                self._say(*closing(self.folder / report.REPORT_FILE, result))
+                self._finish_tracker(fit.steps, result, scores)
         return result
+
+    def close_tracker(self, error: Exception) -> None:
+        """Close the run of wandb before any rank ends: a launcher ends the others then."""
+        progress.enter("closing wandb", patience=self._wandb_patience)
+        with distributed.agree_or_raise("Closing wandb"):
+            self.tracker.close_wandb(error)
+
+    def _finish_tracker(self, step: int, result: dict[str, Any], scores: dict[str, Scores]) -> None:
+        """Give wandb what is there at the end, and close it; on the main rank."""
+        progress.enter("closing wandb", patience=self._wandb_patience)
+        columns, rows = table_rows(scores)
+        names = [*report.FILES, run_folder.RESULT_FILE, calibration.FILE]
+        self.tracker.finish(
+            step,
+            summary={key: value for key, value in result.items() if key != "scores"},
+            table=(TABLE, columns, rows),
+            report=[self.folder / name for name in names if (self.folder / name).exists()],
+            checkpoint=self.folder / BEST,
+        )
+
+    @property
+    def _wandb_patience(self) -> float:
+        """How many times train.watchdog_s an upload may take."""
+        return 1 + (self.config.tracking.finish_timeout_s + 60) / self.config.train.watchdog_s
+
+    def _start_wandb(self, config: RunConfig) -> WandbRun:
+        wandb = WandbRun(self.folder, config.tracking)
+        if self.main:
+            progress.enter("starting wandb", patience=3)
+            facts = {
+                "code": code_fingerprint(),
+                "environment": environment(),
+                "ranks": distributed.world_size(),
+                "dtype": precision.dtype_name(self.dtype),
+                "data": {
+                    "name": self.data.series_set.name,
+                    "checksum": self.data.series_set.checksum,
+                },
+                "backbone": fingerprint(self.files),
+                "deepspeed_json": self.settings,
+            }
+            where = wandb.start(config.name, config_to_dict(config) | {"facts": facts})
+            self._say(*([where] if where else []))
+        return wandb
+
+    def _say(self, *lines: str) -> None:
+        terminal.say(*lines, quiet=self.config.tracking.quiet)
 
     def _build_trainer(
         self, config: RunConfig, model: Forecaster, retriever: Retriever | None, closed: Any
@@ -221,7 +282,7 @@ class _Run:
         sampler = _build_sampler(config, self.data, self.settings)
         total_steps = count_steps(config.train, sampler.steps_per_epoch)
         if self.main and self.known and self.known.training["total_steps"] != total_steps:
-            _say(
+            self._say(
                 f"note: the run now has {total_steps} steps, not "
                 f"{self.known.training['total_steps']}: the learning rate takes another course"
             )
@@ -235,11 +296,14 @@ class _Run:
             state = TrainingState.from_json(self.known.training["state"])
             if self.wanted is not None and self.wanted.counter is not None:
                 state.counter = self.wanted.counter
-        tracker = Tracker(
-            self.folder,
-            enabled=self.main,
-            resume_at=state.step if self.known else None,
-            validates_again=state.validated_step < state.step,
+        self.tracker = self.held.enter_context(
+            Tracker(
+                self.folder,
+                enabled=self.main,
+                resume_at=state.step if self.known else None,
+                validates_again=state.validated_step < state.step,
+                wandb=self._start_wandb(config),
+            )
         )
         writer = CheckpointWriter(
             self.folder,
@@ -248,11 +312,15 @@ class _Run:
             enabled=self.main,
         )
         trainer = Trainer(
-            config, ds_engine, self.data, sampler, self.prompt_builder, tracker,
+            config, ds_engine, self.data, sampler, self.prompt_builder, self.tracker,
             retriever=retriever, total_steps=total_steps, writer=writer, closed_form=closed,
             profiler=build_profiler(config, ds_engine), state=state if self.known else None,
             is_saved=self.known is not None
             and self.known.folder.resolve() == (self.folder / step_name(self.known.step)).resolve(),
+            throughput=Throughput(
+                config, self.files, self.dtype, device_name=distributed.device_name(),
+                common_tokens=len(self.prompt_builder.prefix_ids) if self.prompt_builder else 0,
+            ),
             facts={
                 "dtype": precision.dtype_name(self.dtype),
                 "backbone": {
@@ -284,11 +352,27 @@ class _Run:
         if self.resumption is not None:
             told = trainer.engine.warm_start(partial(take_over, self.resumption.checkpoint.model))
             if self.main:
-                _say(*told)
+                self._say(*told)
         if retriever is not None and retriever.needs_refresh:
             trainer.refresh_memory()
         if retriever is not None:
-            _check_for_leaks(retriever, trainer.tracker)
+            self._check_for_leaks(retriever)
+
+    def _check_for_leaks(self, retriever: Retriever) -> None:
+        leaks = leak_alarm.check_for_leaks(retriever)
+        self.tracker.log(
+            0,
+            {
+                "retrieval/train_over_repeat_last": leaks.train_ratio,
+                "retrieval/val_over_repeat_last": leaks.val_ratio,
+                "retrieval/overlaps": leaks.overlaps,
+            },
+        )
+        text = leak_alarm.message(leaks)
+        if leaks.alarm:
+            self.tracker.alert("leak ratio", text, "ERROR" if leaks.overlaps else "WARN")
+        if self.main:
+            self._say(text)
 
     def _find_best(self, trainer: Trainer, known: Checkpoint) -> None:
         """Load the best model so far, which the run ends with unless a better one comes."""
@@ -307,7 +391,7 @@ class _Run:
             told = "" if is_best else f"{error} The next validation makes another best/."
         trainer.adopt_best(best)
         if self.main:
-            _say(*([f"warning: {told}"] if told else []))
+            self._say(*([f"warning: {told}"] if told else []))
         if best is not None and not (self.folder / BEST).exists():
             made = {"format", "sha256", "manifest_sha256"}
             facts = {key: value for key, value in best.manifest.items() if key not in made}
@@ -352,7 +436,8 @@ def _open_folder(folder: Path, config: RunConfig, resumption: Resumption | None)
         write_text(folder / "environment.json", json.dumps(environment(), indent=2))
     if resumption is not None:
         if resumption.in_place:
-            _say(*resume.set_aside(folder, resumption))
+            told = resume.set_aside(folder, resumption)
+            terminal.say(*told, quiet=config.tracking.quiet)
         resume.write_down(folder / RESUMES_FILE, resumption, environment())
 
 
@@ -394,20 +479,6 @@ def _build_sampler(
     )
 
 
-def _check_for_leaks(retriever: Retriever, tracker: Tracker) -> None:
-    leaks = leak_alarm.check_for_leaks(retriever)
-    tracker.log(
-        0,
-        {
-            "retrieval/train_over_repeat_last": leaks.train_ratio,
-            "retrieval/val_over_repeat_last": leaks.val_ratio,
-            "retrieval/overlaps": leaks.overlaps,
-        },
-    )
-    if distributed.is_main_rank():
-        _say(leak_alarm.message(leaks))
-
-
 def _result(
     config: RunConfig,
     fit: FitResult,
@@ -439,8 +510,3 @@ def _result(
         result["ridge_sample_val_mse"] = closed.verdict.without.validation_mse
         result["ridge_retrieval_val_mse"] = closed.verdict.with_retrieval.validation_mse
     return result
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        print(line, flush=True)

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes on: one JSON object per line of ``metrics.jsonl``.
+"""What a run writes down while it goes on: a JSON object per line of ``metrics.jsonl``, and wandb.
 
 A tracker that cannot write, on a full disk say, says so once and never ends a training.
 """
@@ -8,10 +8,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal
 
+import numpy as np
+
+from dist_train import stop_signals
+from dist_train.metric_catalog import PANEL
+from dist_train.wandb_run import WandbRun
 from memory_index.atomic_file import write_text
 
 FILE = "metrics.jsonl"
@@ -28,6 +35,7 @@ class Tracker:
         enabled: bool,
         resume_at: int | None = None,
         validates_again: bool = False,
+        wandb: WandbRun | None = None,
     ) -> None:
         """Open the file.
 
@@ -37,7 +45,9 @@ class Tracker:
             resume_at: The step that a resumed run goes on from: later lines, of steps that are
                 done again, are moved to ``metrics.superseded.jsonl``. None: a run from the start.
             validates_again: Whether that step's validation comes once more too.
+            wandb: Gets all of it too, and more; closed with this. None: no wandb.
         """
+        self.wandb = wandb if enabled else None
         self._started = time.monotonic()
         self._path = folder / FILE
         self._failed = False
@@ -56,6 +66,11 @@ class Tracker:
         except OSError as error:
             self._warn(error)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether anything beside numbers is kept: pictures and histograms."""
+        return self.wandb is not None and self.wandb.is_open
+
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one line.
 
@@ -63,6 +78,8 @@ class Tracker:
             step: Optimizer steps done.
             values: Metrics by name, such as ``val/mse``.
         """
+        if self.wandb is not None:
+            self.wandb.log(step, values)
         if self._file is None:
             return
         seconds = round(time.monotonic() - self._started, 3)
@@ -80,6 +97,75 @@ class Tracker:
             self._failed = False
         except OSError as error:
             self._warn(error)
+
+    def histograms(self, step: int, collect: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Keep histograms.
+
+        Args:
+            step: Optimizer steps done.
+            collect: Makes the arrays; not called where nobody keeps them.
+        """
+        if self.wandb is not None and self.wandb.is_open:
+            self.wandb.histograms(step, collect())
+
+    def picture(self, step: int, draw: Callable[[], tuple[bytes, str]]) -> None:
+        """Keep the picture of a validation.
+
+        Args:
+            step: Optimizer steps done.
+            draw: Makes a PNG and its caption; a picture that fails is told and lost.
+        """
+        if self.wandb is not None:
+            self.wandb.image(step, PANEL, draw)
+
+    def alert(self, title: str, text: str, level: Literal["INFO", "WARN", "ERROR"]) -> None:
+        """Tell those who do not look at the terminal."""
+        if self.wandb is not None:
+            self.wandb.alert(title, text, level)
+
+    def finish(
+        self,
+        step: int,
+        *,
+        summary: Mapping[str, Any],
+        table: tuple[str, Sequence[str], Sequence[Any]],
+        report: Sequence[Path],
+        checkpoint: Path,
+    ) -> None:
+        """Keep what is there at the end, and close the run of wandb.
+
+        Args:
+            step: Optimizer steps done.
+            summary: What a table of runs shows of this one.
+            table: Name, columns and rows of the scores.
+            report: Its files.
+            checkpoint: Folder of the best model.
+        """
+        wandb = self.wandb
+        if wandb is None or not wandb.is_running:
+            return
+        wandb.table(step, *table)
+        wandb.summarise(summary)
+        wandb.keep_results(report, checkpoint)
+        self.close_wandb(None)
+
+    def close_wandb(self, error: BaseException | None) -> None:
+        """Close the run of wandb, as what has ended it says; called again it does nothing.
+
+        Args:
+            error: What has; None: the run has finished.
+        """
+        if self.wandb is None or not self.wandb.is_running:
+            return
+        if error is None:
+            self.wandb.finish()
+        elif isinstance(error, stop_signals.StopRequestedError):
+            self.alert("stopped", f"{error}: saved at step {error.step}", "INFO")
+            self.wandb.finish(exit_code=stop_signals.EXIT_STOPPED)
+        else:
+            title = "loss is not finite" if isinstance(error, FloatingPointError) else "failed"
+            self.alert(title, f"{type(error).__name__}: {error}", "ERROR")
+            self.wandb.finish(exit_code=1)
 
     def _warn(self, error: OSError) -> None:
         if not self._failed:
@@ -100,6 +186,7 @@ class Tracker:
     ) -> None:
         if self._file is not None:
             self._file.close()
+        self.close_wandb(error)
 
 
 def _supersede(folder: Path, step: int, after: str) -> None:

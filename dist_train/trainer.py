@@ -2,7 +2,6 @@
 
 import math
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,9 +10,8 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
-from dist_train import distributed, progress, stop_signals
+from dist_train import distributed, forecast_panel, histograms, progress, stop_signals
 from dist_train.checkpoint import Checkpoint, Content, check_is_finite
 from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
 from dist_train.config import RunConfig
@@ -24,16 +22,20 @@ from dist_train.data.windows import ForecastData
 from dist_train.engine import Engine
 from dist_train.evaluation import score_split
 from dist_train.memory_account import account
+from dist_train.node_stats import NodeMeter
 from dist_train.nonfinite import NonFiniteSteps
-from dist_train.objective import TrainingSums, loss_terms
+from dist_train.objective import TrainingSums, Work, loss_terms
 from dist_train.profiler import NoProfiler
 from dist_train.retrieval import Retriever
 from dist_train.series_facts import describe
 from dist_train.step_feed import Neighbours, RefreshSchedule, micro_batches, with_neighbours
 from dist_train.stop_signals import StopRequestedError
 from dist_train.stopwatch import Stopwatch
+from dist_train.terminal import TrainingBar
+from dist_train.throughput import Throughput
 from dist_train.tracking import Tracker
 from dist_train.training_state import TrainingState, gather_ranks
+from model.batch import RetrievedWindows
 from model.losses import total_loss
 
 MEMORY_PHASES = {
@@ -91,6 +93,7 @@ class Trainer:
         state: TrainingState | None = None,
         is_saved: bool = False,
         closed_form: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
+        throughput: Throughput | None = None,
     ) -> None:
         """Take what a run has built.
 
@@ -109,6 +112,7 @@ class Trainer:
             state: Where to go on; None: at the beginning.
             is_saved: Whether a ``step_<n>`` of the run holds that state already.
             closed_form: Tensors and facts of the ridges, kept in every checkpoint.
+            throughput: Counts the work of the steps; None: nobody asks for it.
         """
         self.config = config
         self.engine = engine
@@ -125,6 +129,9 @@ class Trainer:
         self.best_state: dict[str, Tensor] = {}
         self.best_snapshot: dict[str, Tensor] = {}
         self._closed_form = closed_form or ({}, {})
+        self._throughput = throughput
+        self._nodes = NodeMeter()
+        self._last_val_mse: float | None = None
         self._later_best: Checkpoint | None = None
         self._waited_s = 0.0
         self._memory_next: dict[str, Tensor] = {}  # the encoder of the bank that is being built
@@ -150,6 +157,7 @@ class Trainer:
         """
         started, before_s, state = time.monotonic(), self.state.fit_s, self.state
         bar = self._progress_bar()
+        bar.show(best=state.best_val_mse)
         watch = Stopwatch()
 
         def passed() -> None:
@@ -188,7 +196,7 @@ class Trainer:
         )
 
     def _between_steps(
-        self, watch: Stopwatch, bar: "tqdm[Any]", passed: Callable[[], None]
+        self, watch: Stopwatch, bar: TrainingBar, passed: Callable[[], None]
     ) -> bool:
         """Do what is due after a step, each thing once, also where a run is resumed here.
 
@@ -205,7 +213,7 @@ class Trainer:
                     passed()
                     self._validate(step)
                     state.validated_step = step
-                    bar.set_postfix(self._postfix())
+                    bar.show(val_mse=self._last_val_mse, best=state.best_val_mse)
             over = state.counter >= self.config.train.patience or self._is_last(step)
             if not over and state.refreshed_step < step:
                 with self._part("refresh"):
@@ -218,7 +226,8 @@ class Trainer:
                 self._save_step()
             with distributed.agree_or_raise("Saving the checkpoint"):
                 saved = self.writer.wait()  # before any rank ends: a launcher ends the others then
-            request.step = step if saved else None
+                request.step = step if saved else None
+                self.tracker.close_wandb(request)
             raise
         if over:
             return True
@@ -261,10 +270,16 @@ class Trainer:
         Returns:
             Shape (B, H, N), standardised.
         """
+        return self.forecast_with_neighbours(batch, split)[0]
+
+    def forecast_with_neighbours(
+        self, batch: WindowBatch, split: str
+    ) -> tuple[Tensor, RetrievedWindows | None]:
+        """Forecast as :meth:`forecast`, and return what was retrieved too; collective likewise."""
         self.engine.module.eval()
         retrieved = None if self.retriever is None else self.retriever.retrieve(batch, split)
         forecast: Tensor = self.engine(batch.inputs, retrieved).forecast
-        return forecast
+        return forecast, retrieved
 
     def refresh_memory(self) -> None:
         """Encode the bank with the current encoder; collective."""
@@ -362,13 +377,23 @@ class Trainer:
             with part("optimizer"):
                 applied = self.engine.step()
             with part("metrics"):
-                sums.add(loss, terms, output)
+                sums.add(loss, terms, output, retrieved, self._work_of(batch))
             losses.append(loss.detach())
+        every = self.config.tracking.histograms_every
+        if every and (step + 1) % every == 0:
+            self.tracker.histograms(step + 1, partial(histograms.collect, output, retrieved))
         if applied:
             self.state.left_out_in_a_row = 0
             self.state.sums.merge(sums)
         else:
+            before = self.state.left_out
             self._nonfinite.left_out(self.state, batches, losses)
+            if self.state.left_out > before == 0:  # the first; train/steps_left_out counts them
+                text = f"step {step + 1} was left out, its loss or gradient is not finite"
+                self.tracker.alert("loss is not finite", text, "WARN")
+
+    def _work_of(self, batch: WindowBatch) -> Work | None:
+        return None if self._throughput is None else self._throughput.work_of(batch)
 
     def _refresh_on_schedule(self, step: int) -> None:
         """Begin to encode the memory anew, or take over what was begun; at fixed steps."""
@@ -385,7 +410,7 @@ class Trainer:
             self.state.memory_step = step - schedule.lag
             self.retriever.prune({self.state.best_bank, *self.writer.banks()})
 
-    def _log(self, step: int, seconds: float, bar: "tqdm[Any]") -> None:
+    def _log(self, step: int, seconds: float, bar: TrainingBar) -> None:
         state = self.state
         num_steps = state.sums.num_batches // self.sampler.accumulation_steps
         metrics: dict[str, float] = state.sums.reduce() if num_steps else {}
@@ -403,8 +428,11 @@ class Trainer:
         metrics |= {
             "train/learning_rate": self.engine.learning_rate,
             "perf/windows_per_s": round(windows / max(seconds, 1e-9), 2),
-            "perf/rss_gib": round(peak_rss_gib(), 3),
+            **self._rates(metrics, num_steps, seconds),
+            **self._nodes.gather(),
         }
+        if (norm := self.engine.gradient_norm) is not None:
+            metrics["train/grad_norm"] = norm
         if state.left_out:
             metrics["train/steps_left_out"] = state.left_out
         if self.retriever is not None:
@@ -413,9 +441,21 @@ class Trainer:
                 "retrieval/wait_ms": 1000 * self._waited_s / max(1, num_steps),
                 "retrieval/staleness_steps": step - state.memory_step,
             }
+            if (weight := self.retriever.shape_weight) is not None:
+                metrics["retrieval/shape_weight"] = weight
             self.retriever.search_s, self._waited_s = 0.0, 0.0
         self.tracker.log(step, metrics)
-        bar.set_postfix({"loss": f"{loss:.4f}", **self._postfix()}, refresh=False)
+        bar.show(loss=loss, windows_per_s=metrics["perf/windows_per_s"])
+
+    def _rates(self, metrics: dict[str, float], num_steps: int, seconds: float) -> dict[str, float]:
+        """Take the work out of the means of a micro-batch, and return its rates."""
+        work = Work(*(metrics.pop(f"perf/{name}", 0.0) for name in Work._fields))
+        if self._throughput is None or not num_steps:
+            return {}
+        ranks = distributed.world_size()
+        micro_batches = num_steps * self.sampler.accumulation_steps * ranks
+        total = Work(*(amount * micro_batches for amount in work))
+        return self._throughput.rates(total, seconds, ranks)
 
     def _validate(self, step: int) -> None:
         sums = score_split(
@@ -433,7 +473,9 @@ class Trainer:
                 f"The validation error is {mse} after step {step}: lower train.learning_rate="
                 f"{self.config.train.learning_rate}, or use train.precision=fp32."
             )
+        self._last_val_mse = mse
         self.tracker.log(step, {"val/mse": mse})
+        self._draw_panel(step)
         state = self.state
         if mse < state.best_val_mse:
             state.best_val_mse, state.best_step, state.counter = mse, step, 0
@@ -441,6 +483,21 @@ class Trainer:
             self._save_best()
         else:
             state.counter += 1
+
+    def _draw_panel(self, step: int) -> None:
+        """Forecast a few fixed windows and draw them; collective where the run's wandb is on."""
+        tracking = self.config.tracking
+        if tracking.wandb_mode == "disabled" or not tracking.panel_windows:
+            return
+        windows = forecast_panel.collect(
+            partial(self.forecast_with_neighbours, split=forecast_panel.SPLIT),
+            self.data,
+            self.prompt_builder,
+            count=tracking.panel_windows,
+            anchored=self.config.gram.retrieval_key == "anchored",
+        )
+        if self.tracker.takes_pictures:
+            self.tracker.picture(step, partial(forecast_panel.draw, windows, step))
 
     def _save_best(self) -> None:
         if self.retriever is not None:
@@ -502,19 +559,12 @@ class Trainer:
         epoch, step = divmod(self.state.step, self.sampler.steps_per_epoch)
         return {**self.sampler.state_dict(), "epoch": epoch, "step": step}
 
-    def _progress_bar(self) -> "tqdm[Any]":
-        return tqdm(
-            total=self.total_steps,
-            initial=self.state.step,
-            disable=not distributed.is_main_rank(),
-            unit="step",
-            desc="training",
-            dynamic_ncols=True,
-            mininterval=1.0 if sys.stderr.isatty() else 20.0,  # in a log file a line now and then
+    def _progress_bar(self) -> TrainingBar:
+        return TrainingBar(
+            self.total_steps,
+            self.state.step,
+            shown=distributed.is_main_rank() and not self.config.tracking.quiet,
         )
-
-    def _postfix(self) -> dict[str, str]:
-        return {"best val mse": f"{self.state.best_val_mse:.4f}"}
 
 
 def peak_rss_gib() -> float:

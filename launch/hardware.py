@@ -7,6 +7,8 @@ the achieved rate from its command line.
 
 from dataclasses import dataclass
 
+from dist_train.device_peaks import PEAKS
+
 NODE_RANKS = 8
 
 
@@ -123,17 +125,17 @@ def _gpu(
 HARDWARE = {
     # NVIDIA H100 data sheet: 989 TFLOP/s bf16 dense, 3.35 TB/s, NVLink 450 GB/s each way; 400 Gb/s
     # InfiniBand NDR.
-    "h100": _gpu("H100 SXM, NDR", peak=989e12, memory_gib=80, memory=3.35e12, intra=450e9,
+    "h100": _gpu("H100 SXM, NDR", peak=PEAKS["h100"], memory_gib=80, memory=3.35e12, intra=450e9,
                  inter=50e9),
     # NVIDIA H200 data sheet: the same, with 141 GB at 4.8 TB/s.
-    "h200": _gpu("H200 SXM, NDR", peak=989e12, memory_gib=131, memory=4.8e12, intra=450e9,
+    "h200": _gpu("H200 SXM, NDR", peak=PEAKS["h200"], memory_gib=131, memory=4.8e12, intra=450e9,
                  inter=50e9),
     # NVIDIA A100 data sheet: 312 TFLOP/s, 2.039 TB/s, NVLink 300 GB/s each way; 200 Gb/s HDR.
-    "a100": _gpu("A100 SXM 80 GB, HDR", peak=312e12, memory_gib=80, memory=2.039e12, intra=300e9,
-                 inter=25e9),
+    "a100": _gpu("A100 SXM 80 GB, HDR", peak=PEAKS["a100"], memory_gib=80, memory=2.039e12,
+                 intra=300e9, inter=25e9),
     # NVIDIA T4 data sheet: 65 TFLOP/s fp16, 320 GB/s, PCIe 3 x16 at 16 GB/s each way; 100 Gb/s
     # Ethernet, shared.
-    "t4": _gpu("T4, Ethernet", peak=65e12, memory_gib=15, memory=0.32e12, intra=16e9,
+    "t4": _gpu("T4, Ethernet", peak=PEAKS["t4"], memory_gib=15, memory=0.32e12, intra=16e9,
                inter=12.5e9 / NODE_RANKS, hop_s=PCIE_S),
 }  # fmt: skip
 """By name; how they stand in docs/scaling.md."""

@@ -23,8 +23,8 @@ from typing import Literal, Protocol
 
 from dist_train.config import RunConfig, check_batch_size
 from dist_train.deepspeed_json import BUCKET
-from launch.parameter_counts import ParameterCounts
-from launch.shapes import BackboneShape
+from dist_train.parameter_counts import ParameterCounts
+from dist_train.shapes import BackboneShape
 
 Device = Literal["cpu", "gpu"]
 Part = Mapping[str, float]

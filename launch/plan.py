@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dist_train.config import ConfigError, RunConfig, check_batch_size
+from dist_train.parameter_counts import count_parameters
+from dist_train.shapes import PUBLISHED, BackboneShape, shape_of
 from launch import plan_tables
 from launch.bank_plan import BankPlan, plan_bank
 from launch.data_facts import DataFacts, data_facts, limited
 from launch.hardware import HARDWARE, Hardware
 from launch.memory_plan import ITEM_BYTES, MemoryPlan, plan_memory
-from launch.parameter_counts import count_parameters
 from launch.plan_request import GIB, PlanRequest, find_backbone, read_request
 from launch.recommend import Recommendation, recommend
-from launch.shapes import PUBLISHED, BackboneShape, shape_of
 from launch.step_time import StepTime, step_time, workload_of
 
 BANK_SIZES = (10**5, 10**6, 10**7, 10**8, 10**9)

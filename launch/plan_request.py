@@ -6,9 +6,9 @@ from math import isfinite
 from typing import Any
 
 from dist_train.config import ConfigError, RunConfig, build_parser, parse_run_config
+from dist_train.shapes import PUBLISHED, BackboneShape, shape_of
 from launch.hardware import HARDWARE
 from launch.memory_plan import Device
-from launch.shapes import PUBLISHED, BackboneShape, shape_of
 from model.backbone_files import locate_backbone
 from model.config import LANGUAGE_MODELS
 from model.embedded_backbone import EMBEDDED_NAME

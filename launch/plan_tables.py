@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dist_train.config import RunConfig
+from dist_train.parameter_counts import ParameterCounts
+from dist_train.shapes import BackboneShape
 from launch.bank_plan import SEARCH_SOURCE, BankPlan
 from launch.data_facts import DataFacts
 from launch.memory_plan import MemoryPlan
-from launch.parameter_counts import ParameterCounts
 from launch.plan_request import GIB, PlanRequest
 from launch.recommend import RESERVE, Recommendation
-from launch.shapes import BackboneShape
 from launch.step_time import StepTime
 
 

@@ -3,7 +3,7 @@
 A model with few terms, each of them a count divided by a rate; free of torch. What it leaves out
 is listed in docs/scaling.md, beside what was measured.
 
-* Compute: operations of a micro-batch (launch/flops.py) at the rate that a rank achieves.
+* Compute: operations of a micro-batch (dist_train/flops.py) at the rate that a rank achieves.
 * Collectives: what DeepSpeed 0.19 really does (read in its source; the tests count the bytes of a
   real run). ZeRO-1 and 2 all-reduce whole buckets of gradients although each rank keeps a part
   alone, 2 at every micro-batch; then the ranks gather the updated parameters. Only ZeRO-3 reduces

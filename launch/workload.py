@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 from dist_train.config import RunConfig, check_batch_size
 from dist_train.deepspeed_json import BUCKET
-from launch.bank_plan import VISITED_SHARE, key_width, plan_bank
-from launch.flops import (
+from dist_train.flops import (
     MicroBatch,
     bank_entry_flops,
     expected_batch,
     micro_batch_flops,
     total_flops,
 )
+from dist_train.parameter_counts import count_parameters, linear_layers
+from dist_train.shapes import BackboneShape
+from launch.bank_plan import VISITED_SHARE, key_width, plan_bank
 from launch.hardware import NODE_RANKS
 from launch.memory_plan import FLOAT32, frozen_bytes
-from launch.parameter_counts import count_parameters, linear_layers
-from launch.shapes import BackboneShape
 from memory_index.index_choice import ShardGroup, bytes_per_entry
 
 KEPT = 500_000_000

@@ -218,8 +218,7 @@ class TimeLLM(nn.Module):
                 np.full(size, later, dtype=np.int64),
                 past_only=True,
             )
-            found = run.retriever.fetch(neighbours)
-            retrieved = type(found)(*(part.to(x_enc.device) for part in found))
+            retrieved = run.retriever.fetch(neighbours).to(x_enc.device)
         forecast: Tensor = self.forecaster(inputs, retrieved).forecast
         return forecast
 

@@ -10,9 +10,13 @@ import pytest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from dist_train.config import RunConfig
+
 # Before anything of Hugging Face is imported: a test never looks for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Nor does a training that is not about wandb wait for its start, of some seconds.
+os.environ["WANDB_MODE"] = "disabled"
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +54,30 @@ def further_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     train_runs(list(configs.values()))
     return {name: one.run_folder for name, one in configs.items()}
+
+
+@pytest.fixture(scope="session")
+def tracked_run(tmp_path_factory: pytest.TempPathFactory) -> "RunConfig":
+    """A run on two ranks with a learned key and wandb, stopped after 3 of 6 steps, and finished."""
+    from dataclasses import replace
+
+    from dist_train.tracking_config import TrackingConfig
+    from model.config import GramConfig
+    from tests.helpers.interrupted import interrupted, run_jobs
+    from tests.helpers.runs import tiny_run
+
+    config = tiny_run(
+        tmp_path_factory.mktemp("tracked"),
+        name="two-starts",
+        gram=GramConfig(use_gram=True, d_repr=16, retrieval_key="dual"),
+        tracking=TrackingConfig(
+            wandb_mode="offline", group="a-group", tags=["short"], notes="two starts",
+            histograms_every=2, panel_windows=2,
+        ),
+    )  # fmt: skip
+    config = replace(config, train=replace(config.train, max_steps=6, eval_every=2))
+    run_jobs(interrupted(config, 3), world_size=2)
+    return config
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ USERS_DOORS = {
 alone what loads a run and forecasts frames."""
 ONE_OWNER = {  # heavy dependency -> the only files that may name it
     "deepspeed": {"dist_train/engine.py", "dist_train/engine_state.py"},
-    "wandb": {"dist_train/tracking.py"},
+    "wandb": {"dist_train/wandb_run.py"},
+    "wandb_workspaces": {"launch/wandb_workspace.py"},
     "faiss": {
         "memory_index/faiss_flat.py", "memory_index/faiss_ivf.py", "memory_index/faiss_hnsw.py",
         "memory_index/faiss_training.py", "memory_index/faiss_gpu.py",
@@ -46,9 +47,9 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
         "trainer", "report", "loading", "prediction", "explanation", "inspection", "closed_form",
         "resume", "opening", "examples",
     },
-    {"step_feed", "nonfinite", "checkpoint_writer"},
+    {"step_feed", "nonfinite", "checkpoint_writer", "throughput"},
     {"training_state"},
-    {"comparison", "leak_alarm"},
+    {"comparison", "leak_alarm", "forecast_panel"},
     {"retrieval_ridge", "objective", "trend_fit"},
     {"build", "baselines", "preflight", "run_folder", "model_card", "exported_memory", "licences"},
     {"calibration", "saved_forecasts"},
@@ -56,17 +57,19 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"retrieval"},
     {
         "memory_build", "engine", "engine_state", "checkpoint", "optim", "tracking", "figures",
-        "series_facts", "profiler", "conformal", "coverage", "score_table",
+        "series_facts", "profiler", "conformal", "coverage", "score_table", "wandb_run",
+        "histograms",
     },
     {"inspect_figure", "token_text", "watchdog"},
     {"verdict"},
-    {"precision", "metrics", "deepspeed_json", "profile_report", "out_of_memory"},
+    {"precision", "metrics", "deepspeed_json", "profile_report", "out_of_memory", "node_stats"},
     {"data", "memory_account", "memory_ladder"},
     {"allocation_failure"},
     {
         "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
         "step_breakdown", "progress", "processes", "beats", "process_memory", "stop_signals",
-        "launcher", "local_copy",
+        "launcher", "local_copy", "tracking_config", "metric_catalog", "terminal", "flops",
+        "shapes", "parameter_counts", "device_peaks",
     },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
@@ -78,8 +81,10 @@ TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/progress.py", "dist_train/processes.py", "dist_train/launcher.py",
     "dist_train/local_copy.py",
     "launch/local.py", "launch/check.py", "launch/stage.py", "launch/doctor/command.py",
-    "launch/flops.py", "launch/hardware.py", "launch/network.py", "launch/parameter_counts.py",
-    "launch/shapes.py", "launch/simulation.py", "launch/step_time.py", "launch/workload.py",
+    "dist_train/flops.py", "dist_train/parameter_counts.py", "dist_train/shapes.py",
+    "dist_train/device_peaks.py", "dist_train/metric_catalog.py", "dist_train/tracking_config.py",
+    "launch/hardware.py", "launch/network.py", "launch/simulation.py", "launch/step_time.py",
+    "launch/workload.py", "launch/wandb_workspace.py",
     "model/config.py", "model/backbone_files.py",
 }  # fmt: skip
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))

@@ -1,5 +1,6 @@
 """What all figures share: colours that colour-blind readers tell apart, panels, saving."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ DASHES = ("-", "--", ":", "-.")
 
 PANEL_SIZE = 9.0, 2.6  # inches
 DOTS_PER_INCH = 120
+SCREEN_DOTS_PER_INCH = 90  # one of many in a dashboard
 MAX_NAME = 24
 """Letters of a variate's name that fit beside an axis."""
 
@@ -119,3 +121,15 @@ def save(figure: "Figure", path: Path) -> None:
     finally:
         pyplot.close(figure)
         beside.unlink(missing_ok=True)
+
+
+def to_png(figure: "Figure") -> bytes:
+    """Make a PNG of a figure, for what is not a file, and close it."""
+    from matplotlib import pyplot
+
+    file = io.BytesIO()
+    try:
+        figure.savefig(file, dpi=SCREEN_DOTS_PER_INCH, format="png")
+    finally:
+        pyplot.close(figure)
+    return file.getvalue()

@@ -10,8 +10,8 @@ from benchmarks import scaling_figure, step_time
 from benchmarks.step_time import KINDS, LARGE, QUICKSTART, RANKS, SMALL, Model, figures, fit_link
 from benchmarks.turns import Contestant
 from dist_train.config import load_run_config
+from dist_train.shapes import published_shape
 from launch.hardware import HARDWARE, Link
-from launch.shapes import published_shape
 
 FACTS = {"variates": 2, "prompt_tokens": 50, "entries": 36_000}
 LINK = Link(bytes_per_s=2e9, latency_s=1e-4)

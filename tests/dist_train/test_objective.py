@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dist_train.config import RunConfig
-from dist_train.objective import TrainingSums, loss_terms
+from dist_train.objective import TrainingSums, Work, loss_terms
 from model.batch import ForecastOutput, RetrievedWindows, TrendPrediction
 from model.config import GramConfig, TaprConfig
 from model.losses import total_loss
@@ -183,3 +183,19 @@ def test_a_run_without_modules_logs_the_forecast_alone():
     assert sums.reduce().keys() == {
         "train/loss", "train/loss_forecast", "train/weight_forecast"
     }  # fmt: skip
+
+
+def test_work_and_distances_are_means_of_a_micro_batch():
+    sums = TrainingSums()
+    found = [[0.5, 1.5], [2.0, 0.0]], [[True, True], [True, False]]
+    distances, valid = torch.tensor(found[0]), torch.tensor(found[1])
+    nothing = torch.zeros(2, 2, dtype=torch.bool)
+    output = ForecastOutput(forecast=make().forecast)
+    for retrieved, work in (
+        (retrieved_of(valid)._replace(distances=distances), Work(tokens=10, flops=2e12)),
+        (retrieved_of(nothing)._replace(distances=torch.zeros(2, 2)), Work(tokens=20, flops=4e12)),
+    ):
+        sums.add(torch.tensor(1.0), {}, output, retrieved, work)
+    metrics = sums.reduce()
+    assert metrics["retrieval/hit_distance"] == pytest.approx((4 / 3 + 0) / 2)
+    assert (metrics["perf/tokens"], metrics["perf/flops"]) == (15, 3e12)

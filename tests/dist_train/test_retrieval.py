@@ -123,6 +123,9 @@ def test_what_is_found_equals_a_slow_loop(name: str, key: str, split: str):
             got = neighbours.weights[row].numpy()
             np.testing.assert_allclose(got[: len(ids)], weights, atol=1e-4)
             assert not got[len(ids) :].any()
+            told = neighbours.distances[row].numpy()
+            np.testing.assert_allclose(told[: len(ids)], distances, rtol=1e-4, atol=1e-4)
+            assert not told[len(ids) :].any()
             row += 1
 
 
@@ -315,3 +318,15 @@ def test_only_learned_keys_grow_stale():
     anchored = make(DATA_SETS["wide"], "anchored")
     assert not anchored.needs_refresh
     assert anchored.snapshot() == {}
+
+
+def test_the_shape_weight_is_that_of_the_keys_that_are_searched():
+    assert make(DATA_SETS["wide"], "anchored").shape_weight is None
+    retriever = make(DATA_SETS["wide"], "dual")
+    assert retriever.shape_weight == 0.5
+    state = fresh_state("dual") | {"dual_key.shape_weight": torch.tensor([1.0])}
+    retriever.start_refresh(state)
+    assert retriever.shape_weight == 0.5
+    retriever.finish_refresh()
+    assert retriever.shape_weight == pytest.approx(1 / (1 + np.exp(-1)))
+    retriever.close()

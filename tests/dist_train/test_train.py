@@ -52,6 +52,11 @@ def test_the_last_line_is_the_result(trained: subprocess.CompletedProcess[str], 
     assert result["ridge_mse"] == pytest.approx(result["scores"]["ridge"]["mse"], abs=1e-6)
 
 
+def test_a_pipe_gets_plain_lines(trained: subprocess.CompletedProcess[str]):
+    assert not set("\r\x1b") & set(trained.stdout + trained.stderr)
+    assert trained.stderr.splitlines()[-1].startswith("training: step 3/3, loss ")
+
+
 def test_the_run_folder_says_what_was_run(
     trained: subprocess.CompletedProcess[str], config: RunConfig
 ):

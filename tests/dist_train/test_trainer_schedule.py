@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tqdm import tqdm
 
 from dist_train.config import RunConfig, TrainConfig
 from dist_train.stop_signals import StopRequestedError
+from dist_train.terminal import TrainingBar
 from dist_train.trainer import Trainer
 from dist_train.training_state import TrainingState
 from model.config import GramConfig
@@ -93,10 +93,11 @@ class Rehearsal(Trainer):
         self.asked_after, self.in_validation = asked_after, in_validation
         self.saved: list[Saved] = []
         nothing: Any = None
+        tracker: Any = SimpleNamespace(close_wandb=lambda error: None)
         super().__init__(
             RunConfig(gram=gram, train=TrainConfig(eval_every=1, patience=1)),
             nothing, nothing, SimpleNamespace(steps_per_epoch=steps_per_epoch),  # type: ignore[arg-type]
-            nothing, nothing, retriever=self.memory, total_steps=total, facts={},  # type: ignore[arg-type]
+            nothing, tracker, retriever=self.memory, total_steps=total, facts={},  # type: ignore[arg-type]
             writer=SimpleNamespace(banks=set, wait=lambda: True),  # type: ignore[arg-type]
             state=None if saved is None else TrainingState.from_json(saved.state),
         )  # fmt: skip
@@ -144,8 +145,8 @@ class Rehearsal(Trainer):
 
     def _log(self, step: int, seconds: float, bar: Any) -> None: ...
 
-    def _progress_bar(self) -> "tqdm[Any]":
-        return tqdm(disable=True)
+    def _progress_bar(self) -> TrainingBar:
+        return TrainingBar(self.total_steps, self.state.step, shown=False)
 
 
 def keys_due(step: int, every: int, lag: int) -> int:

@@ -11,6 +11,7 @@ from dist_train import preflight, report
 from dist_train.config import RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
 from dist_train.session import train_and_score
+from dist_train.tracking_config import TrackingConfig
 from memory_index.manifest import checksum_of
 from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig
 from tests.helpers.backbones import tiny_backbone
@@ -39,6 +40,7 @@ def tiny_run(folder: Path, **changes: object) -> RunConfig:
             batch_size=8, max_steps=STEPS, log_every=1, precision="fp32", learning_rate=1e-3,
             eval_batch_size=64, warmup_steps=0,
         ),
+        tracking=TrackingConfig(wandb_mode="disabled"),
     )  # fmt: skip
     return replace(config, **changes)  # type: ignore[arg-type]
 
@@ -64,7 +66,7 @@ def losses(folder: Path) -> list[float]:
 
 def numbers(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl, without what a clock or the process's memory says."""
-    dropped = ("time_s", "perf/", "retrieval/search_ms", "retrieval/wait_ms")
+    dropped = ("time_s", "perf/", "retrieval/search_ms", "retrieval/wait_ms", "system/")
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if not k.startswith(dropped)} for line in lines]
 

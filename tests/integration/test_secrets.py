@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import RunConfig, config_to_yaml, fail, load_run_config
+from dist_train.tracking_config import TrackingConfig
 from tests.helpers.runs import tiny_run
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,8 @@ def start(command: list[str], **changes: str) -> "subprocess.CompletedProcess[st
 
 
 def test_a_training_writes_and_prints_no_token(tmp_path: Path):
-    (tmp_path / "run.yaml").write_text(config_to_yaml(tiny_run(tmp_path)))
+    config = tiny_run(tmp_path, tracking=TrackingConfig(wandb_mode="offline"))
+    (tmp_path / "run.yaml").write_text(config_to_yaml(config))
     tokens = {name: f"{CANARY}-{name}" for name in VARIABLES}
     proxy = {"HTTPS_PROXY": f"http://user:{CANARY}@localhost:9"}
     ended = start(["train", "--config", str(tmp_path / "run.yaml")], **tokens, **proxy)
@@ -36,6 +38,7 @@ def test_a_training_writes_and_prints_no_token(tmp_path: Path):
     assert {"result.json", "environment.json", "model.safetensors", "metrics.jsonl"} <= {
         path.name for path in written
     }
+    assert any(path.suffix == ".wandb" for path in written)
     for path in written:
         assert CANARY.encode() not in path.read_bytes(), path
 

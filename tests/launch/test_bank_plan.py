@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from dist_train.config import RunConfig
+from dist_train.shapes import published_shape
 from launch.bank_plan import FAISS_SCRATCH, BankPlan, key_width, plan_bank
-from launch.shapes import published_shape
 from launch.workload import workload_of
 from memory_index.config import BankConfig
 from memory_index.exact_shard import ExactShard

@@ -9,6 +9,8 @@ import torch
 from dist_train import engine
 from dist_train.config import ConfigError, DeepSpeedConfig, RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
+from dist_train.parameter_counts import count_parameters
+from dist_train.shapes import published_shape, shape_of
 from launch.memory_plan import (
     BUCKET,
     GATHERED,
@@ -17,8 +19,6 @@ from launch.memory_plan import (
     MemoryPlan,
     plan_memory,
 )
-from launch.parameter_counts import count_parameters
-from launch.shapes import published_shape, shape_of
 from launch.step_memory import StepMemory, random_batch, total_of
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone

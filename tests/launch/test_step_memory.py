@@ -11,8 +11,8 @@ import torch
 from dist_train.config import RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
 from dist_train.process_memory import measure
+from dist_train.shapes import PUBLISHED
 from launch import step_memory as module
-from launch.shapes import PUBLISHED
 from launch.step_memory import StepMemory, random_batch, step_memory, total_of
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone

@@ -4,9 +4,9 @@ import pytest
 
 from dist_train.config import ConfigError, RunConfig, build_parser, parse_run_config
 from dist_train.engine import BUCKET as ENGINE_BUCKET
-from launch.flops import MicroBatch, micro_batch_flops, total_flops
-from launch.parameter_counts import count_parameters
-from launch.shapes import published_shape
+from dist_train.flops import MicroBatch, micro_batch_flops, total_flops
+from dist_train.parameter_counts import count_parameters
+from dist_train.shapes import published_shape
 from launch.workload import BUCKET, KEPT, VISITED_SHARE, workload_of
 from memory_index.config import BankConfig
 from memory_index.index_choice import choose_index

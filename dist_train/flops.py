@@ -14,7 +14,7 @@ Names of sizes (this file), as in the model's:
 from dataclasses import dataclass
 
 from dist_train.config import RunConfig
-from launch.parameter_counts import (
+from dist_train.parameter_counts import (
     DIRECTIONS,
     MAGNITUDES,
     MLP_FACTOR,
@@ -24,7 +24,7 @@ from launch.parameter_counts import (
     count_parameters,
     linear_layers,
 )
-from launch.shapes import BackboneShape
+from dist_train.shapes import BackboneShape
 from model.config import LANGUAGE_MODELS, num_patches
 
 # Products in the gradient of fused attention, over those of its forward pass: 5 / 2.

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from dist_train.config import RunConfig
-from launch.shapes import BackboneShape
+from dist_train.shapes import BackboneShape
 from model.config import LANGUAGE_MODELS, GramConfig, LoraConfig, TaprConfig, num_patches
 
 # Of model/pattern_encoder.py, model/trend_head.py and model/backbone_substitutes.py, which need

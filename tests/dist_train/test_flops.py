@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step_ours import cpu_attention
 from dist_train.config import RunConfig, build_parser, parse_run_config
-from launch.flops import (
+from dist_train.flops import (
     COMMON_TOKENS,
     STATISTICS_TOKENS,
     MicroBatch,
@@ -17,7 +17,7 @@ from launch.flops import (
     micro_batch_flops,
     total_flops,
 )
-from launch.shapes import BackboneShape, published_shape, shape_of
+from dist_train.shapes import BackboneShape, published_shape, shape_of
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone
 from model.batch import ForecastInputs, RetrievedWindows

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from launch.shapes import PUBLISHED, published_shape, shape_of
+from dist_train.shapes import PUBLISHED, published_shape, shape_of
 
 # Numbers in all weights as published on the hub, with a head over the vocabulary where it is not
 # tied to the word embeddings; BERT's without its pooler and its heads.

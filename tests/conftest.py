@@ -21,7 +21,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.helpers.runs import tiny_run, train_runs
 
     config = tiny_run(tmp_path_factory.mktemp("finished"))
-    train_runs([config])
+    train_runs([config], figures=True)
     return config.run_folder
 
 

@@ -23,8 +23,8 @@ def save_cost_figure(
     """
     parts = [_height(len(seconds)), _height(len(gib))]
     figure, (times, memory) = style.panels(2, heights=parts)
-    _draw_bars(times, seconds, "seconds", style.BLUE, "{:.1f} s")
-    _draw_bars(memory, gib, "memory that a part has added (GiB)", style.GREEN, "{:.2f} GiB")
+    _draw_bars(times, seconds, "seconds", style.BLUE, "{:.3g} s")
+    _draw_bars(memory, gib, "memory that a part has added (GiB)", style.GREEN, "{:.2g} GiB")
     times.set_title(title, fontsize=9, loc="left")
     style.save(figure, path)
 

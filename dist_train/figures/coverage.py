@@ -63,7 +63,7 @@ def save_coverage_figure(
         variates.set_xlabel(f"covered on {split} (%); dashed: the level")
         variates.grid(axis="y", lw=0.4)
     for axes in (steps, variates):
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        style.legend_beside(axes)
     style.save(figure, path)
 
 
@@ -80,4 +80,4 @@ def _draw_levels(axes: "Axes", measured: Sequence[Coverage], split: str) -> None
         xlabel="level of the interval (%)", ylabel=f"covered on {split} (%)", xlim=(0, 100),
         ylim=(0, 103),
     )  # fmt: skip
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    style.legend_beside(axes)

@@ -49,7 +49,7 @@ def _draw_named(axes: "Axes", scores: Mapping[str, Scores], names: tuple[str, ..
     axes.set_xlabel("test MSE (standardised)")
     _spread(axes, scores, "x")
     axes.grid(axis="y", lw=0.4)
-    axes.legend(fontsize=8)
+    style.legend_beside(axes)
 
 
 def _draw_ordered(axes: "Axes", scores: Mapping[str, Scores]) -> None:
@@ -65,7 +65,7 @@ def _draw_ordered(axes: "Axes", scores: Mapping[str, Scores]) -> None:
     )
     _spread(axes, scores, "y")
     style.use_whole_numbers(axes)
-    axes.legend(fontsize=8)
+    style.legend_beside(axes)
 
 
 def _spread(axes: "Axes", scores: Mapping[str, Scores], axis: str) -> None:

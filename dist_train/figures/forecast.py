@@ -87,7 +87,7 @@ def draw_variate(axes: "Axes", example: ForecastExample, number: int) -> None:
     if example.truth is not None:
         axes.plot(future, example.truth[:, number], color="black", ls=":", label="truth")
     for name, values in example.forecasts.items():
-        axes.plot(future, values[:, number], color=style.colour(name), label=name)
+        axes.plot(future, values[:, number], label=name, **style.forecaster(name))
     axes.axvline(future[0], color="0.7", lw=0.8)
     axes.set_ylabel(style.shorten(example.columns[number]))
     style.use_dates(axes)

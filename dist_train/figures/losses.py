@@ -26,8 +26,9 @@ def save_loss_figure(path: Path, metrics: Path, *, best_step: int, ridge_val_mse
     figure, (terms, validation) = style.panels(2, heights=[1.3, 1.0])
     _draw_terms(terms, lines)
     _draw_validation(validation, lines, best_step, ridge_val_mse)
+    last = max([line["step"] for line in lines], default=0)
     for axes in (terms, validation):
-        axes.set_xlabel("training step")
+        axes.set(xlabel="training step", xlim=(-0.03 * last - 0.5, 1.03 * last + 0.5))
         style.use_whole_numbers(axes)
     style.save(figure, path)
 
@@ -63,7 +64,7 @@ def _draw_terms(axes: "Axes", lines: Sequence[dict[str, Any]]) -> None:
     if not names:
         style.say(axes, "no step was logged: the run ends as it began")
         return
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    style.legend_beside(axes)
 
 
 def _draw_validation(
@@ -81,4 +82,4 @@ def _draw_validation(
         axes.plot([best_step], [best], "*", color=style.ORANGE, ms=15, label="kept")
     axes.axhline(ridge_val_mse, color=style.VERMILION, ls="--", label="ridge")
     axes.margins(y=0.2)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    style.legend_beside(axes)

@@ -24,16 +24,14 @@ def save_run_figure(
 
 
 def draw_errors_per_step(axes: "Axes", mse_per_step: Mapping[str, Sequence[float]]) -> None:
-    """Draw the error of forecasters at each step, the first of them on top."""
-    for name, values in list(mse_per_step.items())[::-1]:
-        # Broad, for it often lies right under the model that starts from it.
-        width = 4.0 if name == "ridge + retrieval" else 1.5
+    """Draw the error of forecasters at each step."""
+    for name, values in mse_per_step.items():
         steps = np.arange(1, len(values) + 1)
         mark = "o" if len(values) == 1 else None
-        axes.plot(steps, values, color=style.colour(name), label=name, lw=width, marker=mark)
+        axes.plot(steps, values, label=name, marker=mark, **style.forecaster(name))
     # Repeat-last may leave the picture: what is to be compared lies far below it.
     compared = [max(v) for name, v in mse_per_step.items() if name != "repeat last"]
     top = 1.15 * max(compared, default=1.0) or None
     axes.set(xlabel="forecast step", ylabel="test MSE (standardised)", ylim=(0, top))
     style.use_whole_numbers(axes)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, ncols=2, loc="lower right")

@@ -77,7 +77,7 @@ def _draw_neighbours(axes: "Axes", sample: ForecastSample) -> None:
     if not sample.neighbours:
         style.say(axes, "no history was near enough to be seen")
         return
-    axes.set_title("retrieved, on this window's scale:", fontsize=9, loc="left")
+    axes.set_title("retrieved, on the scale of the window (black)", fontsize=9, loc="left")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.45 * (high - low))  # room for the legend
     axes.legend(fontsize=7, loc="upper left")

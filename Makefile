@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 # What an emulated cluster needs, by Debian's names.
 CLUSTER_PACKAGES := slurm-wlm munge pdsh openssh-server openssh-client iproute2
 
-.PHONY: setup train test ci check test-slow test-slurm faults faults-quick gpu-check lock clean
+.PHONY: setup train test ci check test-slow notebook test-slurm faults faults-quick gpu-check lock clean
 
 setup: $(STAMP)
 	@$(BIN)/python -m model.backbone_files fetch
@@ -38,6 +38,10 @@ check: $(STAMP)
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
 
+# Executes docs/quickstart.ipynb from scratch; ARGS=--in_place keeps the outputs.
+notebook: setup
+	$(BIN)/python -m tests.docs.notebook $(ARGS)
+
 # 200 kills with resume, 500 damaged files, 5000 hostile ones: within 55 minutes on two cores.
 faults: setup
 	$(BIN)/python -m tests.faults.campaign $(ARGS)
@@ -53,7 +57,7 @@ test-slurm: setup
 			apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES) >/dev/null; }
 	$(BIN)/python -m pytest -m slurm tests/cluster $(ARGS)
 
-ci: test check test-slow faults-quick test-slurm
+ci: test check notebook test-slow faults-quick test-slurm
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)

@@ -22,6 +22,8 @@ commands:
   train      train a run:      timellm train --config configs/quickstart.yaml
   evaluate   score a run:      timellm evaluate --run runs/quickstart --split test
   predict    forecast a file:  timellm predict --run runs/quickstart --data.path FILE --out DIR
+  export     a folder to hand on, loaded without the run and its data:
+             timellm export --run runs/quickstart --out DIR
   inspect    words near the text prototypes, and which of them patches attend to:
              timellm inspect --run runs/quickstart --split test
   bank       build a memory before a training, or look at one:
@@ -48,35 +50,71 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--run", type=Path, required=True, help="Folder of the run.")
     parser.add_argument("--split", choices=["val", "test"], default="test", help="What to score.")
     parser.add_argument("--batch_size", type=int, help="Windows per forward pass.")
+    parser.add_argument(
+        "--save_forecasts", type=Path, help="Parquet file to make of every window's forecast."
+    )
     parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
     options = _parse(parser, argv)
 
-    from dist_train.scoring import evaluate_run
+    from dist_train.scoring import Evaluation, evaluate_run
 
-    result = evaluate_run(options["run"], options["split"], options["batch_size"],
-                          options["data"]["root"])  # fmt: skip
+    root = options.pop("data")["root"]
+    result = evaluate_run(Evaluation(**options, root=root))
     if result is not None:
         print(json.dumps(result), flush=True)
     return 0
 
 
 def predict(argv: Sequence[str]) -> int:
-    """Forecast the steps after the newest window of a file."""
+    """Forecast the steps after the newest window of a file.
+
+    Writes forecast.csv and forecast.png, and retrieved.csv where the model has a memory: which
+    histories it found. docs/forecasting.md explains them.
+    """
     parser = _parser("timellm predict", predict)
-    parser.add_argument("--run", type=Path, required=True, help="Folder of the run.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder for table and picture.")
+    parser.add_argument("--run", type=Path, required=True, help="Folder of a run or an export.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder for tables and picture.")
     parser.add_argument("--data.path", type=str, help="CSV or Parquet; default the run's own data.")
     parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
+    parser.add_argument("--horizon", type=int, help="Steps; default all the model was trained for.")
+    parser.add_argument(
+        "--level", type=float, nargs="+",
+        help="Of the intervals, in percent; default 80 95 where the run is calibrated.",
+    )  # fmt: skip
     options = _parse(parser, argv)
 
-    from dist_train.loading import load_run
-    from dist_train.prediction import load_newest, write_forecasts
-    from dist_train.prediction import predict as predict_series
+    from dist_train.export import open_run
+    from dist_train.forecast_files import PredictOptions, predict_file
 
-    run = load_run(options["run"], options["data"]["root"])
-    series_set = load_newest(run.config, options["data"]["path"])
-    for path in write_forecasts(options["out"], predict_series(run, series_set)):
+    run = open_run(options["run"], options["data"]["root"])
+    wanted = PredictOptions(
+        out=options["out"], path=options["data"]["path"], horizon=options["horizon"],
+        levels=options["level"],
+    )  # fmt: skip
+    for path in predict_file(run, wanted):
         print(path)
+    return 0
+
+
+def export(argv: Sequence[str]) -> int:
+    """Write a finished run as a folder that is loaded without the run, its data and the training.
+
+    With a memory the folder holds the training rows, standardised.
+    """
+    parser = _parser("timellm export", export)
+    parser.add_argument("--run", type=Path, required=True, help="Folder of the run.")
+    parser.add_argument("--out", type=Path, required=True, help="The new folder.")
+    parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
+    parser.add_argument(
+        "--include_backbone", action="store_true",
+        help="Copy the kept layers of the language model too.",
+    )  # fmt: skip
+    options = _parse(parser, argv)
+
+    from dist_train.export import export_run
+
+    root, include = options["data"]["root"], options["include_backbone"]
+    print(export_run(options["run"], options["out"], root=root, include_backbone=include))
     return 0
 
 
@@ -183,6 +221,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "inspect": inspect,
     "bank": bank,
     "doctor": doctor,

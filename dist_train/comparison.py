@@ -1,12 +1,13 @@
 """Score a model beside its baselines on the same windows, for training and evaluate alike."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from dist_train.baselines import all_baselines
 from dist_train.config import RunConfig
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.windows import ForecastData
-from dist_train.evaluation import Forecast, finish_scores, score_split
+from dist_train.evaluation import Forecast, Observer, finish_scores, score_split
 from dist_train.metrics import Scores
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast
@@ -25,6 +26,7 @@ def score_beside_baselines(
     prompt_builder: PromptBuilder | None,
     ridge: AnchorFit,
     batch_size: int,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Scores]:
     """Score everything on all windows of a split; collective.
 
@@ -38,6 +40,7 @@ def score_beside_baselines(
         prompt_builder: Makes its prompts; None where it has none.
         ridge: The ridge that stands beside every result.
         batch_size: Windows per forward pass of one rank.
+        observers: Told of every window and its forecast by the whole model.
 
     Returns:
         Scores by the name of the row, the model first; then, where its anchor reads what was
@@ -50,7 +53,7 @@ def score_beside_baselines(
         batch_size=batch_size,
         num_workers=config.data.num_workers,
     )
-    sums = score({"Time-LLM": forecast}, prompt_builder=prompt_builder)
+    sums = score({"Time-LLM": forecast}, prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed)
     if config.model.anchor == "ridge_retrieval":
         assert module.anchor is not None

@@ -369,22 +369,39 @@ def load_saved_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: It is not the configuration of a run.
     """
-    from jsonargparse import ArgumentError
-
-    parser = build_parser("timellm")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         for old, new in RENAMED.items():
             section, _, key = old.partition(".")
             if key in content[section]:
                 content[section][new.partition(".")[2]] = content[section].pop(key)
+    except (
+        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError,
+    ) as error:  # fmt: skip
+        raise ConfigError(f"{path}: not the configuration of a run ({error}).") from error
+    return config_from_dict(content, path)
+
+
+def config_from_dict(content: dict[str, Any], where: Path) -> RunConfig:
+    """Undo :func:`config_to_dict`.
+
+    Args:
+        content: The settings.
+        where: Where they were read, for messages.
+
+    Raises:
+        ConfigError: They are not the configuration of a run.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = build_parser("timellm")
+    try:
         values = parser.instantiate(parser.parse_object(content)).as_dict()
         return RunConfig(**{item.name: values[item.name] for item in fields(RunConfig)})
     except (
-        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError,
-        ArgumentError,
+        ValueError, TypeError, KeyError, AttributeError, RecursionError, ArgumentError,
     ) as error:  # fmt: skip
-        raise ConfigError(f"{path}: not the configuration of a run ({error}).") from error
+        raise ConfigError(f"{where}: not the configuration of a run ({error}).") from error
 
 
 def config_to_dict(config: object) -> dict[str, Any]:

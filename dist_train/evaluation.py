@@ -4,7 +4,7 @@ Shape legend (this file):
     B  windows in the batch   L  seq_len   H  pred_len   N  variates   C  channels
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from dist_train.metrics import ErrorSums, Scores
 Forecast = Callable[[WindowBatch], Tensor]
 """A forecaster as scoring sees it: a batch on this rank's device -> forecasts (B, H, N)."""
 
+Observer = Callable[[WindowBatch, Tensor], None]
+"""Told of a batch, on this rank's device, and the forecasts (V, H, N) of its V valid windows."""
+
 
 def score_split(
     forecasts: Mapping[str, Forecast],
@@ -31,6 +34,7 @@ def score_split(
     prompt_builder: PromptBuilder | None = None,
     num_workers: int = 0,
     between: Callable[[], None] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, ErrorSums]:
     """Score forecasters on all windows of a split; collective.
 
@@ -45,6 +49,8 @@ def score_split(
         prompt_builder: Makes the prompts of a batch; None where no forecaster reads them.
         num_workers: Processes that prepare batches.
         between: Called before each batch, on every rank as often; may be collective, and raise.
+        observers: Told of each window once, in order on each rank, with the first forecaster's
+            forecast; not collective.
 
     Returns:
         The error sums of each forecaster over all ranks, equal on every rank.
@@ -56,6 +62,7 @@ def score_split(
     )
     loader = make_loader(windows, sampler, prompt_builder, num_workers)
     device = distributed.device()
+    first = next(iter(forecasts))
     progress.enter(f"scoring {split}")
     with torch.no_grad(), account.phase("evaluation"):
         for batch in loader:
@@ -68,6 +75,9 @@ def score_split(
             for name, forecast in forecasts.items():
                 predicted = forecast(on_device)
                 sums[name].add(predicted[:valid], on_device.target[:valid], channels[:valid])
+                if name == first and valid:
+                    for observe in observers:
+                        observe(on_device, predicted[:valid])
     for total in sums.values():
         total.reduce()
     return sums

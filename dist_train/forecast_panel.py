@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train import distributed, panel_figure, progress
+from dist_train import distributed, progress
 from dist_train.data.collate import Collator, WindowBatch
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.windows import ForecastData
+from dist_train.figures import panel
+from dist_train.figures.panel import PanelWindow
 from dist_train.memory_account import account
-from dist_train.panel_figure import PanelWindow
 from model.batch import RetrievedWindows, to_rows
 from model.instance_norm import VARIANCE_FLOOR
 
@@ -91,7 +92,7 @@ def collect(
 
 def draw(windows: Sequence[PanelWindow], step: int) -> tuple[bytes, str]:
     """Draw what :func:`collect` returned, as a PNG with its caption."""
-    return panel_figure.draw(windows), f"validation windows after step {step}"
+    return panel.draw(windows), f"validation windows after step {step}"
 
 
 def _level_and_scale(rows: Tensor, *, anchored: bool) -> tuple[Tensor, Tensor]:

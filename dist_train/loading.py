@@ -3,17 +3,22 @@
 The series it was trained on are needed only where the run has a memory: they are its entries.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dist_train import distributed
+from dist_train import calibration, distributed
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dist_train.config import RunConfig, load_saved_config
+from dist_train.conformal import Calibration
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataError
 from dist_train.data.prompts import PromptBuilder
@@ -21,8 +26,8 @@ from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import bank_root
 from dist_train.precision import DTYPES
 from dist_train.retrieval import Retriever
-from model.backbone_files import fingerprint, locate_backbone
-from model.batch import RetrievedWindows
+from model.backbone_files import BackboneFiles, fingerprint, locate_backbone
+from model.batch import ForecastOutput, RetrievedWindows
 from model.forecaster import Forecaster
 
 
@@ -39,6 +44,9 @@ class LoadedRun:
     series: dict[str, Any]
     """What the checkpoint knows of the series: columns, scalers, frequency, description."""
 
+    calibration: Calibration | None = None
+    """How its intervals are made; None in a run from before, see :meth:`calibrated`."""
+
     def forecast(self, batch: WindowBatch, split: str) -> Tensor:
         """Forecast a batch of a split of the run's own data. Returns (B, H, N), standardised."""
         retrieved = None if self.retriever is None else self.retriever.retrieve(batch, split)
@@ -46,10 +54,54 @@ class LoadedRun:
 
     def forecast_with(self, batch: WindowBatch, retrieved: RetrievedWindows | None) -> Tensor:
         """Forecast any batch with neighbours found elsewhere. Returns (B, H, N)."""
-        on_device = batch.to(distributed.device())
+        return self.output_with(batch, retrieved).forecast
+
+    def output_with(self, batch: WindowBatch, retrieved: RetrievedWindows | None) -> ForecastOutput:
+        """Forecast any batch, and keep what else the model says."""
+        device = self.device
+        if retrieved is not None:
+            retrieved = retrieved.to(device)
         with torch.no_grad():
-            forecast: Tensor = self.module(on_device.inputs, retrieved).forecast
-        return forecast
+            output: ForecastOutput = self.module(batch.to(device).inputs, retrieved)
+        return output
+
+    def batch_of(self, context: npt.NDArray[np.float32]) -> WindowBatch:
+        """Make a batch of windows of no split, with their prompts.
+
+        Args:
+            context: Standardised. Shape (B, L, N).
+        """
+        prompts = None if self.prompt_builder is None else self.prompt_builder(context)
+        size, _, num_variates = context.shape
+        return WindowBatch(
+            context=torch.from_numpy(context),
+            target=torch.zeros(size, self.config.data.pred_len, num_variates),
+            window_ids=torch.zeros(size, dtype=torch.int64),
+            num_valid=size,
+            prompt_ids=None if prompts is None else prompts[0],
+            prompt_mask=None if prompts is None else prompts[1],
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.module.parameters()).device
+
+    def calibrated(self, data: ForecastData) -> "LoadedRun":
+        """Give a run that has no calibration one, from the data it was trained on; collective.
+
+        Nothing is written; see :func:`dist_train.calibration.save`.
+        """
+        if self.calibration is not None:
+            return self
+        made = calibration.calibrate(
+            partial(self.forecast, split="val"),
+            data,
+            batch_size=self.config.train.eval_batch_size,
+            prompt_builder=self.prompt_builder,
+            num_workers=self.config.data.num_workers,
+        )
+        return replace(self, calibration=made)
 
 
 def load_run(folder: Path, root: str | None = None) -> LoadedRun:
@@ -72,18 +124,57 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
-    expected = checkpoint.manifest["backbone"]["fingerprint"]
-    if fingerprint(files) != expected:
+    check_backbone(config, files, checkpoint.manifest["backbone"]["fingerprint"])
+    return assemble(
+        config,
+        files,
+        DTYPES[checkpoint.manifest["dtype"]],
+        checkpoint.model,
+        checkpoint.series,
+        retriever=_load_retriever(config, checkpoint, folder),
+        known_errors=calibration.load(folder),
+    )
+
+
+def check_backbone(config: RunConfig, files: BackboneFiles, expected: str) -> None:
+    """Refuse another backbone than that of the training.
+
+    Raises:
+        CheckpointError: It has another fingerprint.
+    """
+    found = fingerprint(files)
+    if found != expected:
         raise CheckpointError(
             f"backbone.name={config.backbone.name}: the weights found here are not the ones this "
-            f"run was trained with (fingerprint {fingerprint(files)[:12]}, expected "
-            f"{expected[:12]}); restore the original backbone."
+            f"run was trained with (fingerprint {found[:12]}, expected {expected[:12]}); restore "
+            "the original backbone."
         )
-    dtype = DTYPES[checkpoint.manifest["dtype"]]
-    description = checkpoint.series["description"]
-    prompt_builder = build_prompt_builder(config, files, description)
+
+
+def assemble(
+    config: RunConfig,
+    files: BackboneFiles,
+    dtype: torch.dtype,
+    state: Mapping[str, Tensor],
+    series: dict[str, Any],
+    *,
+    retriever: Retriever | None,
+    known_errors: Calibration | None,
+) -> LoadedRun:
+    """Put a trained forecaster together from its parts, in eval mode on this rank's device.
+
+    Args:
+        config: The run.
+        files: Its backbone.
+        dtype: What it computes in.
+        state: Trained weights and buffers.
+        series: What is known of the series.
+        retriever: Its memory; None where it has none.
+        known_errors: Its calibration.
+    """
+    prompt_builder = build_prompt_builder(config, files, series["description"])
     module = build_forecaster(config, files, dtype, prompt_builder)
-    module.load_trained_state_dict(checkpoint.model)
+    module.load_trained_state_dict(state)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -92,8 +183,9 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
         config=config,
         module=module,
         prompt_builder=prompt_builder,
-        retriever=_load_retriever(config, checkpoint, folder),
-        series=checkpoint.series,
+        retriever=retriever,
+        series=series,
+        calibration=known_errors,
     )
 
 

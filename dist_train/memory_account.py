@@ -1,4 +1,4 @@
-"""What of a process's memory belongs to which part of a training, and what grew when it failed.
+"""What of a process's memory and time belongs to which part of a training, and what grew last.
 
     with account.phase("forward"):
         output = engine(...)
@@ -9,6 +9,8 @@ through is remembered with its innermost phase, wherever it is caught. A measure
 """
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,6 +65,8 @@ class MemoryAccount:
     def __init__(self) -> None:
         self._grown: dict[str, MemoryUse] = {}
         self._failed: FailedPhase | None = None
+        self._seconds: dict[str, float] = {}
+        self._open = threading.local()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -74,7 +78,8 @@ class MemoryAccount:
         assert name in PHASES, name
         before = measure()
         try:
-            yield
+            with self._clock(name):
+                yield
         except Exception as error:
             self._remember(error, name, before)
             raise
@@ -84,6 +89,39 @@ class MemoryAccount:
     def grown(self, name: str) -> MemoryUse:
         """The most that one block of a phase has left behind."""
         return self._grown.get(name, MemoryUse())
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each phase so far, without the phases inside it, in order of size.
+
+        Phases of a thread beside the training count too, so the sum may exceed the time that went
+        by.
+        """
+        return dict(sorted(self._seconds.items(), key=lambda item: -item[1]))
+
+    def cost(self) -> dict[str, dict[str, float]]:
+        """Seconds spent on each part, and GiB that each has added, by what people call it."""
+        spent = {PHASES[name].doing: round(value, 2) for name, value in self.seconds().items()}
+        grown = {
+            PHASES[name].part: round(max(use.resident, use.gpu) / 2**30, 3)
+            for name, use in self._grown.items()
+        }
+        largest = sorted(grown.items(), key=lambda item: -item[1])
+        return {"seconds": spent, "gib": {part: gib for part, gib in largest if gib >= 0.01}}
+
+    @contextlib.contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        """Count the seconds of a block, less those of the blocks inside it."""
+        inside: list[float] = getattr(self._open, "inside", None) or [0.0]
+        self._open.inside = inside
+        inside.append(0.0)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            passed = time.monotonic() - started
+            own = passed - inside.pop()
+            inside[-1] += passed
+            self._seconds[name] = self._seconds.get(name, 0.0) + own
 
     def failed_phase(self, error: BaseException) -> FailedPhase | None:
         """The innermost phase that an error came through; None where it was in none."""

@@ -1,133 +1,183 @@
-"""Forecast what comes after the newest window of a file.
+"""Forecast what comes after windows of series, many at once.
 
 Shape legend (this file):
-    L  seq_len   H  pred_len   N  variates
+    W  windows     L  seq_len     N  variates     R  W * N rows, row = w * N + n
+    K  neighbours  H  pred_len    h  horizon, the first steps of it
 """
 
-import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from dist_train import plots
 from dist_train.config import RunConfig
 from dist_train.data.collate import WindowBatch
-from dist_train.data.config import DataConfig, DataError
+from dist_train.data.config import DataConfig, DataError, quote
+from dist_train.data.dates import Dates, continue_dates
 from dist_train.data.series import Series, SeriesSet, load_series
-from dist_train.series_facts import known_series
-from memory_index.atomic_file import write_text
-from model.batch import RetrievedWindows
+from dist_train.retrieval import Neighbours, Retriever
+from dist_train.series_facts import Known, KnownSeries
+from model.batch import ForecastOutput, TrendPrediction
 
 if TYPE_CHECKING:
     from dist_train.loading import LoadedRun
 
+Floats = npt.NDArray[np.floating]
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What one window's forecast rests on, beside the window itself. On the CPU, rows first."""
+
+    output: ForecastOutput
+    """Trend, gate and match of the N rows; the forecast is the whole horizon's."""
+
+    neighbours: Neighbours | None
+    """Shape (N, K); None without a memory."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SeriesForecast:
-    """The forecast of one series, in original units."""
+    """The forecast that follows one window, in original units."""
 
     series: Series
-    dates: np.ndarray
-    """Time stamps of the forecast. Shape (H,), datetime64[ns]."""
+    """Its variates are those of the training, in their order."""
 
-    values: np.ndarray
-    """Shape (H, N)."""
+    end: int
+    """Rows of the series that the forecast comes after."""
+
+    dates: Dates
+    """Time stamps of the forecast. Shape (h,), datetime64[ns]."""
+
+    values: Floats
+    """Shape (h, N)."""
+
+    intervals: Mapping[float, tuple[Floats, Floats]] = field(default_factory=dict)
+    """Lower and upper bound by level in percent. Shape (h, N) each."""
+
+    evidence: Evidence | None = None
+    """None unless it was asked for."""
 
 
-def predict(run: "LoadedRun", series_set: SeriesSet) -> list[SeriesForecast]:
-    """Forecast the H steps after the end of every series.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Window:
+    series: Series
+    known: Known
+    end: int
+
+
+def predict(
+    run: "LoadedRun",
+    series_set: SeriesSet,
+    *,
+    horizon: int | None = None,
+    levels: Sequence[float] = (),
+    cutoffs: Sequence[int] = (0,),
+    with_evidence: bool = False,
+) -> list[SeriesForecast]:
+    """Forecast the steps after the end of every series; all windows in as few passes as fit.
 
     Args:
         run: The trained forecaster.
         series_set: Series with the variates the run was trained on, in any order.
+        horizon: Steps to forecast; None: all that the model was trained for.
+        levels: Of the intervals, in percent.
+        cutoffs: Rows left away at the end of each series, one forecast for each.
+        with_evidence: Keep what the forecasts rest on.
+
+    Returns:
+        Series by series, in the order of ``cutoffs``.
 
     Raises:
         DataError: A series is too short, lacks a variate, is unknown to the run, or has time
-            stamps that cannot be continued.
+            stamps that cannot be continued; the horizon or a level cannot be had.
     """
-    forecasts = []
-    for series in series_set.series:
-        scaler, columns = known_series(run.series, series.id)
-        values_TN = _select(series, columns)
-        seq_len, pred_len = run.config.data.seq_len, run.config.data.pred_len
-        if len(values_TN) < seq_len:
-            raise DataError(
-                f"series {series.id}: has {len(values_TN)} rows, the model reads "
-                f"data.seq_len={seq_len}; give a longer file."
+    horizon = check_horizon(horizon, run.config.data.pred_len)
+    check_levels(run, levels)
+    known = KnownSeries(run.series)
+    windows = [
+        _Window(series=one, known=entry, end=len(one.values) - cutoff)
+        for one, entry in (_as_trained(known, one) for one in series_set.series)
+        for cutoff in cutoffs
+    ]
+    for window in windows:
+        _check_length(window, run.config.data.seq_len, len(window.series.values) - window.end)
+    forecasts: list[SeriesForecast] = []
+    size = run.config.train.eval_batch_size
+    for first in range(0, len(windows), size):
+        part = windows[first : first + size]
+        context_WLN = _contexts(part, run.config.data.seq_len)
+        output, neighbours = _forecast(run, part, context_WLN)
+        values_WHN = output.forecast.double().numpy()
+        bounds = _bounds(run, part, context_WLN, values_WHN, levels)
+        for number, window in enumerate(part):
+            inverse = window.known.scaler.inverse
+            forecasts.append(
+                SeriesForecast(
+                    series=window.series,
+                    end=window.end,
+                    dates=_dates_after(window, series_set.frequency, horizon),
+                    values=inverse(values_WHN[number, :horizon]),
+                    intervals={
+                        level: (inverse(lower[number, :horizon]), inverse(upper[number, :horizon]))
+                        for level, (lower, upper) in bounds.items()
+                    },
+                    evidence=_evidence(output, neighbours, number) if with_evidence else None,
+                )
             )
-        context_BLN = scaler.transform(values_TN[-seq_len:])[None].astype(np.float32)
-        prompts = run.prompt_builder(context_BLN) if run.prompt_builder else None
-        batch = WindowBatch(
-            context=torch.from_numpy(context_BLN),
-            target=torch.zeros(1, pred_len, len(columns)),
-            window_ids=torch.zeros(1, dtype=torch.int64),
-            num_valid=1,
-            prompt_ids=None if prompts is None else torch.as_tensor(prompts[0]),
-            prompt_mask=None if prompts is None else torch.as_tensor(prompts[1]),
-        )
-        retrieved = _retrieve(run, series, context_BLN)
-        forecast_BHN = run.forecast_with(batch, retrieved).double().cpu().numpy()
-        forecasts.append(
-            SeriesForecast(
-                series=dataclasses.replace(series, values=values_TN, columns=tuple(columns)),
-                dates=future_dates(series, series_set.frequency, pred_len),
-                values=scaler.inverse(forecast_BHN[0]),
-            )
-        )
     return forecasts
 
 
-def future_dates(series: Series, frequency: str | None, pred_len: int) -> np.ndarray:
+def check_horizon(horizon: int | None, pred_len: int) -> int:
+    """Resolve and check a number of steps.
+
+    Raises:
+        DataError: It is no number of at least 1, or more than the model was trained for.
+    """
+    if horizon is None:
+        return pred_len
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
+        raise DataError(f"horizon={horizon!r}: must be a whole number of steps, at least 1.")
+    if horizon > pred_len:
+        raise DataError(
+            f"horizon={horizon}: the model was trained for {pred_len} steps (data.pred_len); ask "
+            "for at most these, or train a model with a longer data.pred_len."
+        )
+    return int(horizon)
+
+
+def check_levels(run: "LoadedRun", levels: Sequence[float]) -> None:
+    """Refuse intervals that the run cannot give.
+
+    Raises:
+        DataError: It has no calibration, or validation was too short for a level.
+    """
+    if not levels:
+        return
+    if run.calibration is None:
+        raise DataError(
+            f"level={list(levels)}: this run has no calibration, so no intervals; make one with "
+            "timellm evaluate --run RUN, or ask for level=[] and get the forecasts alone."
+        )
+    for level in levels:
+        run.calibration.check_level(level)
+
+
+def future_dates(series: Series, frequency: str | None, pred_len: int) -> Dates:
     """Continue the time stamps of a series.
 
     Raises:
         DataError: They have no constant frequency.
     """
-    import pandas as pd
-
     if frequency is None:
         raise DataError(
             f"series {series.id}: its time stamps have no constant frequency, so the next "
-            f"{pred_len} cannot be named; give a file with regular time stamps."
+            f"{pred_len} cannot be named; give regular time stamps."
         )
-    return pd.date_range(series.dates[-1], periods=pred_len + 1, freq=frequency)[1:].to_numpy()
-
-
-def write_forecasts(out: Path, forecasts: list[SeriesForecast]) -> list[Path]:
-    """Write ``forecast.csv`` (long: unique_id, ds, variate, forecast) and ``forecast.png``.
-
-    Raises:
-        DataError: The folder already holds a forecast.
-    """
-    import pandas as pd
-
-    table, figure = out / "forecast.csv", out / "forecast.png"
-    for path in (table, figure):
-        if path.exists():
-            raise DataError(f"--out {out}: {path.name} already exists; name another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    frames = [
-        pd.DataFrame(item.values, columns=list(item.series.columns))
-        .assign(unique_id=item.series.id, ds=item.dates)
-        .melt(id_vars=["unique_id", "ds"], var_name="variate", value_name="forecast")
-        for item in forecasts
-    ]
-    write_text(table, pd.concat(frames).to_csv(index=False))
-    first = forecasts[0]
-    plots.save_forecast_figure(
-        figure,
-        plots.ForecastExample(
-            dates=np.concatenate([first.series.dates, first.dates]),
-            history=first.series.values,
-            truth=None,
-            forecasts={"Time-LLM": first.values},
-            columns=first.series.columns,
-        ),
-    )
-    return [table, figure]
+    return continue_dates(series.dates[-1], frequency, pred_len)
 
 
 def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
@@ -146,32 +196,154 @@ def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
     )
 
 
-def _retrieve(run: "LoadedRun", series: Series, context: np.ndarray) -> RetrievedWindows | None:
-    """Find histories for the newest window of a series: only such as end before it forecasts.
-
-    The window is placed among the rows that the memory was made from by its newest time stamp; a
-    run that knows one series takes any other for that one, as its scaler does.
-    """
-    retriever = run.retriever
-    if retriever is None:
-        return None
-    known = retriever.data.series_set.series
-    number = next((i for i, one in enumerate(known) if one.id == series.id), 0)
-    first_forecast_row = int(np.searchsorted(known[number].dates, series.dates[-1], side="right"))
-    neighbours = retriever.search(
-        torch.from_numpy(context),
-        np.array([number]),
-        np.array([first_forecast_row - context.shape[1]]),
-        past_only=True,
-    )
-    return retriever.fetch(neighbours)
-
-
-def _select(series: Series, columns: list[str]) -> np.ndarray:
-    missing = [name for name in columns if name not in series.columns]
+def _as_trained(known: KnownSeries, series: Series) -> tuple[Series, Known]:
+    """The series with the variates of the training, in their order, and what is known of it."""
+    entry = known.find(series.id)
+    if entry.columns == series.columns:
+        return series, entry
+    missing = [name for name in entry.columns if name not in series.columns]
     if missing:
         raise DataError(
-            f"column {missing[0]!r} is missing in series {series.id}: the model was trained on "
-            f"{', '.join(columns)}; the file has {', '.join(series.columns)}."
+            f"column {quote(missing[0])} is missing in series {series.id}: the model was trained "
+            f"on {', '.join(entry.columns)}; the series has {', '.join(series.columns)}."
         )
-    return series.values[:, [series.columns.index(name) for name in columns]]
+    values_TN = series.values[:, [series.columns.index(name) for name in entry.columns]]
+    return replace(series, values=values_TN, columns=entry.columns), entry
+
+
+def _check_length(window: _Window, seq_len: int, cutoff: int) -> None:
+    if window.end >= seq_len:
+        return
+    left = f", and {max(window.end, 0)} before the cutoff" if cutoff else ""
+    raise DataError(
+        f"series {window.series.id}: has {len(window.series.values)} rows{left}, the model reads "
+        f"data.seq_len={seq_len}; give a longer history"
+        + (", or fewer windows." if cutoff else ".")
+    )
+
+
+def _dates_after(window: _Window, frequency: str | None, horizon: int) -> Dates:
+    past = window.series.dates[: window.end]
+    known = window.series.dates[window.end : window.end + horizon]
+    if len(known) == horizon:
+        return known
+    return future_dates(replace(window.series, dates=past), frequency, horizon)
+
+
+def _contexts(windows: Sequence[_Window], seq_len: int) -> npt.NDArray[np.float32]:
+    """Standardised windows. Shape (W, L, N)."""
+    num_variates = len(windows[0].series.columns)
+    # In one order in memory, whatever that of the table was: sums depend on it by a bit.
+    context_WLN = np.empty((len(windows), seq_len, num_variates), dtype=np.float32)
+    for number, one in enumerate(windows):
+        rows = one.series.values[one.end - seq_len : one.end]
+        context_WLN[number] = one.known.scaler.transform(rows)
+    return context_WLN
+
+
+def _forecast(
+    run: "LoadedRun", windows: Sequence[_Window], context: npt.NDArray[np.float32]
+) -> tuple[ForecastOutput, Neighbours | None]:
+    """Forecast some windows in one pass; both on the CPU, rows first."""
+    batch = run.batch_of(context)
+    retrieved, neighbours = None, None
+    if run.retriever is not None:
+        neighbours = _search(run.retriever, windows, batch)
+        retrieved = run.retriever.fetch(neighbours)
+    output = run.output_with(batch, retrieved)
+    return _on_cpu(output), neighbours
+
+
+def _bounds(
+    run: "LoadedRun",
+    windows: Sequence[_Window],
+    context: npt.NDArray[np.float32],
+    forecast: Floats,
+    levels: Sequence[float],
+) -> dict[float, tuple[Floats, Floats]]:
+    """Intervals by level, standardised. Shape (W, H, N) each."""
+    if run.calibration is None or not levels:
+        return {}
+    num_variates = context.shape[2]
+    numbers_W = np.array([one.known.number for one in windows], dtype=np.int64)
+    channels_WN = numbers_W[:, None] * num_variates + np.arange(num_variates)
+    return {
+        level: run.calibration.interval(forecast, context, channels_WN, level) for level in levels
+    }
+
+
+def _search(retriever: Retriever, windows: Sequence[_Window], batch: WindowBatch) -> Neighbours:
+    """Find histories for newest windows: only such as end before these begin.
+
+    A window is placed among the rows that the memory was made from by its newest time stamp; a
+    run that knows one series takes any other for that one, as its scaler does.
+    """
+    known = retriever.data.series_set.series
+    series_W = np.array([one.known.number for one in windows], dtype=np.int64)
+    ends_W = np.array(
+        [
+            _rows_until(known[number].dates, one.series.dates[one.end - 1])
+            for number, one in zip(series_W, windows, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    starts_W = ends_W - batch.context.shape[1]
+    return retriever.search(batch.context, series_W, starts_W, past_only=True)
+
+
+def _rows_until(dates: Dates, stamp: np.datetime64) -> int:
+    """Rows of a series up to a time stamp, those included that would follow its own."""
+    if len(dates) < 2 or stamp <= dates[-1]:
+        return int(np.searchsorted(dates, stamp, side="right"))
+    stamps_ns = dates.astype("datetime64[ns]").astype(np.int64)
+    # The longest step: never later than it really is, or a window could see what overlaps it.
+    step_ns = int(np.diff(stamps_ns).max())
+    after_ns = int(stamp.astype("datetime64[ns]").astype(np.int64)) - int(stamps_ns[-1])
+    return len(dates) + after_ns // step_ns
+
+
+def _on_cpu(output: ForecastOutput) -> ForecastOutput:
+    """Forecast, trend, gate, match and weights on the CPU; labels are dropped."""
+
+    def moved(part: torch.Tensor | None) -> torch.Tensor | None:
+        return None if part is None else part.cpu()
+
+    trend = output.trend
+    if trend is not None:
+        trend = TrendPrediction(trend.direction.cpu(), trend.magnitude.cpu(), moved(trend.change))
+    return ForecastOutput(
+        forecast=output.forecast.cpu(),
+        trend=trend,
+        gate=moved(output.gate),
+        match=moved(output.match),
+        neighbour_weights=moved(output.neighbour_weights),
+    )
+
+
+def _evidence(output: ForecastOutput, neighbours: Neighbours | None, number: int) -> Evidence:
+    """Cut the rows of one window out of a batch."""
+    num_variates = output.forecast.shape[2]
+    rows = slice(number * num_variates, (number + 1) * num_variates)
+
+    def cut(part: torch.Tensor | None) -> torch.Tensor | None:
+        return None if part is None else part[rows]
+
+    trend = output.trend
+    if trend is not None:
+        trend = TrendPrediction(trend.direction[rows], trend.magnitude[rows], cut(trend.change))
+    return Evidence(
+        output=ForecastOutput(
+            forecast=output.forecast[number : number + 1],
+            trend=trend,
+            gate=cut(output.gate),
+            match=cut(output.match),
+            neighbour_weights=cut(output.neighbour_weights),
+        ),
+        neighbours=None
+        if neighbours is None
+        else Neighbours(
+            ids=neighbours.ids[rows],
+            weights=neighbours.weights[rows],
+            distances=neighbours.distances[rows],
+        ),
+    )

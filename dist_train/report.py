@@ -1,176 +1,124 @@
-"""What a run tells its reader: the opening lines, the table, ``report.md`` and its picture."""
+"""``report.md`` of a run: scores, intervals, cost, and the figures beside them."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from dist_train import distributed, plots
-from dist_train.baselines import ridge_forecast
+from dist_train import coverage
 from dist_train.config import RunConfig
-from dist_train.data.collate import Collator
-from dist_train.data.prompts import PromptBuilder
+from dist_train.conformal import Calibration
+from dist_train.coverage import Coverage
 from dist_train.data.windows import ForecastData
-from dist_train.engine import whole_numel
-from dist_train.evaluation import Forecast
+from dist_train.figures.cost import save_cost_figure
+from dist_train.figures.coverage import save_coverage_figure
+from dist_train.figures.errors import save_error_figure
+from dist_train.figures.forecast import ForecastExample
+from dist_train.figures.losses import save_loss_figure
+from dist_train.figures.run import save_run_figure
+from dist_train.figures.samples import ForecastSample, save_sample_figure
 from dist_train.metrics import Scores
-from dist_train.plots import ForecastExample
-from dist_train.precision import dtype_name
-from dist_train.retrieval import Retriever
-from dist_train.retrieval_ridge import RetrievalVerdict
+from dist_train.score_table import table
+from dist_train.tracking import FILE as METRICS_FILE
 from memory_index.atomic_file import write_text
-from model.forecaster import Forecaster
-from model.linear_anchor import AnchorFit
 
+REPORT_FILE = "report.md"
+FIGURE_FILE = "forecast.png"
+FIGURES = "figures"
+FILES = (REPORT_FILE, FIGURE_FILE, FIGURES)
+"""What :func:`write` leaves in the run's folder."""
 MAX_CHANNELS_LISTED = 32
 
 
-def opening(config: RunConfig, data: ForecastData, world_size: int, dtype: torch.dtype) -> str:
-    """Say what is about to be trained on what, in a few lines."""
-    counts = {split: len(data.windows[split]) for split in ("train", "val", "test")}
-    lines = [
-        f"run {config.name}: {data.series_set.name}, {data.num_channels} series of "
-        f"{_lengths(data)} steps, {config.data.seq_len} -> "
-        f"{config.data.pred_len} steps",
-        f"windows: {counts['train']} train, {counts['val']} validation, {counts['test']} test",
-        f"{world_size} rank(s) on {distributed.device().type}, {dtype_name(dtype)}, "
-        f"ZeRO-{config.deepspeed.zero_stage}, backbone {config.backbone.name} "
-        f"({config.backbone.llm_layers} layers)",
-    ]
-    return "\n".join([*lines, *(f"note: {note}" for note in data.series_set.notes)])
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """All that a report tells of a run on the test split."""
+
+    config: RunConfig
+    data: ForecastData
+
+    result: Mapping[str, Any]
+    """What ``result.json`` holds."""
+
+    scores: Mapping[str, Scores]
+    """By forecaster, the model first."""
+
+    example: ForecastExample
+    """The window of ``forecast.png``."""
+
+    samples: Sequence[ForecastSample] = ()
+    """Windows with intervals and neighbours."""
+
+    measured: Sequence[Coverage] = ()
+    """What intervals cover, by level; empty where there are none."""
+
+    calibration: Calibration | None = None
+    """How they are made."""
 
 
-def _lengths(data: ForecastData) -> str:
-    lengths = [len(series.values) for series in data.series_set.series]
-    shortest, longest = min(lengths), max(lengths)
-    return str(longest) if shortest == longest else f"{shortest} to {longest}"
+def write(folder: Path, report: RunReport) -> None:
+    """Write ``report.md``, ``forecast.png`` and ``figures/`` into a run folder; on one rank."""
+    drawn = draw_figures(folder, report)
+    write_text(folder / REPORT_FILE, _text(report, drawn))
 
 
-def parameters(
-    model: Forecaster,
-    ridge: AnchorFit,
-    verdict: RetrievalVerdict | None,
-    retriever: Retriever | None,
-) -> str:
-    """Say what is trained, what is frozen, and what the closed forms reach on validation."""
-    trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
-    frozen = sum(_size(p) for p in model.parameters() if not p.requires_grad)
-    lines = [
-        f"{trained:,} trained and {frozen:,} frozen parameters; ridge on validation: "
-        f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})"
-    ]
-    if verdict is not None:
-        lines.append(
-            f"ridge on a sample of windows, on validation: mse "
-            f"{verdict.without.validation_mse:.4f} without and "
-            f"{verdict.with_retrieval.validation_mse:.4f} with retrieved futures"
-        )
-    if retriever is None:
-        lines.append("memory: off")
-    else:
-        bank = retriever.bank
-        sampled = "" if len(bank) == bank.num_candidates else f" of {bank.num_candidates:,}, even"
-        reason = retriever.builder.choice.reason
-        lines.append(f"memory: on, {len(bank):,} entries{sampled}; {reason}")
-    return "\n".join(lines)
+def draw_figures(folder: Path, report: RunReport) -> dict[str, str]:
+    """Draw all figures of a run.
 
-
-def _size(parameter: torch.nn.Parameter) -> int:
-    """Numbers that a parameter stands for: in all shards under ZeRO-3, in its 4-bit blocks."""
-    packed = getattr(parameter, "quant_state", None)
-    if packed is not None:
-        return math.prod(packed.shape)
-    return whole_numel(parameter)
-
-
-def table(scores: Mapping[str, Scores]) -> str:
-    """Lay out scores as a Markdown table, one row per forecaster, the best MSE marked."""
-    best = min(row.mse for row in scores.values())
-    lines = [
-        "| model | MSE | MAE | RMSE (original units) | MAE (original units) | MASE |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in scores.items():
-        mark = "**" if row.mse == best else ""
-        lines.append(
-            f"| {name} | {mark}{row.mse:.4f}{mark} | {row.mae:.4f} | {row.rmse_original:.4g} "
-            f"| {row.mae_original:.4g} | {row.mase:.3f} |"
-        )
-    return "\n".join(lines)
-
-
-FILES = ("report.md", "forecast.png")
-"""What :func:`write` leaves in the run's folder."""
-
-
-def table_rows(scores: Mapping[str, Scores]) -> tuple[list[str], list[list[str | float]]]:
-    """Columns and rows of :func:`table`, as values."""
-    columns = ["model", "MSE", "MAE", "RMSE (original units)", "MAE (original units)", "MASE"]
-    rows: list[list[str | float]] = [
-        [name, row.mse, row.mae, row.rmse_original, row.mae_original, row.mase]
-        for name, row in scores.items()
-    ]
-    return columns, rows
-
-
-def closing(folder: Path, result: Mapping[str, Any]) -> list[str]:
-    """Say how the training went and where its files are, in a few lines."""
-    return [
-        f"best validation mse {result['val_mse']:.4f} at step {result['best_step']} of "
-        f"{result['steps']} (ridge {result['ridge_val_mse']:.4f}); training took "
-        f"{result['train_s']} s, {result['windows_per_s']} windows/s, at most "
-        f"{result['peak_rss_gib']} GiB per rank",
-        f"report: {folder / 'report.md'}",
-    ]
-
-
-def write(
-    folder: Path,
-    config: RunConfig,
-    data: ForecastData,
-    result: Mapping[str, Any],
-    scores: Mapping[str, Scores],
-    example: ForecastExample,
-) -> None:
-    """Write ``report.md`` and ``forecast.png`` into the run folder; on one rank only."""
-    plots.save_run_figure(
-        folder / "forecast.png", example, {name: row.mse_per_step for name, row in scores.items()}
+    Returns:
+        By the figure's path in the run folder, what it shows.
+    """
+    scores, names, result = report.scores, report.data.channel_names, report.result
+    save_run_figure(
+        folder / FIGURE_FILE,
+        report.example,
+        {name: row.mse_per_step for name, row in scores.items()},
     )
-    number = next(iter(scores.values())).num_windows
-    channels = data.channel_names[:MAX_CHANNELS_LISTED]
-    names = list(scores)
-    per_channel = [
-        "| variate | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-        *(
-            f"| {channel} | "
-            + " | ".join(f"{scores[name].mse_per_channel[index]:.4f}" for name in names)
-            + " |"
-            for index, channel in enumerate(channels)
-        ),
-    ]
-    left_out = data.num_channels - len(channels)
-    text = f"""# {config.name}
+    figures = folder / FIGURES
+    figures.mkdir(exist_ok=True)
+    drawn = {FIGURE_FILE: "One test window, and the error at each step"}
+    save_loss_figure(
+        figures / "losses.png", folder / METRICS_FILE,
+        best_step=result["best_step"], ridge_val_mse=result["ridge_val_mse"],
+    )  # fmt: skip
+    drawn[f"{FIGURES}/losses.png"] = "Loss terms in training, and the error on validation"
+    save_error_figure(figures / "errors.png", scores, names)
+    drawn[f"{FIGURES}/errors.png"] = "Error at each step and of each variate"
+    if report.samples:
+        save_sample_figure(figures / "samples.png", report.samples)
+        drawn[f"{FIGURES}/samples.png"] = "Test windows with intervals, and what was retrieved"
+    if report.measured:
+        save_coverage_figure(figures / "coverage.png", report.measured, names)
+        drawn[f"{FIGURES}/coverage.png"] = "What intervals promise, and what they cover"
+    save_cost_figure(
+        figures / "cost.png", result.get("seconds", {}), result.get("gib", {}), _cost_line(result)
+    )
+    drawn[f"{FIGURES}/cost.png"] = "Seconds and memory by part, on the main rank"
+    return drawn
+
+
+def _text(report: RunReport, drawn: Mapping[str, str]) -> str:
+    config, data, result = report.config, report.data, report.result
+    number = next(iter(report.scores.values())).num_windows
+    pictures = "\n\n".join(f"![{title}]({path})" for path, title in drawn.items())
+    return f"""# {config.name}
 
 {data.series_set.name}, {config.data.seq_len} -> {config.data.pred_len} steps. Every one of the
 {number} windows of the test split is scored once; MSE and MAE are of standardised values.
 Time-LLM is the whole model; "ridge + retrieval" is what it starts from, where that is its anchor.
 
-{table(scores)}
+{table(report.scores)}
 
 Best validation MSE {result["val_mse"]:.4f} at step {result["best_step"]} of {result["steps"]}
 (ridge {result["ridge_val_mse"]:.4f}); training took {result["train_s"]} s on {result["ranks"]}
 rank(s), {result["windows_per_s"]} windows/s, at most {result["peak_rss_gib"]} GiB per rank.
 
-![One test window, and the error at each step](forecast.png)
+{_intervals(report)}
+{pictures}
 
 ## MSE per variate
 
-{chr(10).join(per_channel)}
-{f"and {left_out} more in result.json" if left_out else ""}
+{_variates(report)}
 
 ## Series
 
@@ -178,29 +126,52 @@ rank(s), {result["windows_per_s"]} windows/s, at most {result["peak_rss_gib"]} G
 Checksum {data.series_set.checksum}.
 {chr(10).join(f"* {note}" for note in data.series_set.notes)}
 """
-    write_text(folder / "report.md", text)
 
 
-def collect_example(
-    forecast: Forecast, ridge: AnchorFit, data: ForecastData, prompt_builder: PromptBuilder | None
-) -> ForecastExample:
-    """Forecast the middle window of the test split, for the picture; collective."""
-    windows = data.windows["test"]
-    window = len(windows) // 2
-    batch = Collator(windows, prompt_builder)([window]).to(distributed.device())
-    with torch.no_grad():
-        forecasts = {"Time-LLM": forecast(batch), "ridge": ridge_forecast(ridge)(batch)}
-    number, start = windows.locate(window)
-    scaler, series = data.scalers[number], data.series_set.series[number]
-    end = start + windows.seq_len + windows.pred_len
+def _intervals(report: RunReport) -> str:
+    if not report.measured or report.calibration is None:
+        return ""
+    facts = report.calibration.facts
+    return f"""## Intervals
 
-    def original(values: torch.Tensor) -> np.ndarray:
-        return np.asarray(scaler.inverse(values[0].double().cpu().numpy()))
+Made by {facts["method"]}, from {facts["windows_forecast"]} of the {facts["windows_of_split"]}
+windows of validation; measured on every window of test. The worst variate and step are those
+farthest from the level. Width and interval score are of standardised values.
 
-    return ForecastExample(
-        dates=series.dates[start:end],
-        history=original(batch.context),
-        truth=original(batch.target),
-        forecasts={name: original(values) for name, values in forecasts.items()},
-        columns=data.channel_names[:] if len(data.scalers) == 1 else (series.id,),
-    )
+{coverage.table(report.measured, "test")}
+
+## Figures
+"""
+
+
+def _variates(report: RunReport) -> str:
+    scores, names = report.scores, list(report.scores)
+    channels = report.data.channel_names[:MAX_CHANNELS_LISTED]
+    levels = coverage.told(report.measured)
+    lines = [
+        "| variate | "
+        + " | ".join([*names, *(f"{one.level:g} % covers" for one in levels)])
+        + " |",
+        "|---" * (len(names) + len(levels) + 1) + "|",
+    ]
+    for index, channel in enumerate(channels):
+        cells = [f"{scores[name].mse_per_channel[index]:.4f}" for name in names]
+        cells += [f"{one.per_channel[index]:.1f} %" for one in levels]
+        lines.append(f"| {channel} | " + " | ".join(cells) + " |")
+    left_out = report.data.num_channels - len(channels)
+    if left_out:
+        lines.append(f"\nand {left_out} more in result.json")
+    return "\n".join(lines)
+
+
+def _cost_line(result: Mapping[str, Any]) -> str:
+    parts = [
+        f"{result['ranks']} rank(s), {result['windows_per_s']} training windows/s, at most "
+        f"{result['peak_rss_gib']} GiB per rank"
+    ]
+    if "trained_parameters" in result:
+        parts.append(
+            f"{result['trained_parameters']:,} trained and {result['frozen_parameters']:,} frozen "
+            "parameters"
+        )
+    return "\n".join(parts)

@@ -45,7 +45,7 @@ class Neighbours:
     """softmax(-distance / temperature) with the searched keys, 0 where there is none. (R, K)."""
 
     distances: Tensor
-    """Of the searched keys, 0 where there is none. Shape (R, K), float32, on the CPU."""
+    """Squared Euclidean distances of the searched keys, inf where there is none. (R, K)."""
 
 
 class Retriever:
@@ -204,12 +204,9 @@ class Retriever:
         if len(rows_RL):
             keys_RZ = live.encoder(rows_RL).key.float().cpu()
         distances_RK, ids_RK = live.index.search(keys_RZ, hidden_R2, self.gram.top_k)
-        found_RK = ids_RK >= 0
-        weights_RK = softmax_weights(distances_RK, found_RK, self.gram.temperature)
+        weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
         self.search_s += time.monotonic() - began
-        return Neighbours(
-            ids=ids_RK, weights=weights_RK, distances=distances_RK.masked_fill(~found_RK, 0)
-        )
+        return Neighbours(ids=ids_RK, weights=weights_RK, distances=distances_RK)
 
     def exclusion(self, *, past_only: bool) -> Exclusion:
         """What a query must not see. Not collective."""
@@ -225,7 +222,7 @@ class Retriever:
             futures=self.bank.futures(ids, anchored=self._anchored).to(self._device),
             ids=ids.to(self._device),
             valid=(ids >= 0).to(self._device),
-            distances=neighbours.distances.to(self._device),
+            distances=neighbours.distances.masked_fill(ids < 0, 0).to(self._device),
         )
 
     def search_batch(self, batch: WindowBatch, split: str) -> Neighbours:

@@ -1,52 +1,132 @@
 """Score a trained run again: the ``evaluate`` command."""
 
 import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_train import baselines, distributed, report, watchdog
+from dist_train import baselines, calibration, coverage, distributed, saved_forecasts, watchdog
 from dist_train.comparison import score_beside_baselines
 from dist_train.config import TrainConfig
-from dist_train.loading import load_run, load_training_data
+from dist_train.coverage import Coverage, CoverageSums
+from dist_train.data.windows import ForecastData
+from dist_train.evaluation import Observer
+from dist_train.loading import LoadedRun, load_run, load_training_data
+from dist_train.metrics import Scores
+from dist_train.saved_forecasts import ForecastFile
+from dist_train.score_table import table
 
 
-def evaluate_run(
-    folder: Path, split: str, batch_size: int | None, root: str | None
-) -> dict[str, Any] | None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the command line said about scoring a run."""
+
+    run: Path
+    """Folder of the run."""
+
+    split: str = "test"
+    """val or test."""
+
+    batch_size: int | None = None
+    """Windows per forward pass; None: the run's ``train.eval_batch_size``."""
+
+    root: str | None = None
+    """Folder of the catalog's files; None: the run's ``data.root``."""
+
+    save_forecasts: Path | None = None
+    """Parquet file that is made of all forecasts; None: none."""
+
+
+def evaluate_run(asked: Evaluation) -> dict[str, Any] | None:
     """Score a run's best checkpoint and the baselines on all windows of a split; collective.
 
     Args:
-        folder: Folder of the run.
-        split: val or test.
-        batch_size: Windows per forward pass; default the run's ``train.eval_batch_size``.
-        root: Folder of the catalog's files; default the run's ``data.root``.
+        asked: What is scored.
 
     Returns:
-        Scores by forecaster on rank 0, None on the others.
+        Scores by forecaster and coverage on rank 0, None on the others.
 
     Raises:
         CheckpointError: The run has no usable checkpoint.
         DataError: The data is missing, or is not what the run was trained on.
+        ValueError: A batch of nothing, or no file of forecasts can be made there.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch_size must be at least 1, got {batch_size}.")
+    if asked.batch_size is not None and asked.batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1, got {asked.batch_size}.")
+    if asked.save_forecasts is not None:
+        saved_forecasts.check_path(asked.save_forecasts)
+    with _joined():
+        run = load_run(asked.run, asked.root)
+        data = load_training_data(run.config, run.series)
+        run = _calibrated(run, asked.run, data)
+        scores, measured = _score(run, data, asked)
+        if not distributed.is_main_rank():
+            return None
+        print(table(scores), coverage.table(measured, asked.split), sep="\n\n", flush=True)
+        return {
+            "run": asked.run.name,
+            "split": asked.split,
+            "scores": {name: dataclasses.asdict(row) for name, row in scores.items()},
+            **coverage.summary(measured),
+            "intervals": [dataclasses.asdict(one) for one in measured],
+        }
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    """Be a rank of the job, watched, for a block."""
     defaults = TrainConfig()
     distributed.initialize_process_group(defaults.collective_timeout_s)
     try:
         with watchdog.watch(defaults.watchdog_s):
-            run = load_run(folder, root)
-            data = load_training_data(run.config, run.series)
-            batch_size = batch_size or run.config.train.eval_batch_size
-            scores = score_beside_baselines(
-                partial(run.forecast, split=split), run.config, data, split,
-                module=run.module, retriever=run.retriever, prompt_builder=run.prompt_builder,
-                ridge=baselines.fit_ridge(data), batch_size=batch_size,
-            )  # fmt: skip
-        if not distributed.is_main_rank():
-            return None
-        print(report.table(scores), flush=True)
-        rows = {name: dataclasses.asdict(row) for name, row in scores.items()}
-        return {"run": folder.name, "split": split, "scores": rows}
+            yield
     finally:
         distributed.shut_down()
+
+
+def _calibrated(run: LoadedRun, folder: Path, data: ForecastData) -> LoadedRun:
+    """Calibrate a run from before, and keep that in its folder where it can be written."""
+    if run.calibration is not None:
+        return run
+    run = run.calibrated(data)
+    assert run.calibration is not None
+    if distributed.is_main_rank():
+        try:
+            calibration.save(folder, run.calibration, data)
+        except OSError as error:
+            sys.stderr.write(f"note: {calibration.FILE} is not kept in {folder}: {error}\n")
+    return run
+
+
+def _score(
+    run: LoadedRun, data: ForecastData, asked: Evaluation
+) -> tuple[dict[str, Scores], tuple[Coverage, ...]]:
+    """Score, count what lies within the intervals, and save forecasts; collective."""
+    assert run.calibration is not None
+    ridge = baselines.fit_ridge(data)
+    counted = CoverageSums(run.calibration, data, asked.split)
+    observers: list[Observer] = [counted]
+    with ExitStack() as open_files:
+        file = None
+        if asked.save_forecasts is not None:
+            with distributed.agree_or_raise("Writing the forecasts"):
+                file = open_files.enter_context(
+                    ForecastFile(
+                        asked.save_forecasts, data, asked.split,
+                        calibration=run.calibration, ridge=baselines.ridge_forecast(ridge),
+                    )
+                )  # fmt: skip
+            observers.append(file)
+        scores = score_beside_baselines(
+            partial(run.forecast, split=asked.split), run.config, data, asked.split,
+            module=run.module, retriever=run.retriever, prompt_builder=run.prompt_builder,
+            ridge=ridge, batch_size=asked.batch_size or run.config.train.eval_batch_size,
+            observers=observers,
+        )  # fmt: skip
+        measured = counted.finish()
+        if file is not None:
+            file.finish()
+    return scores, measured

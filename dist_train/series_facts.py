@@ -1,10 +1,12 @@
 """What a checkpoint has to know of the series, so that forecasts need no training data."""
 
+import difflib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dist_train.data.config import DataError
+from dist_train.data.config import DataError, quote
 from dist_train.data.splits import Scaler
 from dist_train.data.windows import ForecastData
 
@@ -30,25 +32,49 @@ def describe(data: ForecastData) -> dict[str, Any]:
     }
 
 
-def known_series(facts: dict[str, Any], series_id: str) -> tuple[Scaler, list[str]]:
-    """Find the scaler and the variates of a series.
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a checkpoint knows of one series."""
 
-    Args:
-        facts: What :func:`describe` wrote.
-        series_id: Its id; of no matter where the run knows one series only.
+    number: int
+    """Its place among the series of the run."""
 
-    Raises:
-        DataError: The run was not trained on it.
-    """
-    entries = {entry["id"]: entry for entry in facts["series"]}
-    if len(entries) == 1:
-        entry = next(iter(entries.values()))
-    elif series_id in entries:
-        entry = entries[series_id]
-    else:
-        raise DataError(
-            f"series {series_id!r}: the run was not trained on it; it knows {len(entries)} "
-            f"series, such as {next(iter(entries))!r}."
-        )
-    scaler = Scaler(mean=np.asarray(entry["mean"]), scale=np.asarray(entry["scale"]))
-    return scaler, list(entry["columns"])
+    scaler: Scaler
+    columns: tuple[str, ...]
+
+
+class KnownSeries:
+    """What a checkpoint knows of its series, looked up by their ids."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        """Take what :func:`describe` wrote."""
+        self._entries = {
+            entry["id"]: Known(
+                number=number,
+                scaler=Scaler(mean=np.asarray(entry["mean"]), scale=np.asarray(entry["scale"])),
+                columns=tuple(entry["columns"]),
+            )
+            for number, entry in enumerate(facts["series"])
+        }
+        self._name = facts["name"]
+
+    def find(self, series_id: str) -> Known:
+        """Look up a series.
+
+        Args:
+            series_id: Its id; of no matter where the run knows one wide file only.
+
+        Raises:
+            DataError: The run was not trained on it.
+        """
+        entry = self._entries.get(series_id)
+        if entry is None and len(self._entries) == 1 and self._name in self._entries:
+            entry = self._entries[self._name]
+        if entry is None:
+            near = difflib.get_close_matches(series_id, self._entries, n=1)
+            example = (near or list(self._entries))[0]
+            raise DataError(
+                f"series {quote(series_id)}: the run was not trained on it; it knows "
+                f"{len(self._entries)} series, such as {example!r}. Leave it out, or train on it."
+            )
+        return entry

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dist_train import (
+    calibration,
     checkpoint_writer,
     closed_form,
+    coverage,
     distributed,
     engine,
     leak_alarm,
+    opening,
     precision,
     progress,
     report,
@@ -31,9 +34,11 @@ from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
 from dist_train.closed_form import ClosedForm
 from dist_train.comparison import score_beside_baselines
 from dist_train.config import RunConfig, config_to_dict, config_to_yaml, count_steps
+from dist_train.coverage import Coverage, CoverageSums
 from dist_train.data.config import DataError
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
+from dist_train.examples import ExampleMaker
 from dist_train.leak_alarm import LeakError
 from dist_train.memory_account import account
 from dist_train.memory_build import bank_root
@@ -41,9 +46,11 @@ from dist_train.metric_catalog import TABLE
 from dist_train.metrics import Scores
 from dist_train.preflight import Preflight, identity
 from dist_train.profiler import build_profiler
+from dist_train.report import RunReport
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
 from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
+from dist_train.score_table import closing, table, table_rows
 from dist_train.throughput import Throughput
 from dist_train.tracking import Tracker
 from dist_train.trainer import FitResult, Trainer
@@ -142,7 +149,7 @@ class _Run:
         if self.main:
             write_text(self.folder / "deepspeed.json", json.dumps(self.settings, indent=2))
             world_size = distributed.world_size()
-            self._say(report.opening(self.config, self.data, world_size, self.dtype))
+            self._say(opening.opening(self.config, self.data, world_size, self.dtype))
             self._say(*_opening_of(self.resumption))
         banks = bank_root(self.folder)
         if self.known is not None:
@@ -165,8 +172,9 @@ class _Run:
             model.load_buffers(self.known.model)
         else:
             ridge_val_mse = closed_form.set_solutions(model, config, self.data, closed, retriever)
+        sizes = opening.sizes(model)
         if self.main:
-            self._say(report.parameters(model, closed.ridge, closed.verdict, retriever))
+            self._say(opening.parameters(sizes, closed.ridge, closed.verdict, retriever))
 
         trainer, writer = self._build_trainer(
             config, model, retriever, closed_form.pack(closed, ridge_val_mse)
@@ -178,28 +186,46 @@ class _Run:
             with distributed.agree_or_raise("Saving the best model"):
                 writer.close()
             trainer.restore_best()
+            known = calibration.calibrate(
+                partial(trainer.forecast, split="val"), self.data,
+                batch_size=config.train.eval_batch_size, prompt_builder=self.prompt_builder,
+                num_workers=config.data.num_workers,
+            )  # fmt: skip
+            counted = CoverageSums(known, self.data, "test")
             scores = score_beside_baselines(
                 partial(trainer.forecast, split="test"), config, self.data, "test",
                 module=trainer.engine.module, retriever=retriever,
                 prompt_builder=self.prompt_builder, ridge=closed.ridge,
-                batch_size=config.train.eval_batch_size,
+                batch_size=config.train.eval_batch_size, observers=[counted],
             )  # fmt: skip
+            measured = counted.finish()
             test = {f"test/mse/{name}": row.mse for name, row in scores.items()}
+            test |= {f"test/{key}": value for key, value in coverage.summary(measured).items()}
             trainer.tracker.log(fit.steps, test)
 
-        forecast = partial(trainer.forecast, split="test")
-        example = report.collect_example(forecast, closed.ridge, self.data, self.prompt_builder)
+        maker = ExampleMaker(
+            partial(trainer.forecast, split="test"), closed.ridge, self.data,
+            prompt_builder=self.prompt_builder, retriever=retriever, calibration=known,
+        )  # fmt: skip
+        example, samples = maker.middle(), maker.samples()
         trainer.engine.close()
         if retriever is not None:
             retriever.close()
-        result = _result(config, fit, closed, scores)
+        result = _result(config, fit, closed, scores, measured)
         result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
+        result |= {"trained_parameters": sizes.trained, "frozen_parameters": sizes.frozen}
         progress.enter("writing the report", patience=3)
         with distributed.agree_or_raise("Writing the report"):
             if self.main:
-                report.write(self.folder, config, self.data, result, scores, example)
+                known = calibration.save(self.folder, known, self.data)
+                written = RunReport(
+                    config=config, data=self.data, result=result, scores=scores, example=example,
+                    samples=samples, measured=measured, calibration=known,
+                )  # fmt: skip
+                report.write(self.folder, written)
                 write_text(self.folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
-                self._say(report.table(scores), *report.closing(self.folder, result))
+                self._say(table(scores), "", coverage.table(measured, "test"))
+                self._say(*closing(self.folder / report.REPORT_FILE, result))
                 self._finish_tracker(fit.steps, result, scores)
         return result
 
@@ -212,8 +238,8 @@ class _Run:
     def _finish_tracker(self, step: int, result: dict[str, Any], scores: dict[str, Scores]) -> None:
         """Give wandb what is there at the end, and close it; on the main rank."""
         progress.enter("closing wandb", patience=self._wandb_patience)
-        columns, rows = report.table_rows(scores)
-        names = [*report.FILES, run_folder.RESULT_FILE]
+        columns, rows = table_rows(scores)
+        names = [*report.FILES, run_folder.RESULT_FILE, calibration.FILE]
         self.tracker.finish(
             step,
             summary={key: value for key, value in result.items() if key != "scores"},
@@ -454,7 +480,11 @@ def _build_sampler(
 
 
 def _result(
-    config: RunConfig, fit: FitResult, closed: ClosedForm, scores: dict[str, Scores]
+    config: RunConfig,
+    fit: FitResult,
+    closed: ClosedForm,
+    scores: dict[str, Scores],
+    measured: tuple[Coverage, ...],
 ) -> dict[str, Any]:
     started = float(os.environ.get("TIMELLM_STARTED_AT", _IMPORTED))
     result = {
@@ -471,7 +501,10 @@ def _result(
         "windows_per_s": round(fit.windows_per_s, 2),
         "peak_rss_gib": round(fit.peak_rss_gib, 3),
         "code": code_fingerprint(),
+        **coverage.summary(measured),
         "scores": {name: asdict(row) for name, row in scores.items()},
+        "intervals": [asdict(one) for one in measured],
+        **account.cost(),
     }
     if closed.verdict is not None:
         result["ridge_sample_val_mse"] = closed.verdict.without.validation_mse

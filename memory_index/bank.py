@@ -108,6 +108,11 @@ class MemoryBank:
         """
         return self._places.on_clock(series, starts)
 
+    @property
+    def end_of_time(self) -> int:
+        """First row of a window that comes after all there are, in any series."""
+        return self._places.end + self.seq_len + self.pred_len
+
     def windows(self, ids: Tensor) -> Tensor:
         """Read the contexts, standardised as the series are.
 

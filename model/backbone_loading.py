@@ -154,6 +154,33 @@ def load_tokenizer(files: BackboneFiles) -> Any:
     return tokenizer
 
 
+def save_kept_layers(
+    config: BackboneConfig, files: BackboneFiles, folder: Path, *, with_tokenizer: bool
+) -> None:
+    """Write the blocks that are kept of a language model as a folder of its own.
+
+    Args:
+        config: What the user chose; 4-bit weights are written as they are before.
+        files: Where the whole model lies.
+        folder: A new one; :func:`load_backbone` makes the same of it.
+        with_tokenizer: Write the tokenizer too.
+    """
+    is_language_model = config.kind in LANGUAGE_MODELS
+    layers = config.llm_layers if is_language_model else 1  # of the others the words are read
+    with _readable_errors(files):
+        cut = _cut_config(files, layers)
+        if config.kind == "random":
+            cut.save_pretrained(folder)
+        elif files.gguf_file is not None:
+            _cut_gguf(files, cut, config.attention).save_pretrained(folder)
+        else:
+            AutoModel.from_pretrained(
+                files.folder, config=cut, dtype="auto", use_safetensors=True, **_NO_FOREIGN_CODE
+            ).save_pretrained(folder)
+    if with_tokenizer:
+        load_tokenizer(files).save_pretrained(folder)
+
+
 def convert_gguf(gguf: str, folder: str) -> None:
     """Write a .gguf model as an ordinary Transformers folder: float32 safetensors, tokenizer."""
     path = Path(gguf)

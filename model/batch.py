@@ -11,6 +11,7 @@ Shape legend (this file):
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from model.trend_labels import TrendLabels
@@ -46,6 +47,12 @@ class RetrievedWindows(NamedTuple):
 
     distances: Tensor | None = None
     """How far the search found each; 0 where there is none. (R, K), float32; only for the log."""
+
+    def to(self, device: torch.device) -> "RetrievedWindows":
+        """Move all of it to a device."""
+        return RetrievedWindows(
+            *(None if part is None else part.to(device) for part in self)  # type: ignore[arg-type]
+        )
 
 
 class TrendPrediction(NamedTuple):

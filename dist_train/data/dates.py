@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -28,6 +29,14 @@ _MEANING = {
     "extra": "a shorter step than the others",
 }
 KINDS = tuple(_MEANING)
+# More equal steps than any calendar has in a row (seven years of 365 days around 1900).
+_TELLING_ROWS = 12
+_NS_PER_HOUR = 3_600_000_000_000
+_DAYLIGHT_SAVING = (
+    " If the clock was changed for daylight saving there, give the stamps in UTC, or with their "
+    "zone."
+)
+_SUNDAY = 3  # days since 1970-01-01, a Thursday, modulo 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +102,53 @@ def infer_frequency(dates: Dates) -> str | None:
     """
     if len(dates) < 3:
         return None
+    if len(dates) > _TELLING_ROWS and _has_equal_steps(dates):
+        dates = dates[:_TELLING_ROWS]
+    return _infer(dates.astype("datetime64[ns]").tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _infer(stamps: bytes) -> str | None:
+    """The frequency of time stamps in nanoseconds; thousands of series often share theirs."""
+    dates = np.frombuffer(stamps, dtype="datetime64[ns]")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas is changing the type of the answer
         inferred = pd.infer_freq(pd.DatetimeIndex(dates))
         return None if inferred is None else pd.tseries.frequencies.to_offset(inferred).freqstr
+
+
+def _has_equal_steps(dates: Dates) -> bool:
+    stamps_ns = dates.astype("datetime64[ns]").astype(np.int64)
+    step = stamps_ns[1] - stamps_ns[0]
+    return bool(step > 0 and (stamps_ns[1:] - stamps_ns[:-1] == step).all())
+
+
+def follows(dates: Dates, frequency: str) -> bool:
+    """Whether time stamps continue each other at a frequency, given as a pandas alias."""
+    count = len(dates)
+    if count > _TELLING_ROWS and _has_equal_steps(dates):
+        count = _TELLING_ROWS
+    return _follows(dates[:count].astype("datetime64[ns]").tobytes(), frequency)
+
+
+@lru_cache(maxsize=1024)
+def _follows(stamps: bytes, frequency: str) -> bool:
+    dates = np.frombuffer(stamps, dtype="datetime64[ns]")
+    expected = pd.date_range(dates[0], periods=len(dates), freq=frequency).as_unit("ns")
+    return bool(np.array_equal(expected.to_numpy(), dates))
+
+
+def continue_dates(last: np.datetime64, frequency: str, count: int) -> Dates:
+    """Name the time stamps after ``last``. Shape (count,), datetime64[ns]."""
+    return _continued(int(last.astype("datetime64[ns]").astype(np.int64)), frequency, count)
+
+
+@lru_cache(maxsize=1024)
+def _continued(last_ns: int, frequency: str, count: int) -> Dates:
+    dates = pd.date_range(pd.Timestamp(last_ns), periods=count + 1, freq=frequency).as_unit("ns")
+    following: Dates = dates[1:].to_numpy()
+    following.setflags(write=False)  # shared by all series that end alike
+    return following
 
 
 def find_defects(dates: Dates) -> list[Defect]:
@@ -107,7 +159,7 @@ def find_defects(dates: Dates) -> list[Defect]:
 
 def _odd_steps(dates: Dates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows after an unusual step, and the number of its kind in :data:`KINDS`."""
-    if len(dates) < 2 or infer_frequency(dates) is not None:
+    if len(dates) < 2 or _has_equal_steps(dates) or infer_frequency(dates) is not None:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     stamps_ns = dates.astype(np.int64)
     steps_ns = steps = stamps_ns[1:] - stamps_ns[:-1]
@@ -154,6 +206,7 @@ def review_dates(
             f"data.dates=strict: row {row + 1}{where} has the time stamp {show(dates[first])} "
             f"after {show(dates[first - 1])}: {_MEANING[KINDS[numbers[0]]]} ({len(odd)} such "
             "places in all). Correct the dates, or take the rows in order with data.dates=as_is."
+            + (_DAYLIGHT_SAVING if _is_clock_change(dates, first) else "")
         )
     for number, kind in enumerate(KINDS):
         found = odd[numbers == number]
@@ -170,6 +223,16 @@ def review_dates(
             notes.append(
                 f"{len(found)} {kind} time {noun}{plural}{where}: {', '.join(named)}{more}"
             )
+
+
+def _is_clock_change(dates: Dates, row: int) -> bool:
+    """Whether a defect looks like a clock set forward or back: on a Sunday night, by an hour."""
+    stamps_ns = dates.astype("datetime64[ns]").astype(np.int64)
+    usual = int(np.median(np.diff(stamps_ns)))
+    at_night = 0 <= (stamps_ns[row] % _NS_PER_DAY) // _NS_PER_HOUR <= 4
+    on_sunday = stamps_ns[row] // _NS_PER_DAY % 7 == _SUNDAY
+    excess = stamps_ns[row] - stamps_ns[row - 1] - usual
+    return bool(usual <= _NS_PER_HOUR and at_night and on_sunday and abs(excess) <= _NS_PER_HOUR)
 
 
 def show(date: np.datetime64) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dist_train.data.config import DataConfig, DataError, quote
 from dist_train.data.dates import Dates, parse_dates, review_dates
-from dist_train.data.values import Values, read_values
+from dist_train.data.values import Rows, Values, clean_numbers, read_values
 
 
 def split_table(
@@ -17,6 +17,7 @@ def split_table(
     name: str,
     sentinels: tuple[float, ...],
     notes: list[str],
+    rows: Rows | None = None,
 ) -> Iterator[tuple[str, Dates, Values, tuple[str, ...]]]:
     """Cut a table into series and check each.
 
@@ -27,6 +28,7 @@ def split_table(
         name: Id of the one series of a wide table.
         sentinels: Numbers that stand for a missing value.
         notes: What was accepted is appended here.
+        rows: Position of each row where the user sees it, for messages; None: 0, 1, 2...
 
     Yields:
         Id, time stamps (T,), values (T, N) and variate names of each series, ids in order.
@@ -53,29 +55,34 @@ def split_table(
     if layout == "wide":
         columns = _choose_columns([column for column in names if column != date_column], config)
         dates = parse_dates(table[date_column], date_column)
-        review_dates(dates, config.dates, notes)
-        values = read_values(table[columns], dates, config.missing, sentinels, notes)
+        review_dates(dates, config.dates, notes, rows=rows)
+        values = read_values(table[columns], dates, config.missing, sentinels, notes, rows=rows)
         yield name, dates, values, tuple(columns)
         return
     value = _long_value_column(names, date_column, config, notes)
     ids = table["unique_id"]
     if ids.isna().any():
-        row = int(ids.isna().to_numpy().argmax()) + 1
+        row = int(ids.isna().to_numpy().argmax())
+        row = (row if rows is None else int(rows[row])) + 1
         raise DataError(f"column 'unique_id' has no value at row {row}: name the series there.")
     stamps = parse_dates(table[date_column], date_column)
-    rows_of = table.groupby(ids.astype(str), sort=True).indices
-    for id_, positions in rows_of.items():
-        rows = np.asarray(positions, dtype=np.intp)
+    clean_T = clean_numbers(table[value], sentinels)
+    for id_, positions in table.groupby(ids.astype(str), sort=True).indices.items():
+        own = np.asarray(positions, dtype=np.intp)
+        seen = own if rows is None else rows[own]
         where = f" of series {quote(id_)}"
-        if len(rows) < 2:
+        if len(own) < 2:
             raise DataError(
                 f"series {quote(id_)} has 1 row: a series needs at least 2, or remove it."
             )
-        review_dates(stamps[rows], config.dates, notes, where, rows)
-        values = read_values(
-            table[[value]].iloc[rows], stamps[rows], config.missing, sentinels, notes, where, rows
-        )
-        yield str(id_), stamps[rows], values, (value,)
+        review_dates(stamps[own], config.dates, notes, where, seen)
+        if clean_T is not None:
+            values = clean_T[own, None]
+        else:
+            values = read_values(
+                table[[value]].iloc[own], stamps[own], config.missing, sentinels, notes, where, seen
+            )
+        yield str(id_), stamps[own], values, (value,)
 
 
 def _long_value_column(

@@ -17,10 +17,10 @@ import pandas as pd
 from dist_train import local_copy
 from dist_train.data.catalog import Borders, DatasetEntry, find_file, lookup
 from dist_train.data.config import DataConfig, DataError
-from dist_train.data.dates import Dates, infer_frequency, season_of
+from dist_train.data.dates import Dates, follows, infer_frequency, season_of
 from dist_train.data.layout import split_table
 from dist_train.data.tables import read_table
-from dist_train.data.values import Values
+from dist_train.data.values import Rows, Values
 from memory_index.atomic_file import sha256_of
 
 
@@ -119,6 +119,8 @@ def from_table(
     entry: DatasetEntry | None = None,
     checksum: str | None = None,
     notes: tuple[str, ...] = (),
+    rows: Rows | None = None,
+    frequency: str | None = None,
 ) -> SeriesSet:
     """Check a table and make series of it.
 
@@ -129,6 +131,8 @@ def from_table(
         entry: What the catalog knows about it.
         checksum: Of the file; None: made from the values.
         notes: What reading the file already found.
+        rows: Position of each row where the user sees it, for messages; None: 0, 1, 2...
+        frequency: What it is if the time stamps follow it; a few of them may follow several.
 
     Raises:
         DataError: As :func:`load_series`.
@@ -139,9 +143,9 @@ def from_table(
     sentinels = entry.missing_sentinels if entry is not None else ()
     series = tuple(
         Series(id=id_, dates=dates, values=values, columns=columns)
-        for id_, dates, values, columns in split_table(table, config, name, sentinels, found)
+        for id_, dates, values, columns in split_table(table, config, name, sentinels, found, rows)
     )
-    frequency = _common_frequency(series, config)
+    frequency = _common_frequency(series, config, frequency)
     if frequency is None and entry is not None:
         frequency = entry.frequency  # a published set with a defect still has its rhythm
     if config.seasonal_period is not None:
@@ -186,9 +190,16 @@ def _embedded(entry: DatasetEntry) -> pd.DataFrame:
     return table.rename(columns={"Time": "date"})[["date", "Demand", "Temperature"]]
 
 
-def _common_frequency(series: tuple[Series, ...], config: DataConfig) -> str | None:
+def _common_frequency(
+    series: tuple[Series, ...], config: DataConfig, expected: str | None
+) -> str | None:
     """The one frequency of all series; None where ``as_is`` allows that there is none."""
-    frequencies = {one.id: infer_frequency(one.dates) for one in series}
+    frequencies = {
+        one.id: expected
+        if expected and follows(one.dates, expected)
+        else infer_frequency(one.dates)
+        for one in series
+    }
     if len(set(frequencies.values())) == 1:
         return next(iter(frequencies.values()))
     if config.dates == "strict":

@@ -82,7 +82,7 @@ def _read_parquet(path: Path, label: str) -> pd.DataFrame:
     try:
         with parquet.ParquetFile(path) as file:
             names = [str(name) for name in file.schema_arrow.names]
-            _refuse_repeated(label, names)
+            refuse_repeated(label, names)
             _refuse_too_large(label, file.metadata.num_rows, file.metadata.num_columns)
             arrow = file.read(columns=None).replace_schema_metadata(None)
         arrow.validate(full=True)
@@ -131,7 +131,7 @@ def _read_csv(path: Path, label: str, notes: list[str]) -> pd.DataFrame:
         notes.append(f"{path.name} is not UTF-8; it was read as Latin-1")
         header = _header(path, label, encoding)
         table = _parse_csv(path, label, encoding)
-    _refuse_repeated(label, header)
+    refuse_repeated(label, header)
     return table
 
 
@@ -164,7 +164,16 @@ def _unreadable(label: str, failure: Exception) -> DataError:
     )
 
 
-def _refuse_repeated(label: str, names: list[str]) -> None:
+def refuse_repeated(label: str, names: list[str]) -> None:
+    """Refuse a header that names two columns alike.
+
+    Args:
+        label: How the user named the table, for messages.
+        names: The header.
+
+    Raises:
+        DataError: It does; the message has the name.
+    """
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(

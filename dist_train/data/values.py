@@ -88,6 +88,22 @@ def read_values(
     return values_TN
 
 
+def clean_numbers(column: "pd.Series[float]", sentinels: tuple[float, ...] = ()) -> Values | None:
+    """Read a column that :func:`read_values` has nothing to say about; None for any other.
+
+    For the values of many series at once: that function looks at each of them.
+
+    Returns:
+        Finite numbers. Shape (T,), float64.
+    """
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        return None
+    values_T = np.asarray(column.to_numpy(na_value=np.nan), dtype=np.float64)
+    # Not a number is not below anything.
+    is_clean = (np.abs(values_T) <= _LARGEST).all() and not np.isin(values_T, sentinels).any()
+    return values_T if is_clean else None
+
+
 def _numbers(column: "pd.Series[float]", name: str, where: str, file_rows: Rows) -> Values:
     """One column as float64, NaN where it is empty."""
     if pd.api.types.is_datetime64_any_dtype(column):

@@ -51,6 +51,7 @@ def test_print_config_shows_the_resolved_configuration():
         (["evaluate"], "run"),
         (["evaluate", "--run", "nowhere"], "--run nowhere: no such folder"),
         (["evaluate", "--run", "nowhere", "--split", "tset"], "split"),
+        (["evaluate", "--run", "nowhere", "--save_forecasts", "f.csv"], "--save_forecasts f.csv: "),
         (["predict", "--run", "nowhere", "--out", "x"], "--run nowhere: no such folder"),
         (["inspect", "--run", "nowhere"], "--run nowhere: no such folder"),
         (["inspect", "--run", "nowhere", "--window", "x"], "window"),

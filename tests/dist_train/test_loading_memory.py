@@ -13,7 +13,7 @@ from dist_train.checkpoint import load_checkpoint
 from dist_train.data.collate import Collator
 from dist_train.data.windows import load_forecast_data
 from dist_train.loading import LoadedRun, load_run
-from dist_train.scoring import evaluate_run
+from dist_train.scoring import Evaluation, evaluate_run
 from memory_index.manifest import ManifestError, StaleMemoryError
 from memory_index.store import BankFolder, versions
 from tests.helpers.permissions import obey_permissions
@@ -129,7 +129,7 @@ def check_without_writing(run: Path) -> None:
         (run / "new").touch()
     before = list(everything_below(run))
     check_forecasts(load_run(run), run)
-    scored = evaluate_run(run, "test", None, None)
+    scored = evaluate_run(Evaluation(run=run))
     assert scored is not None
     reported = json.loads((run / "result.json").read_text())["scores"]["Time-LLM"]["mse"]
     assert scored["scores"]["Time-LLM"]["mse"] == pytest.approx(reported, rel=1e-5)

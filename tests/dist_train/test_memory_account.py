@@ -2,6 +2,7 @@
 
 import mmap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -131,3 +132,42 @@ def test_phases_have_words_for_a_sentence():
     for phase in PHASES.values():
         assert phase.doing
         assert not phase.part.endswith(".")
+
+
+def test_seconds_of_a_phase_are_its_own_without_those_inside_it():
+    account = MemoryAccount()
+    with account.phase("forward"):
+        time.sleep(0.05)
+        for _ in range(2):
+            with account.phase("bank"):
+                time.sleep(0.1)
+
+    def fail() -> None:
+        with account.phase("data"):
+            time.sleep(0.02)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    seconds = account.seconds()
+    assert list(seconds) == ["bank", "forward", "data"]
+    assert seconds["bank"] >= 0.2
+    assert 0.05 <= seconds["forward"] < 0.2
+    assert seconds["data"] >= 0.02
+    assert account.cost()["seconds"]["building the memory bank"] == round(seconds["bank"], 2)
+
+
+def test_seconds_of_a_thread_beside_are_not_taken_from_those_of_the_training():
+    account = MemoryAccount()
+
+    def build() -> None:
+        with account.phase("bank"):
+            time.sleep(0.2)
+
+    beside = threading.Thread(target=build)
+    with account.phase("forward"):
+        beside.start()
+        beside.join()
+    seconds = account.seconds()
+    assert seconds["bank"] >= 0.2
+    assert seconds["forward"] >= 0.2

@@ -1,5 +1,6 @@
 """dist_train/prediction.py: the steps after the newest window, in original units, with dates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.series import load_series
 from dist_train.loading import load_run
-from dist_train.prediction import load_newest, predict, write_forecasts
+from dist_train.prediction import SeriesForecast, check_horizon, load_newest, predict
 from dist_train.retrieval import Neighbours, Retriever
 from model.batch import ForecastInputs, RetrievedWindows
 from tests.helpers.series import write_series
@@ -105,18 +106,6 @@ def test_without_a_file_the_runs_own_series_is_continued(finished_run: Path):
     assert pd.Timestamp(forecast.dates[0]) == pd.Timestamp("2020-01-26 00:00")
 
 
-def test_writes_table_and_picture_once(finished_run: Path, tmp_path: Path):
-    run = load_run(finished_run)
-    forecasts = predict(run, load_newest(run.config, None))
-    table, figure = write_forecasts(tmp_path / "out", forecasts)
-    rows = pd.read_csv(table)
-    assert list(rows.columns) == ["unique_id", "ds", "variate", "forecast"]
-    assert len(rows) == 24
-    assert figure.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(DataError, match=r"forecast.csv already exists; name another folder"):
-        write_forecasts(tmp_path / "out", forecasts)
-
-
 def test_refuses_a_short_file(finished_run: Path, tmp_path: Path):
     run = load_run(finished_run)
     path = file_with(tmp_path, rows=30)
@@ -141,3 +130,123 @@ def test_refuses_dates_without_a_frequency(finished_run: Path, tmp_path: Path):
         pytest.skip("one gap leaves the frequency known")
     with pytest.raises(DataError, match="no constant frequency"):
         predict(run, series_set)
+
+
+def series_of(forecasts: list[SeriesForecast]) -> dict[str, np.ndarray]:
+    return {one.series.id: one.values for one in forecasts}
+
+
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_many_series_at_once_are_forecast_as_one_by_one(further_runs: dict[str, Path], size: int):
+    run = load_run(further_runs["long"])
+    config = replace(run.config, train=replace(run.config.train, eval_batch_size=size))
+    series_set = load_newest(run.config, None)
+    together = series_of(predict(replace(run, config=config), series_set))
+    assert list(together) == ["a", "b", "c"]
+    for one in series_set.series:
+        alone = replace(series_set, series=(one,))
+        (forecast,) = predict(run, alone)
+        np.testing.assert_allclose(forecast.values, together[one.id], rtol=1e-5)
+    assert not np.allclose(together["a"], together["b"])
+
+
+def test_a_cutoff_forecasts_as_if_the_rest_had_not_come_yet(further_runs: dict[str, Path]):
+    run = load_run(further_runs["long"])
+    series_set = load_newest(run.config, None)
+    forecasts = predict(run, series_set, cutoffs=[30, 7])
+    assert [(one.series.id, one.end) for one in forecasts[:3]] == [
+        ("a", 370),
+        ("a", 393),
+        ("b", 370),
+    ]
+    for number, cutoff in enumerate([30, 7]):
+        first = series_set.series[0]
+        early = replace(first, values=first.values[:-cutoff], dates=first.dates[:-cutoff])
+        (forecast,) = predict(run, replace(series_set, series=(early,)))
+        np.testing.assert_allclose(forecasts[number].values, forecast.values, rtol=1e-5)
+        np.testing.assert_array_equal(forecasts[number].dates, forecast.dates)
+
+
+def test_a_horizon_cuts_the_forecast_and_its_intervals(finished_run: Path):
+    run = load_run(finished_run)
+    series_set = load_newest(run.config, None)
+    (whole,) = predict(run, series_set, levels=[80])
+    (short,) = predict(run, series_set, levels=[80], horizon=5)
+    np.testing.assert_array_equal(short.values, whole.values[:5])
+    np.testing.assert_array_equal(short.dates, whole.dates[:5])
+    for bound in (0, 1):
+        np.testing.assert_array_equal(short.intervals[80][bound], whole.intervals[80][bound][:5])
+
+
+def test_intervals_are_those_of_the_calibration_in_original_units(further_runs: dict[str, Path]):
+    run = load_run(further_runs["long"])
+    assert run.calibration is not None
+    series_set = load_newest(run.config, None)
+    for number, forecast in enumerate(predict(run, series_set, levels=[50, 80])):
+        facts = run.series["series"][number]
+        mean, scale = facts["mean"][0], facts["scale"][0]
+        context = ((series_set.series[number].values[-48:] - mean) / scale)[None]
+        lower, upper = run.calibration.interval(
+            (forecast.values[None] - mean) / scale, context, np.array([[number]]), 80
+        )
+        np.testing.assert_allclose(forecast.intervals[80][0], lower[0] * scale + mean, rtol=1e-5)
+        np.testing.assert_allclose(forecast.intervals[80][1], upper[0] * scale + mean, rtol=1e-5)
+        assert (forecast.intervals[50][0] >= forecast.intervals[80][0]).all()
+
+
+def test_a_window_long_after_the_series_sees_all_of_the_memory(
+    further_runs: dict[str, Path],
+):
+    """Placed by how long it is past: a short rest of a series must not hide the training's end."""
+    run = load_run(further_runs["long"])
+    assert run.retriever is not None
+    series_set = load_newest(run.config, None)
+    ends = run.retriever.bank.starts(run.retriever.bank.ids) + 60
+    newest_rows = run.retriever.bank.ids[ends == ends.max()]
+    assert len(newest_rows) == 3
+    later = tuple(
+        replace(one, dates=one.dates + np.timedelta64(365, "D")) for one in series_set.series
+    )
+    config = replace(run.config, gram=replace(run.config.gram, top_k=len(run.retriever.bank)))
+    run.retriever.gram = config.gram
+    forecasts = predict(run, replace(series_set, series=later), with_evidence=True)
+    for forecast in forecasts:
+        assert forecast.evidence is not None
+        assert forecast.evidence.neighbours is not None
+        assert bool((forecast.evidence.neighbours.ids >= 0).all())
+
+
+@pytest.mark.parametrize(
+    ("horizon", "message"),
+    [(13, r"horizon=13: the model was trained for 12 steps \(data.pred_len\); ask for at most"),
+     (0, "horizon=0: must be a whole number of steps, at least 1"),
+     (2.5, "horizon=2.5: must be a whole number"), (True, "horizon=True: must be a whole")],
+)  # fmt: skip
+def test_refuses_a_horizon_that_there_is_not(horizon: int, message: str):
+    with pytest.raises(DataError, match=message):
+        check_horizon(horizon, 12)
+    assert check_horizon(None, 12) == 12
+
+
+def test_refuses_levels_that_the_calibration_cannot_give(finished_run: Path):
+    run = load_run(finished_run)
+    series_set = load_newest(run.config, None)
+    with pytest.raises(ValueError, match=r"level=99.9: 98 validation windows bound no more than"):
+        predict(run, series_set, levels=[99.9])
+    with pytest.raises(DataError, match=r"no calibration, so no intervals; .* ask for level=\[\]"):
+        predict(replace(run, calibration=None), series_set, levels=[80])
+    assert predict(replace(run, calibration=None), series_set)[0].intervals == {}
+
+
+def test_refuses_a_series_that_was_not_trained_on(further_runs: dict[str, Path]):
+    run = load_run(further_runs["long"])
+    series_set = load_newest(run.config, None)
+    stranger = replace(series_set.series[0], id="d")
+    with pytest.raises(DataError, match=r"series 'd': the run was not trained on it; it knows 3"):
+        predict(run, replace(series_set, series=(stranger,)))
+
+
+def test_refuses_a_cutoff_before_the_first_window(finished_run: Path):
+    run = load_run(finished_run)
+    with pytest.raises(DataError, match=r"600 rows, and 30 before the cutoff, .* fewer windows"):
+        predict(run, load_newest(run.config, None), cutoffs=[570])

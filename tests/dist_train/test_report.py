@@ -1,28 +1,25 @@
 """dist_train/report.py: what a reader is told is what was measured."""
 
 import json
-from dataclasses import replace
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
-import torch
-from torch import Tensor
+from matplotlib import pyplot
 
 from dist_train import report
-from dist_train.baselines import fit_ridge, ridge_forecast
-from dist_train.build import build_forecaster
+from dist_train.baselines import repeat_last
+from dist_train.calibration import calibrate
 from dist_train.config import RunConfig
-from dist_train.data.collate import Collator, WindowBatch
+from dist_train.coverage import Coverage
 from dist_train.data.config import DataConfig
 from dist_train.data.windows import ForecastData, load_forecast_data
+from dist_train.figures.forecast import ForecastExample
+from dist_train.figures.samples import ForecastSample
 from dist_train.metrics import Scores
-from dist_train.plots import ForecastExample
-from dist_train.retrieval import Retriever
-from dist_train.retrieval_ridge import RetrievalVerdict
-from model.backbone_files import locate_backbone
-from tests.helpers.runs import tiny_run
+from dist_train.report import RunReport
+from dist_train.score_table import table
 from tests.helpers.series import write_series
 
 CONFIG = DataConfig(path="unused", seq_len=48, pred_len=12)
@@ -49,37 +46,6 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_table_has_a_row_for_each_forecaster_and_marks_the_best():
-    lines = report.table({"Time-LLM": scores(0.3), "ridge": scores(0.2), "naive": scores(0.4)})
-    header, rule, *rows = map(cells, lines.splitlines())
-    assert header[:3] == ["model", "MSE", "MAE"]
-    assert [len(row) for row in (rule, *rows)] == [len(header)] * 4
-    assert rows[0] == ["Time-LLM", "0.3000", "0.1100", "1235", "2.25", "0.750"]
-    assert [row[:2] for row in rows[1:]] == [["ridge", "**0.2000**"], ["naive", "0.4000"]]
-
-
-def test_the_opening_says_what_is_trained_on_what(tmp_path: Path):
-    config = RunConfig(name="mine", data=CONFIG)
-    text = report.opening(config, small_data(tmp_path), 4, torch.bfloat16)
-    assert "run mine: wind, 2 series of 600 steps, 48 -> 12 steps" in text
-    assert "361 train, 49 validation, 109 test" in text
-    assert "4 rank(s) on" in text
-    assert "bf16, ZeRO-2, backbone smollm2-135m (12 layers)" in text
-    assert "note:" not in text
-
-
-def test_what_was_found_in_the_data_is_said_at_the_start_and_in_the_report(tmp_path: Path):
-    path = write_series(tmp_path / "gaps.csv")
-    frame = pd.read_csv(path)
-    frame.loc[5:7, "v1"] = np.nan
-    frame.to_csv(path, index=False)
-    config = DataConfig(path=str(path), seq_len=48, pred_len=12, missing="interpolate")
-    data = load_forecast_data(config)
-    note = "3 missing values of column 'v1' interpolated"
-    assert f"note: {note}" in report.opening(RunConfig(), data, 1, torch.float32)
-    assert f"* {note}" in written(tmp_path, data, {"ridge": scores(0.1)})
-
-
 def example(variates: int) -> ForecastExample:
     return ForecastExample(
         dates=np.datetime64("2020-01-01", "ns") + np.arange(60) * np.timedelta64(1, "h"),
@@ -90,10 +56,26 @@ def example(variates: int) -> ForecastExample:
     )
 
 
-def written(folder: Path, data: ForecastData, rows: dict[str, Scores]) -> str:
-    config = RunConfig(name="mine", data=CONFIG)
-    report.write(folder, config, data, RESULT, rows, example(data.num_variates))
+def written(folder: Path, data: ForecastData, rows: dict[str, Scores], **further: object) -> str:
+    report.write(
+        folder,
+        RunReport(
+            config=RunConfig(name="mine", data=CONFIG), data=data, result=RESULT, scores=rows,
+            example=example(data.num_variates), **further,  # type: ignore[arg-type]
+        ),
+    )  # fmt: skip
     return (folder / "report.md").read_text()
+
+
+def measured(channels: int) -> list[Coverage]:
+    return [
+        Coverage(
+            level=level, covered=level - 1, width=0.5, interval_score=0.7,
+            per_channel=tuple(level - number for number in range(channels)),
+            per_step=(level,) * 12,
+        )
+        for level in (80.0, 95.0)
+    ]  # fmt: skip
 
 
 def test_the_report_lists_scores_training_variates_and_series(tmp_path: Path):
@@ -101,7 +83,7 @@ def test_the_report_lists_scores_training_variates_and_series(tmp_path: Path):
     rows = {"Time-LLM": scores(0.3), "ridge": scores(0.2)}
     text = written(tmp_path, data, rows)
     assert text.startswith("# mine\n")
-    assert report.table(rows) in text
+    assert table(rows) in text
     flat = " ".join(text.split())
     assert "one of the 109 windows of the test split is scored once" in flat
     assert "Best validation MSE 0.2500 at step 30 of 70 (ridge 0.5000)" in flat
@@ -110,7 +92,42 @@ def test_the_report_lists_scores_training_variates_and_series(tmp_path: Path):
     assert "| v1 | 0.3100 | 0.2100 |" in text
     assert f"Checksum {data.series_set.checksum}" in text
     assert (tmp_path / "forecast.png").read_bytes().startswith(b"\x89PNG")
-    assert "](forecast.png)" in text
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert pictures == [
+        "forecast.png", "figures/losses.png", "figures/errors.png", "figures/cost.png",
+    ]  # fmt: skip
+    for picture in pictures:
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert "## Intervals" not in text
+    assert pyplot.get_fignums() == []
+
+
+def test_intervals_are_told_beside_their_measured_coverage(tmp_path: Path):
+    data = small_data(tmp_path)
+    known = calibrate(repeat_last, data, batch_size=64)
+    sample = ForecastSample(example=example(2), variate=1, neighbours=[])
+    text = written(
+        tmp_path, data, {"ridge": scores(0.2)}, samples=[sample], measured=measured(2),
+        calibration=known,
+    )  # fmt: skip
+    flat = " ".join(text.split())
+    assert "from 49 of the 49 windows of validation" in flat
+    assert "| 80 % | 79.0 % | 79.0 % | 80.0 % | 0.5000 | 0.7000 |" in text
+    assert "| v0 | 0.2000 | 80.0 % | 95.0 % |" in text
+    assert "| v1 | 0.2100 | 79.0 % | 94.0 % |" in text
+    for name in ("samples", "coverage"):
+        assert f"](figures/{name}.png)" in text
+        assert (tmp_path / f"figures/{name}.png").is_file()
+
+
+def test_what_was_found_in_the_data_is_in_the_report(tmp_path: Path):
+    path = write_series(tmp_path / "gaps.csv")
+    frame = pd.read_csv(path)
+    frame.loc[5:7, "v1"] = np.nan
+    frame.to_csv(path, index=False)
+    config = DataConfig(path=str(path), seq_len=48, pred_len=12, missing="interpolate")
+    text = written(tmp_path, load_forecast_data(config), {"ridge": scores(0.1)})
+    assert "* 3 missing values of column 'v1' interpolated" in text
 
 
 def test_many_variates_are_cut_and_the_rest_is_counted(tmp_path: Path):
@@ -119,29 +136,6 @@ def test_many_variates_are_cut_and_the_rest_is_counted(tmp_path: Path):
     assert "| v31 | 0.5100 |" in text
     assert "| v32 |" not in text
     assert "and 8 more in result.json" in text
-
-
-def test_the_example_is_the_middle_test_window_in_original_units(tmp_path: Path):
-    data = small_data(tmp_path)
-    ridge = fit_ridge(data)
-
-    def zeros(batch: WindowBatch) -> Tensor:
-        return torch.zeros_like(batch.target)
-
-    shown = report.collect_example(zeros, ridge, data, None)
-    windows, series, scaler = data.windows["test"], data.series_set.series[0], data.scalers[0]
-    _, start = windows.locate(len(windows) // 2)
-    np.testing.assert_array_equal(shown.dates, series.dates[start : start + 60])
-    np.testing.assert_allclose(shown.history, series.values[start : start + 48], rtol=1e-5)
-    assert shown.truth is not None
-    np.testing.assert_allclose(shown.truth, series.values[start + 48 : start + 60], rtol=1e-5)
-    assert shown.columns == ("v0", "v1")
-    # A forecast of 0 on the standardised scale is the mean of the training rows.
-    mean = np.broadcast_to(scaler.mean, (12, 2))
-    np.testing.assert_allclose(shown.forecasts["Time-LLM"], mean, rtol=1e-6)
-    batch = Collator(windows, None)([len(windows) // 2])
-    expected = scaler.inverse(ridge_forecast(ridge)(batch)[0].double().numpy())
-    np.testing.assert_allclose(shown.forecasts["ridge"], expected, rtol=1e-5)
 
 
 def test_a_real_run_reports_what_its_result_holds(finished_run: Path):
@@ -154,32 +148,11 @@ def test_a_real_run_reports_what_its_result_holds(finished_run: Path):
         result["scores"]
     )
     assert f"at step {result['best_step']} of {result['steps']}" in text
-
-
-def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: Path):
-    config = tiny_run(tmp_path)
-    model = build_forecaster(config, locate_backbone(config.backbone.name), torch.float32)
-    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    everything = sum(one.numel() for one in model.parameters())
-    data = load_forecast_data(config.data)
-    ridge, better = fit_ridge(data), replace(fit_ridge(data), validation_mse=0.03125)
-    text = report.parameters(model, ridge, None, None)
-    assert f"{trained:,} trained and {everything - trained:,} frozen parameters" in text
-    assert f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})" in text
-    assert text.endswith("memory: off")
-
-    sampled = Retriever(data, config.gram, replace(config.bank, num_samples=100))
-    verdict = RetrievalVerdict(without=ridge, with_retrieval=better)
-    text = report.parameters(model, ridge, verdict, sampled)
-    assert f"{ridge.validation_mse:.4f} without and 0.0312 with retrieved futures" in text
-    assert text.endswith(
-        "memory: on, 100 entries of 722, even; flat, a copy on every rank: 100 entries are "
-        "searched whole"
-    )
-
-
-@pytest.mark.parametrize("name", ["Time-LLM", "ridge"])
-def test_a_tie_marks_both(name: str):
-    lines = report.table({"Time-LLM": scores(0.2), "ridge": scores(0.2)}).splitlines()
-    (line,) = [one for one in lines if cells(one)[0] == name]
-    assert cells(line)[1] == "**0.2000**"
+    for level in (80, 95):
+        (line,) = [one for one in text.splitlines() if one.startswith(f"| {level} % |")]
+        assert cells(line)[1] == f"{result[f'coverage_{level}']:.1f} %"
+    for picture in re.findall(r"\]\(([^)]+[.]png)\)", text):
+        assert (finished_run / picture).is_file()
+    assert {"coverage", "samples"} <= {one.stem for one in (finished_run / "figures").iterdir()}
+    assert result["trained_parameters"] > 0
+    assert result["seconds"]["evaluating"] > 0

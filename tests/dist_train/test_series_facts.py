@@ -9,7 +9,7 @@ import pytest
 
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.windows import load_forecast_data
-from dist_train.series_facts import describe, known_series
+from dist_train.series_facts import KnownSeries, describe
 from tests.helpers.series import write_series
 
 
@@ -17,10 +17,10 @@ def test_one_series_is_known_under_any_name(tmp_path: Path):
     path = write_series(tmp_path / "series.csv")
     data = load_forecast_data(DataConfig(path=str(path), seq_len=48, pred_len=12))
     facts = json.loads(json.dumps(describe(data)))  # through JSON, as in a checkpoint
-    scaler, columns = known_series(facts, "another file")
-    np.testing.assert_array_equal(scaler.mean, data.scalers[0].mean)
-    np.testing.assert_array_equal(scaler.scale, data.scalers[0].scale)
-    assert columns == ["v0", "v1"]
+    known = KnownSeries(facts).find("another file")
+    np.testing.assert_array_equal(known.scaler.mean, data.scalers[0].mean)
+    np.testing.assert_array_equal(known.scaler.scale, data.scalers[0].scale)
+    assert known.columns == ("v0", "v1")
 
 
 def test_many_series_are_known_by_id(tmp_path: Path):
@@ -32,6 +32,14 @@ def test_many_series_are_known_by_id(tmp_path: Path):
     pd.concat(frames).to_csv(tmp_path / "long.csv", index=False)
     config = DataConfig(path=str(tmp_path / "long.csv"), seq_len=24, pred_len=6)
     facts = describe(load_forecast_data(config))
-    assert known_series(facts, "b")[0].scale == pytest.approx(2 * known_series(facts, "a")[0].scale)
+    known = KnownSeries(facts)
+    assert known.find("b").scaler.scale == pytest.approx(2 * known.find("a").scaler.scale)
+    assert [known.find(name).number for name in "ab"] == [0, 1]
     with pytest.raises(DataError, match=r"series 'c': the run was not trained on it; it knows 2"):
-        known_series(facts, "c")
+        known.find("c")
+
+
+def test_the_one_series_of_a_long_file_has_its_name():
+    entry = {"id": "a", "columns": ["y"], "mean": [0.0], "scale": [1.0]}
+    with pytest.raises(DataError, match=r"series 'b': the run was not trained on it"):
+        KnownSeries({"name": "file", "series": [entry]}).find("b")

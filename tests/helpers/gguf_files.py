@@ -21,10 +21,12 @@ _BLOCK_NAMES = {
 _OUTER_NAMES = {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
 
 
-def write_gguf(folder: Path, path: Path) -> Path:
+def write_gguf(folder: Path, path: Path, licence: str | None = None) -> Path:
     """Write the LLaMA in ``folder`` to ``path``; returns ``path``."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
+    if licence is not None:
+        writer.add_license(licence)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from dist_train import baselines, plots, preflight, stop_signals
+from dist_train import baselines, preflight, report, stop_signals
 from dist_train.config import RunConfig
 from dist_train.session import Resume, train_and_score
 from dist_train.stop_signals import StopRequestedError
@@ -19,7 +19,7 @@ Job = tuple[RunConfig, int | None, Resume | None]
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Leave out what is not looked at here; let every rank have some entries of the memory."""
     patch.setattr(baselines, "fit_dlinear", lambda data, seed: baselines.repeat_last)
-    patch.setattr(plots, "save_run_figure", lambda *given: None)
+    patch.setattr(report, "draw_figures", lambda *given: {})
     patch.setattr(placement, "SMALLEST_CHUNK", 64)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dist_train import preflight
+from dist_train import preflight, report
 from dist_train.config import RunConfig, TrainConfig
 from dist_train.data.config import DataConfig
 from dist_train.session import train_and_score
@@ -45,15 +45,17 @@ def tiny_run(folder: Path, **changes: object) -> RunConfig:
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
-def train_each(rank: int, world_size: int, configs: list[RunConfig]) -> None:
+def train_each(rank: int, world_size: int, configs: list[RunConfig], figures: bool = False) -> None:
     """Train one run after the other; to be called through :func:`run_ranks`."""
+    if not figures:  # two seconds of every run
+        report.draw_figures = lambda *given: {}
     for config in configs:
         train_and_score(config, preflight.check(config))
 
 
-def train_runs(configs: list[RunConfig], world_size: int = 1) -> None:
-    """Train runs in processes of their own."""
-    run_ranks(train_each, world_size, configs, timeout_s=200)
+def train_runs(configs: list[RunConfig], world_size: int = 1, *, figures: bool = False) -> None:
+    """Train runs in processes of their own; their reports have figures on demand."""
+    run_ranks(train_each, world_size, configs, figures, timeout_s=200)
 
 
 def losses(folder: Path) -> list[float]:

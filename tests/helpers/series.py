@@ -20,6 +20,24 @@ def write_series(path: Path, rows: int = 600, variates: int = 2, seed: int = 0) 
     return path
 
 
+def write_long_series(path: Path, ids: tuple[str, ...] = ("a", "b", "c"), rows: int = 400) -> Path:
+    """Write hourly series of one variate as a long CSV and return its path."""
+    rng = np.random.default_rng(1)
+    hours = np.arange(rows)
+    frames = [
+        pd.DataFrame(
+            {
+                "unique_id": id_,
+                "ds": pd.date_range("2020-01-01", periods=rows, freq="h"),
+                "y": 10 * (n + 1) + 3 * np.sin(2 * np.pi * hours / 24 + n) + rng.normal(size=rows),
+            }
+        )
+        for n, id_ in enumerate(ids)
+    ]
+    pd.concat(frames).to_csv(path, index=False)
+    return path
+
+
 def random_motifs(rows: int = 800, length: int = 32, variates: int = 2) -> np.ndarray:
     """Repeat a few random shapes in random order: who has seen one knows how it ends.
 

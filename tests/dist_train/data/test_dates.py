@@ -9,7 +9,9 @@ import pytest
 from dist_train.data.config import DataError
 from dist_train.data.dates import (
     Dates,
+    continue_dates,
     find_defects,
+    follows,
     infer_frequency,
     parse_dates,
     review_dates,
@@ -122,3 +124,38 @@ def test_millions_of_defects_are_counted_in_a_moment():
     review_dates(dates, "as_is", notes)
     assert notes[0].startswith("2999999 duplicated time stamps: 1970-01-01 00:00:00, ")
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("frequency", ["h", "10min", "D", "W-TUE", "MS", "ME", "QS-JAN", "B"])
+def test_stamps_follow_their_frequency_and_are_continued(frequency: str):
+    dates = pd.date_range("2021-01-01", periods=45, freq=frequency).to_numpy("datetime64[ns]")
+    assert follows(dates[:40], frequency)
+    assert not follows(np.delete(dates[:40], 20), frequency)
+    assert not follows(dates[:40], "7min")
+    np.testing.assert_array_equal(continue_dates(dates[39], frequency, 5), dates[40:])
+
+
+def test_what_many_series_share_cannot_be_changed():
+    dates = continue_dates(np.datetime64("2021-01-01"), "h", 3)
+    with pytest.raises(ValueError, match="read-only"):
+        dates[0] = dates[1]
+
+
+def test_equal_steps_are_told_by_the_first_of_them():
+    """Seven years of 365 days in a row are years; the eighth shows it."""
+    years = pd.date_range("1896-03-01", periods=30, freq="YS-MAR").to_numpy("datetime64[ns]")
+    days = pd.date_range("1897-03-01", periods=30, freq="365D").to_numpy("datetime64[ns]")
+    assert infer_frequency(years) == "YS-MAR"
+    assert infer_frequency(days) == "365D"
+    assert not follows(days, "YS-MAR")
+
+
+@pytest.mark.parametrize(
+    ("day", "is_hinted"), [("2024-03-31", True), ("2024-04-02", False)], ids=["Sunday", "Tuesday"]
+)
+def test_a_clock_set_forward_is_named_as_one(day: str, is_hinted: bool):
+    hours = pd.date_range(pd.Timestamp(day) - pd.Timedelta(days=1), periods=60, freq="h")
+    dates = hours.delete(26).to_numpy("datetime64[ns]")  # from 2 to 3 at night
+    with pytest.raises(DataError) as refusal:
+        review_dates(dates, "strict", [])
+    assert ("daylight saving" in str(refusal.value)) == is_hinted

@@ -26,3 +26,14 @@ def test_the_header_or_the_user_decides(columns: list[str], keys: dict[str, str]
         two = two.iloc[:3]
     parts = list(split_table(two, DataConfig(**keys), "own", (), []))  # type: ignore[arg-type]
     assert [id_ for id_, *_ in parts] == ids
+
+
+def test_the_values_of_clean_series_are_those_of_each_looked_at_alone():
+    table = pd.DataFrame({"unique_id": [1, 0, 1, 0], "ds": [*DATES[:1], *DATES[:1], *DATES[1:2],
+                          *DATES[1:2]], "y": [1.0, 2.0, 3.0, 4.0]})  # fmt: skip
+    clean = list(split_table(table, DataConfig(), "own", (), []))
+    looked_at = list(split_table(table.astype({"y": object}), DataConfig(), "own", (), []))
+    for one, other in zip(clean, looked_at, strict=True):
+        assert one[0] == other[0]
+        assert one[2].tolist() == other[2].tolist()
+    assert [part[2].tolist() for part in clean] == [[[2.0], [4.0]], [[1.0], [3.0]]]

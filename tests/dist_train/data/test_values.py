@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dist_train.data.config import DataError
-from dist_train.data.values import read_values
+from dist_train.data.values import clean_numbers, read_values
 
 DATES = np.arange("2020-01-01", "2020-01-06", dtype="datetime64[D]").astype("datetime64[ns]")
 
@@ -49,3 +49,18 @@ def test_truth_values_and_numbers_in_quotes_are_numbers():
     np.testing.assert_array_equal(
         read_values(table("1", "2", "3", "4", "5e0"), DATES, "error")[:, 1], [1, 2, 3, 4, 5]
     )
+
+
+@pytest.mark.parametrize(
+    "cells", [["1"], [True], [None, 1.0], [np.inf], [1e39], [-9999.0], [pd.Timestamp("2020")]]
+)
+def test_a_column_that_something_is_to_be_said_of_is_not_clean(cells: list[object]):
+    assert clean_numbers(pd.Series(cells), sentinels=(-9999.0,)) is None
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32", "float64", "Int64"])
+def test_a_clean_column_is_read_as_its_numbers(dtype: str):
+    values = clean_numbers(pd.Series([1, 2, 3], dtype=dtype))
+    assert values is not None
+    assert values.dtype == np.float64
+    np.testing.assert_array_equal(values, [1, 2, 3])

@@ -1,4 +1,4 @@
-"""dist_train/plots.py: readable pictures of any number of variates."""
+"""dist_train/figures/forecast.py: readable pictures of any number of variates."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +8,9 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from dist_train.plots import ForecastExample, save_forecast_figure, save_run_figure
+from dist_train.figures.forecast import ForecastExample, save_forecast_figure
 
 L, H = 60, 12
-MSE_PER_STEP = {"Time-LLM": np.linspace(0.1, 0.5, H).tolist(), "ridge": [0.3] * H}
 
 
 def example(variates: int, truth: bool = True) -> ForecastExample:
@@ -27,8 +26,7 @@ def example(variates: int, truth: bool = True) -> ForecastExample:
 
 def test_a_png_is_written_and_nothing_beside_it(tmp_path: Path):
     save_forecast_figure(tmp_path / "forecast.png", example(2))
-    save_run_figure(tmp_path / "run.png", example(2), MSE_PER_STEP)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.png", "run.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["forecast.png"]
     for path in tmp_path.iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
     assert pyplot.get_fignums() == []
@@ -43,23 +41,6 @@ def test_every_variate_has_a_labelled_panel_four_at_most(
     assert [one.get_ylabel() for one in axes] == [f"v{number} (MW)" for number in range(panels)]
     note = f"{variates - panels} more variates not shown" if variates > panels else ""
     assert axes[-1].get_xlabel() == note
-
-
-def test_a_run_also_shows_the_error_of_every_forecaster_at_each_step(
-    tmp_path: Path, drawn: list[Figure]
-):
-    save_run_figure(tmp_path / "r.png", example(6), MSE_PER_STEP)
-    *variates, errors = drawn[0].axes
-    assert len(variates) == 4
-    assert (errors.get_xlabel(), errors.get_ylabel()) == (
-        "forecast step", "test MSE (standardised)",
-    )  # fmt: skip
-    lines = {line.get_label(): line for line in errors.get_lines()}
-    assert lines.keys() == MSE_PER_STEP.keys()
-    for name, values in MSE_PER_STEP.items():
-        np.testing.assert_array_equal(lines[name].get_xdata(), np.arange(1, H + 1))
-        np.testing.assert_array_equal(lines[name].get_ydata(), values)
-    assert errors.get_ylim()[0] == 0
 
 
 def test_history_truth_and_forecasts_stand_at_their_dates(tmp_path: Path, drawn: list[Figure]):
@@ -95,3 +76,25 @@ def test_a_history_shorter_than_three_horizons_is_shown_whole(tmp_path: Path, dr
     save_forecast_figure(tmp_path / "f.png", short)
     (history,) = (one for one in drawn[0].axes[0].get_lines() if one.get_label() == "history")
     assert len(history.get_xdata()) == 20
+
+
+def test_intervals_are_bands_around_the_forecast(tmp_path: Path, drawn: list[Figure]):
+    shown = example(2)
+    centre = shown.forecasts["Time-LLM"]
+    bands = {80.0: (centre - 1, centre + 2), 95.0: (centre - 3, centre + 4)}
+    save_forecast_figure(tmp_path / "f.png", replace(shown, intervals=bands))
+    axes = drawn[0].axes[1]
+    for band, (label, below, above) in zip(
+        axes.collections, (("95 % interval", 3, 4), ("80 % interval", 1, 2)), strict=True
+    ):
+        assert band.get_label() == label
+        edges = band.get_paths()[0].vertices[:, 1]  # type: ignore[index]
+        assert edges.min() == pytest.approx((centre[:, 1] - below).min())
+        assert edges.max() == pytest.approx((centre[:, 1] + above).max())
+
+
+def test_the_model_still_shows_where_the_ridge_equals_it(tmp_path: Path, drawn: list[Figure]):
+    save_forecast_figure(tmp_path / "f.png", example(1))
+    lines = {str(line.get_label()): line for line in drawn[0].axes[0].get_lines()}
+    assert lines["ridge"].get_zorder() > lines["Time-LLM"].get_zorder()
+    assert (lines["ridge"].get_linestyle(), lines["Time-LLM"].get_linestyle()) == ("--", "-")

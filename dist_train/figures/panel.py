@@ -4,19 +4,19 @@ Shape legend (this file):
     L  steps of history   H  pred_len   K  retrieved futures
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from dist_train.figures import style
+from dist_train.figures.forecast import HISTORY_PER_HORIZON
 
-# Okabe and Ito 2008: told apart by colour-blind readers; black is what was observed.
-FORECAST, NEIGHBOUR = "#0072B2", "#E69F00"
-HISTORY_PER_HORIZON = 3  # steps of history shown for each step of forecast
+if TYPE_CHECKING:
+    from dist_train.figures.style import Axes
+
+FORECAST, NEIGHBOUR = style.BLUE, style.ORANGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +45,15 @@ class PanelWindow:
 
 def draw(windows: Sequence[PanelWindow]) -> bytes:
     """Draw the windows below each other, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(
-        len(windows), 1, figsize=(9, 2.6 * len(windows)), squeeze=False, layout="constrained"
-    )
-    for axes, window in zip(grid[:, 0], windows, strict=True):
+    figure, panels = style.panels(len(windows))
+    for axes, window in zip(panels, windows, strict=True):
         _draw_window(axes, window)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, ncols=5, loc="outside upper center")
-    file = io.BytesIO()
-    figure.savefig(file, dpi=90, format="png")
-    pyplot.close(figure)
-    return file.getvalue()
+    return style.to_png(figure)
 
 
 def _draw_window(axes: "Axes", window: PanelWindow) -> None:
-    from matplotlib import dates
-
     length = len(window.history)
     shown = min(length, HISTORY_PER_HORIZON * len(window.forecast))
     past, future = window.dates[length - shown : length], window.dates[length:]
@@ -81,8 +69,5 @@ def _draw_window(axes: "Axes", window: PanelWindow) -> None:
     axes.plot(future, window.forecast, color=FORECAST, lw=1.6, label="forecast")
     axes.axvline(future[0], color="0.7", lw=0.8)
     axes.set_title(window.title, fontsize=9, loc="left")
-    locator = dates.AutoDateLocator()  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    concise = dates.ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_formatter(concise)
+    style.use_dates(axes)
     axes.tick_params(labelsize=8)

@@ -1,11 +1,11 @@
-"""dist_train/panel_figure.py: everything named is drawn, at its dates."""
+"""dist_train/figures/panel.py: everything named is drawn, at its dates."""
 
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
-from dist_train.panel_figure import PanelWindow, draw
+from dist_train.figures.panel import PanelWindow, draw
 
 L, H = 60, 12
 RNG = np.random.default_rng(0)

@@ -1,0 +1,258 @@
+"""Calibrate a run's intervals on its validation windows, and keep them in its folder.
+
+Shape legend (this file):
+    W  sampled windows   V  those of this rank   B  windows of a batch
+    N  variates          H  pred_len             C  channels
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dist_train import distributed, progress
+from dist_train.checkpoint import CheckpointError, read_manifest
+from dist_train.conformal import (
+    MIN_WINDOWS,
+    Calibration,
+    bounds_of,
+    channel_floor,
+    supported_levels,
+)
+from dist_train.data.collate import make_loader
+from dist_train.data.prompts import PromptBuilder
+from dist_train.data.sampler import EvaluationBatch, EvaluationSampler
+from dist_train.data.windows import ForecastData
+from dist_train.evaluation import Forecast
+from dist_train.memory_account import account
+from memory_index.atomic_file import replacing, write_tensors
+
+FILE = "calibration.safetensors"
+METHOD = "split conformal, signed errors over the window's own spread, per channel and step"
+MAX_WINDOWS = 1024
+"""Windows that are forecast, evenly spread over validation; neighbours tell nearly the same."""
+
+WINDOWS_PER_SERIES = 2 * MIN_WINDOWS
+MAX_ERRORS = 1 << 27
+"""Errors that all ranks together hold."""
+
+EXCHANGED = 1 << 22  # errors per exchange
+
+
+def calibrate(
+    forecast: Forecast,
+    data: ForecastData,
+    *,
+    batch_size: int,
+    prompt_builder: PromptBuilder | None = None,
+    num_workers: int = 0,
+) -> Calibration:
+    """Measure the errors of a forecaster on validation, and rank them; collective.
+
+    The result does not depend on the number of ranks. Validation has also chosen the best step and
+    the ridge's penalty, which is why coverage is measured on test.
+
+    Args:
+        forecast: Forecasts a batch of ``data.windows["val"]``.
+        data: The series.
+        batch_size: Windows per forward pass of one rank.
+        prompt_builder: Makes the prompts; None where the forecaster reads none.
+        num_workers: Processes that prepare batches.
+
+    Returns:
+        The same on every rank.
+    """
+    sample = choose_windows(data)
+    errors = _measure(forecast, data, sample, batch_size, prompt_builder, num_workers)
+    series_W, _ = data.windows["val"].locate_batch(sample)
+    progress.enter("calibrating")
+    return errors.rank(series_W, len(data.scalers), len(data.windows["val"]))
+
+
+def choose_windows(data: ForecastData) -> np.ndarray:
+    """Numbers of the validation windows that are forecast, ascending and evenly spread."""
+    windows = data.windows["val"]
+    wanted = max(MAX_WINDOWS, WINDOWS_PER_SERIES * len(data.scalers))
+    held = max(1, MAX_ERRORS // (windows.num_variates * windows.pred_len))
+    return windows.even_sample(min(wanted, held))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Errors:
+    """Errors of this rank's share of the sampled windows."""
+
+    errors: np.ndarray
+    """Truth minus forecast. Shape (V, N, H), float32."""
+
+    variance: np.ndarray
+    """Of what they continue. Shape (V, N), float64."""
+
+    begin: int
+    """Place of the first of them in the sample."""
+
+    num_sampled: int
+    """W."""
+
+    def rank(self, series: np.ndarray, num_series: int, num_windows: int) -> Calibration:
+        """Rank the errors of all ranks; collective.
+
+        Args:
+            series: Series of each sampled window. Shape (W,).
+            num_series: Series there are.
+            num_windows: Windows that the sample was taken from.
+        """
+        num_own, num_variates, pred_len = self.errors.shape
+        variance_WN = self._gather(self.variance)
+        members = [np.flatnonzero(series == number) for number in range(num_series)]
+        everything = np.arange(self.num_sampled)
+        floor_SN = np.stack([
+            channel_floor(variance_WN[one if len(one) else everything]) for one in members
+        ])  # fmt: skip
+        fewest = min(len(one) for one in members)
+        pooled = fewest < MIN_WINDOWS
+        usable = self.num_sampled * num_variates if pooled else fewest
+        levels = supported_levels(usable)
+        floor_VN = floor_SN[series[self.begin : self.begin + num_own]]
+        spread_VN1 = np.sqrt(self.variance + floor_VN.astype(np.float64) ** 2)[..., None]
+        scores_VNH = (self.errors / spread_VN1).astype(np.float32)
+        step = max(1, EXCHANGED // (self.num_sampled * num_variates))
+        parts = []
+        for first in range(0, pred_len, step):
+            progress.mark()
+            scores_WNH = self._gather(scores_VNH[..., first : first + step])
+            if pooled:
+                rows = scores_WNH.reshape(-1, 1, scores_WNH.shape[-1])
+                parts.append(bounds_of(rows, levels))
+            else:
+                by_series = [bounds_of(scores_WNH[one], levels) for one in members]
+                lower, upper = (np.concatenate(bound, 1) for bound in zip(*by_series, strict=True))
+                parts.append((lower, upper))
+        lower, upper = (np.concatenate(bound, axis=2) for bound in zip(*parts, strict=True))
+        return Calibration(
+            levels=levels, lower=lower, upper=upper, floor=floor_SN.reshape(-1),
+            num_windows=usable,
+            facts={
+                "method": METHOD, "split": "val", "windows_of_split": num_windows,
+                "windows_forecast": self.num_sampled, "ranks_shared_by_channels": pooled,
+            },
+        )  # fmt: skip
+
+    def _gather(self, own: np.ndarray) -> np.ndarray:
+        """Put the shares of all ranks together, exactly: the others are zero; collective."""
+        whole = torch.zeros(self.num_sampled, *own.shape[1:], dtype=torch.from_numpy(own).dtype)
+        whole[self.begin : self.begin + len(own)] = torch.from_numpy(own)
+        gathered: np.ndarray = distributed.reduce_sum(whole).numpy()
+        return gathered
+
+
+class _Sampled:
+    """A sampler's numbers read as places in a sample of windows."""
+
+    def __init__(self, sampler: EvaluationSampler, sample: np.ndarray) -> None:
+        self._sampler, self._sample = sampler, sample
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        for places, num_valid in self._sampler:
+            yield EvaluationBatch([int(number) for number in self._sample[places]], num_valid)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
+def _measure(
+    forecast: Forecast,
+    data: ForecastData,
+    sample: np.ndarray,
+    batch_size: int,
+    prompt_builder: PromptBuilder | None,
+    num_workers: int,
+) -> _Errors:
+    windows = data.windows["val"]
+    sampler = EvaluationSampler(
+        len(sample), batch_size, distributed.rank(), distributed.world_size()
+    )
+    loader = make_loader(windows, _Sampled(sampler, sample), prompt_builder, num_workers)
+    errors: list[Tensor] = [torch.empty(0, windows.num_variates, windows.pred_len)]
+    variances: list[np.ndarray] = [np.empty((0, windows.num_variates))]
+    progress.enter("calibrating on val")
+    with torch.no_grad(), account.phase("evaluation"):
+        for batch in loader:
+            progress.mark()
+            valid = batch.num_valid
+            forecast_BHN = forecast(batch.to(distributed.device())).float().cpu()[:valid]
+            errors.append((batch.target[:valid] - forecast_BHN).transpose(1, 2))
+            context_BLN = batch.context[:valid].numpy()
+            variances.append(np.var(context_BLN, axis=1, dtype=np.float64))
+    return _Errors(
+        errors=torch.cat(errors).numpy(), variance=np.concatenate(variances),
+        begin=sampler.begin, num_sampled=len(sample),
+    )  # fmt: skip
+
+
+def save(folder: Path, calibration: Calibration, data: ForecastData) -> Calibration:
+    """Write a calibration into the folder of the run it belongs to; on one rank only.
+
+    Args:
+        folder: Of the run; its best model has been saved.
+        calibration: Of that model.
+        data: What it was made from.
+
+    Returns:
+        The calibration with the facts that tie it to model and data.
+
+    Raises:
+        OSError: It cannot be written.
+        CheckpointError: The run has no best model.
+    """
+    tied = {"model": _model_of(folder), "data": data.series_set.checksum}
+    calibration = replace(calibration, facts={**calibration.facts, **tied})
+    tensors, facts = calibration.to_tensors()
+    metadata = {"facts": json.dumps(facts), "sha256": _checksum(tensors, facts)}
+    with replacing(folder / FILE) as beside:
+        write_tensors(beside, tensors, metadata)
+    return calibration
+
+
+def load(folder: Path) -> Calibration | None:
+    """Read the calibration of a run's best model; None where it has none, or an older model's.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads(metadata["facts"])
+        if metadata["sha256"] != _checksum(tensors, facts):
+            raise ValueError("altered since it was saved (checksum differs)")
+        calibration = Calibration.from_tensors(tensors, facts)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not a calibration ({error}); move it away, and timellm evaluate --run "
+            f"{folder} makes it anew."
+        ) from error
+    return calibration if calibration.facts.get("model") == _model_of(folder) else None
+
+
+def _model_of(folder: Path) -> str:
+    """Checksum of the weights that a calibration is tied to."""
+    return str(read_manifest(folder / "best")["sha256"]["model.safetensors"])
+
+
+def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

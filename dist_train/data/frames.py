@@ -1,0 +1,348 @@
+"""Data frames in memory: read one as a file is read, and give forecasts back as the same kind.
+
+Shape legend (this file):
+    T  rows of the frame     S  series
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import narwhals as nw
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dist_train.data.config import DataConfig, DataError, quote
+from dist_train.data.dates import Dates, follows, infer_frequency, parse_dates
+from dist_train.data.series import SeriesSet, from_table
+from dist_train.data.tables import refuse_repeated
+from dist_train.data.values import Rows
+
+ID_COLUMN = "unique_id"
+_LABEL = "the frame"
+_NUMBERS = (int, float, Decimal, np.number)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Expected:
+    """What a model was trained on, as far as a frame has to fit it."""
+
+    name: str
+    """Name of the data set; the one series of a wide file is called so."""
+
+    columns: tuple[str, ...]
+    """The variates, in the order of the training."""
+
+    num_series: int
+    frequency: str | None
+    """As a pandas alias; None: irregular, then any will do."""
+
+    date_column: str | None
+    """``data.date_column``; None: ``date`` or ``ds``."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """A frame of the user, its series, and the way back to its kind."""
+
+    native: Any
+    """The frame as narwhals wraps it."""
+
+    series_set: SeriesSet
+    layout: Literal["wide", "long"]
+    date_column: str
+    zone: str | None
+    """Time zone of its stamps; those of the series are then in UTC, or what its clocks show."""
+
+    shows_clocks: bool
+    first_rows: Mapping[str, int]
+    """A row of each series, by id."""
+
+    def give_back(
+        self,
+        ids: Sequence[str],
+        dates: Mapping[str, Dates],
+        columns: Mapping[str, npt.NDArray[np.floating]],
+    ) -> Any:
+        """Make a frame of the kind that was given, its ids and stamps of the same types.
+
+        Args:
+            ids: The series of each row, left out of a wide frame.
+            dates: Columns of time stamps. Shape (rows,) each.
+            columns: The other columns, in order. Shape (rows,) each.
+        """
+        made: dict[str, Any] = {}
+        if self.layout == "long":
+            rows = [self.first_rows[id_] for id_ in ids]
+            made[ID_COLUMN] = self.native[ID_COLUMN][rows].to_native()
+        kind = self.native.implementation
+        if kind.is_pandas():
+            made = {name: column.reset_index(drop=True) for name, column in made.items()}
+            made |= {name: self._pandas_dates(part) for name, part in dates.items()}
+            return pd.DataFrame(made | dict(columns))
+        known = [
+            nw.from_native(column, series_only=True).alias(name) for name, column in made.items()
+        ]
+        new = nw.from_dict({**dates, **columns}, backend=kind)
+        new = new.with_columns(self._expression(name) for name in dates)
+        return new.select(*known, *new.columns).to_native()
+
+    def make(self, columns: Mapping[str, Any]) -> Any:
+        """Make any other frame of the kind that was given, time stamps without a zone.
+
+        Args:
+            columns: Lists or arrays by name, in order.
+        """
+        if self.native.implementation.is_pandas():
+            return pd.DataFrame(dict(columns))
+        plain = {
+            name: part if np.asarray(part).dtype.kind == "M" else list(part)
+            for name, part in columns.items()
+        }
+        return nw.from_dict(plain, backend=self.native.implementation).to_native()
+
+    def _pandas_dates(self, dates: Dates) -> "pd.Series[Any]":
+        column = pd.Series(pd.DatetimeIndex(dates))
+        if self.zone is not None:
+            column = (
+                column.dt.tz_localize(self.zone, ambiguous=True, nonexistent="shift_forward")
+                if self.shows_clocks
+                else column.dt.tz_localize("UTC").dt.tz_convert(self.zone)
+            )
+        original = self.native[self.date_column].to_native().dtype
+        return column.astype(original) if _is_time(self.native, self.date_column) else column
+
+    def _expression(self, name: str) -> Any:
+        """The stamps with zone and type of those given, for other kinds than pandas."""
+        column = nw.col(name)
+        if self.zone is not None and not self.shows_clocks:
+            column = column.dt.replace_time_zone("UTC").dt.convert_time_zone(self.zone)
+        elif self.zone is not None:
+            column = column.dt.replace_time_zone(self.zone)
+        if _is_time(self.native, self.date_column):
+            column = column.cast(self.native.schema[self.date_column])
+        return column
+
+
+def read_frame(
+    frame: Any, expected: Expected, missing: Literal["error", "interpolate"] = "error"
+) -> Frame:
+    """Read a frame as a file is read, whatever the order of its rows and columns.
+
+    Args:
+        frame: Of pandas or polars, or another eager kind that narwhals knows.
+        expected: What it has to fit.
+        missing: Refuse missing values and skipped time stamps, or fill them linearly.
+
+    Raises:
+        DataError: It is no such frame, columns are missing or hold no numbers, its time stamps
+            are not regular or of another frequency than the model's, a value is missing.
+    """
+    if missing not in ("error", "interpolate"):
+        raise DataError(f"missing={missing!r}: must be 'error' or 'interpolate'.")
+    native = _wrap(frame, expected)
+    layout, date_column, columns = _choose_columns(list(native.columns), expected)
+    if len(native) == 0:
+        raise DataError(f"{_LABEL} has no rows: give the history of each series.")
+    for name in columns:
+        _check_numbers(native, name)
+    kept = [*([ID_COLUMN] if layout == "long" else []), date_column, *columns]
+    table = native.select(kept).to_pandas().reset_index(drop=True)
+    zone = getattr(native.schema[date_column], "time_zone", None)
+    shows_clocks = zone is not None and is_daily_or_longer(expected.frequency)
+    if shows_clocks:
+        table[date_column] = table[date_column].dt.tz_localize(None)
+    table[date_column] = parse_dates(table[date_column], date_column)
+    table, rows = _sort(table, layout, date_column)
+    if missing == "interpolate":
+        table, rows = _fill_gaps(table, rows, layout, date_column, expected.frequency)
+    config = DataConfig(
+        path=_LABEL, layout=layout, date_column=date_column, columns=columns, missing=missing
+    )
+    series_set = from_table(
+        table, config, name=expected.name, rows=rows, frequency=expected.frequency
+    )
+    _check_frequency(series_set, expected.frequency)
+    first_rows: dict[str, int] = {}
+    if layout == "long":
+        codes, names = pd.factorize(table[ID_COLUMN].astype(str))
+        _, firsts = np.unique(codes, return_index=True)
+        first_rows = {str(id_): int(rows[at]) for id_, at in zip(names, firsts, strict=True)}
+    return Frame(
+        native=native,
+        series_set=series_set,
+        layout=layout,
+        date_column=date_column,
+        zone=zone,
+        shows_clocks=shows_clocks,
+        first_rows=first_rows,
+    )
+
+
+def is_daily_or_longer(frequency: str | None) -> bool:
+    """Whether steps are days or longer, which clocks tell and hours do not."""
+    if frequency is None:
+        return False
+    offsets = pd.tseries.offsets
+    hours = (offsets.Hour, offsets.Minute, offsets.Second, offsets.Milli, offsets.Micro,
+             offsets.Nano)  # fmt: skip
+    return not isinstance(pd.tseries.frequencies.to_offset(frequency), hours)
+
+
+def _wrap(frame: Any, expected: Expected) -> Any:
+    if isinstance(frame, pd.DataFrame):
+        refuse_repeated(_LABEL, [str(name) for name in frame.columns])
+        named = {str(name) for name in frame.columns}
+        wanted = {expected.date_column, "date", "ds"} & named
+        if not wanted and isinstance(frame.index, (pd.DatetimeIndex, pd.PeriodIndex)):
+            raise DataError(
+                f"{_LABEL} has its dates in the index: make them a column with "
+                "df.rename_axis('date').reset_index() (wide) or 'ds' (long)."
+            )
+        frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+    wrapped = nw.from_native(frame, pass_through=True)
+    if isinstance(wrapped, nw.LazyFrame):
+        raise DataError(f"{_LABEL} is lazy: collect it first, df.collect().")
+    if not isinstance(wrapped, nw.DataFrame):
+        raise DataError(
+            f"df is a {type(frame).__name__}: give a data frame of pandas or polars, with a date "
+            "column and one column per variate, or unique_id, ds and y."
+        )
+    return wrapped
+
+
+def _choose_columns(
+    names: list[str], expected: Expected
+) -> tuple[Literal["wide", "long"], str, list[str]]:
+    """Layout, date column and variates of a frame."""
+    has_ids = ID_COLUMN in names
+    layout: Literal["wide", "long"] = "long" if has_ids else "wide"
+    usual = ["ds", "date"] if has_ids else ["date", "ds"]
+    dates = [name for name in [expected.date_column, *usual] if name in names]
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    if not dates:
+        raise DataError(
+            f"{_LABEL} has no column {expected.date_column or usual[0]!r} with the dates, its "
+            f"columns are {shown}: rename the one with the dates."
+        )
+    columns = list(expected.columns)
+    if has_ids and len(columns) > 1:
+        raise DataError(
+            f"{_LABEL} has a column {ID_COLUMN!r}, one series in many rows, but the model was "
+            f"trained on {len(columns)} variates side by side: give a date column and the columns "
+            f"{', '.join(columns[:12])}."
+        )
+    if not has_ids and expected.num_series > 1:
+        raise DataError(
+            f"{_LABEL} has no column {ID_COLUMN!r}, and the model knows {expected.num_series} "
+            f"series: say in it which series each row belongs to; the columns are {shown}."
+        )
+    if has_ids and columns[0] not in names and "y" in names:
+        columns = ["y"]
+    lacking = [name for name in columns if name not in names]
+    if lacking:
+        raise DataError(
+            f"{_LABEL} has no column {quote(lacking[0])}: the model was trained on "
+            f"{', '.join(columns[:12])}; the columns are {shown}."
+        )
+    return layout, str(dates[0]), columns
+
+
+def _check_numbers(native: Any, name: str) -> None:
+    """Refuse what pandas would take for numbers and the user may not have meant as such."""
+    dtype = native.schema[name]
+    remedy = "give numbers"
+    if dtype.is_numeric():
+        return
+    if dtype == nw.Object:
+        odd = [cell for cell in native[name].to_list()
+               if not (cell is None or cell is pd.NA)
+               and (isinstance(cell, bool) or not isinstance(cell, _NUMBERS))]  # fmt: skip
+        if not odd:
+            return
+        what = f"{quote(odd[0])}, a {type(odd[0]).__name__}"
+    else:
+        what = f"{dtype}"
+        if len(native):
+            what += f", such as {quote(native[name][0])}"
+    if dtype in (nw.String, nw.Categorical):
+        remedy = "turn the text into numbers, or correct it"
+    elif dtype == nw.Boolean:
+        remedy = "turn it into 0 and 1 if these are what is to be forecast"
+    raise DataError(f"column {quote(name)} holds {what}, not numbers: {remedy}.")
+
+
+def _is_time(native: Any, name: str) -> bool:
+    return isinstance(native.schema[name], (nw.Datetime, nw.Date))
+
+
+def _sort(table: pd.DataFrame, layout: str, date_column: str) -> tuple[pd.DataFrame, Rows]:
+    """Put rows in order of series and time; returns where each of them was too."""
+    stamps = table[date_column].to_numpy()
+    keys = [stamps]
+    if layout == "long":
+        ids = table[ID_COLUMN]
+        codes, _ = pd.factorize(ids.astype(str).where(ids.notna()), sort=True)
+        keys.append(codes)
+    rows = np.lexsort(keys).astype(np.intp)
+    return table.iloc[rows].reset_index(drop=True), rows
+
+
+def _fill_gaps(
+    table: pd.DataFrame, rows: Rows, layout: str, date_column: str, frequency: str | None
+) -> tuple[pd.DataFrame, Rows]:
+    """Add a row without values for every time stamp that was skipped."""
+    if frequency is None:
+        return table, rows
+    ids = table[ID_COLUMN].astype(str) if layout == "long" else pd.Series("", index=table.index)
+    parts, places = [], []
+    for positions in table.groupby(ids, sort=True).indices.values():
+        own, seen = table.iloc[positions], rows[positions]
+        grid = _grid_around(own[date_column].to_numpy(), frequency)
+        if grid is not None:
+            at = np.searchsorted(own[date_column].to_numpy(), grid)
+            own = own.set_index(date_column).reindex(grid).rename_axis(date_column).reset_index()
+            if layout == "long":
+                own[ID_COLUMN] = table[ID_COLUMN].iloc[positions[0]]
+            own, seen = own[list(table.columns)], seen[at]
+        parts.append(own)
+        places.append(seen)
+    return pd.concat(parts, ignore_index=True), np.concatenate(places)
+
+
+def _grid_around(dates: Dates, frequency: str) -> Dates | None:
+    """All stamps from first to last, where those that are there lie on them and are most of them.
+
+    One wrong year would otherwise ask for millions of values that nobody knows.
+    """
+    if len(dates) < 2 or follows(dates, frequency) or infer_frequency(dates) is not None:
+        return None
+    if (np.diff(dates.astype(np.int64)) <= 0).any():
+        return None
+    stamps_ns = dates.astype(np.int64)
+    if stamps_ns[-1] - stamps_ns[0] > 2 * len(dates) * np.median(np.diff(stamps_ns)):
+        return None
+    grid: Dates = pd.date_range(dates[0], dates[-1], freq=frequency).as_unit("ns").to_numpy()
+    return grid if np.isin(dates, grid).all() else None
+
+
+def _check_frequency(series_set: SeriesSet, expected: str | None) -> None:
+    found = series_set.frequency
+    if expected is None or found is None or found == expected:
+        return
+    first = series_set.series[0].dates
+    if len(first) > 2 and _step(found) is not None and _step(found) == _step(expected):
+        return  # weeks that begin on another day
+    raise DataError(
+        f"the time stamps of {_LABEL} have the frequency {found}, the model was trained on "
+        f"{expected}: bring them to {expected}, or train a model for {found}."
+    )
+
+
+def _step(frequency: str) -> int | None:
+    """Nanoseconds of a step; None where steps differ in length."""
+    dates = pd.date_range("2001-01-01", periods=40, freq=frequency).as_unit("ns").to_numpy()
+    steps = np.unique(np.diff(dates.astype(np.int64)))
+    return int(steps[0]) if len(steps) == 1 else None

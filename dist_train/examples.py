@@ -1,0 +1,159 @@
+"""Windows of the test split with their forecasts, for the pictures of a run.
+
+Shape legend (this file):
+    L  seq_len   H  pred_len   N  variates   K  neighbours
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train import distributed
+from dist_train.baselines import ridge_forecast
+from dist_train.conformal import Calibration
+from dist_train.coverage import TOLD_LEVELS
+from dist_train.data.collate import Collator, WindowBatch
+from dist_train.data.prompts import PromptBuilder
+from dist_train.data.windows import ForecastData
+from dist_train.evaluation import Forecast
+from dist_train.figures.forecast import ForecastExample
+from dist_train.figures.samples import ForecastSample, RetrievedHistory
+from dist_train.retrieval import Retriever
+from model.instance_norm import normalize
+from model.linear_anchor import AnchorFit
+
+MAX_NEIGHBOURS = 3
+
+
+class ExampleMaker:
+    """Forecasts single windows of the test split; every method is collective."""
+
+    def __init__(
+        self,
+        forecast: Forecast,
+        ridge: AnchorFit,
+        data: ForecastData,
+        *,
+        prompt_builder: PromptBuilder | None = None,
+        retriever: Retriever | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        """Take what forecasts are made of.
+
+        Args:
+            forecast: The whole model, on the test split.
+            ridge: Drawn beside it.
+            data: The series.
+            prompt_builder: Makes the prompts; None: none.
+            retriever: The memory; None: none.
+            calibration: Makes the intervals; None: none.
+        """
+        self._forecast, self._ridge, self._data = forecast, ridge_forecast(ridge), data
+        self._retriever, self._calibration = retriever, calibration
+        self._windows = data.windows["test"]
+        self._collate = Collator(self._windows, prompt_builder)
+
+    def middle(self) -> ForecastExample:
+        """The middle window of the split, without intervals."""
+        example, _ = self._example(len(self._windows) // 2, levels=())
+        return example
+
+    def samples(self) -> list[ForecastSample]:
+        """Three windows a quarter of the split apart, of the first, middle and last variate."""
+        places = [len(self._windows) * quarter // 4 for quarter in (1, 2, 3)]
+        count = self._data.num_variates
+        variates = (0, count // 2, count - 1)
+        samples = []
+        for window, variate in zip(dict.fromkeys(places), variates, strict=False):
+            example, batch = self._example(window, levels=TOLD_LEVELS)
+            neighbours = self._neighbours(batch, variate)
+            samples.append(ForecastSample(example=example, variate=variate, neighbours=neighbours))
+        return samples
+
+    def _example(
+        self, window: int, levels: tuple[float, ...]
+    ) -> tuple[ForecastExample, WindowBatch]:
+        batch = self._collate([window]).to(distributed.device())
+        with torch.no_grad():
+            forecasts = {"Time-LLM": self._forecast(batch), "ridge": self._ridge(batch)}
+        number, start = self._windows.locate(window)
+        scaler, series = self._data.scalers[number], self._data.series_set.series[number]
+        end = start + self._windows.seq_len + self._windows.pred_len
+
+        def original(values: Tensor) -> np.ndarray:
+            return np.asarray(scaler.inverse(values[0].double().cpu().numpy()))
+
+        intervals = {}
+        known = self._calibration
+        for level in levels if known is not None else ():
+            assert known is not None
+            if level <= known.levels[-1]:
+                channels = self._data.channels_of([window], "test")
+                bounds = known.interval(
+                    forecasts["Time-LLM"].double().cpu().numpy(), batch.context.cpu().numpy(),
+                    channels, level,
+                )  # fmt: skip
+                lower, upper = (np.asarray(scaler.inverse(bound[0])) for bound in bounds)
+                intervals[level] = lower, upper
+        example = ForecastExample(
+            dates=series.dates[start:end],
+            history=original(batch.context),
+            truth=original(batch.target),
+            forecasts={name: original(values) for name, values in forecasts.items()},
+            columns=self._data.channel_names if len(self._data.scalers) == 1 else (
+                (series.id,) if self._data.num_variates == 1 else series.columns
+            ),
+            intervals=intervals,
+        )  # fmt: skip
+        return example, batch
+
+    def _neighbours(self, batch: WindowBatch, variate: int) -> list[RetrievedHistory]:
+        """The nearest histories of one row that lie a horizon apart, on the row's own scale."""
+        retriever = self._retriever
+        if retriever is None:
+            return []
+        found = retriever.search_batch(batch, "test")
+        bank, anchored = retriever.bank, retriever.gram.retrieval_key == "anchored"
+        ids_K = self._apart(retriever, found.ids[variate][found.ids[variate] >= 0])
+        mode: Literal["last", "mean"] = "last" if anchored else "mean"
+        histories_1LK, _, _ = normalize(bank.windows(ids_K).T[None], mode)
+        futures_KH = bank.futures(ids_K, anchored=anchored)
+        row_1L1 = batch.context[:, :, variate : variate + 1].cpu()
+        _, loc, scale = normalize(row_1L1, mode)
+        number, _ = self._windows.locate(int(batch.window_ids[0]))
+        scaler = self._data.scalers[number]
+        entries = zip(
+            bank.series(ids_K).tolist(), bank.starts(ids_K).tolist(),
+            bank.variates(ids_K).tolist(), strict=True,
+        )  # fmt: skip
+        neighbours = []
+        for place, (series_number, start, column) in enumerate(entries):
+            series = self._data.series_set.series[series_number]
+            whole = torch.cat([histories_1LK[0, :, place], futures_KH[place]])
+            standardised = (whole * scale.flatten() + loc.flatten()).double().numpy()
+            values = standardised * scaler.scale[variate] + scaler.mean[variate]
+            first = np.datetime_as_string(series.dates[start + bank.seq_len], unit="m")
+            several = len(self._data.scalers) > 1
+            what = series.id if several else series.columns[column]
+            neighbours.append(
+                RetrievedHistory(name=f"{first.replace('T', ' ')}, {what}", values=values)
+            )
+        return neighbours
+
+    def _apart(self, retriever: Retriever, ids: Tensor) -> Tensor:
+        """Of ids, nearest first, keep such as differ in variate or by a horizon in time."""
+        bank, kept = retriever.bank, list[int]()
+        places = list(
+            zip(bank.series(ids).tolist(), bank.variates(ids).tolist(), bank.starts(ids).tolist(),
+                strict=True)
+        )  # fmt: skip
+        for number, (series, variate, start) in enumerate(places):
+            if len(kept) < MAX_NEIGHBOURS and not any(
+                places[other][:2] == (series, variate)
+                and abs(places[other][2] - start) < bank.pred_len
+                for other in kept
+            ):
+                kept.append(number)
+        return ids[torch.tensor(kept, dtype=torch.int64)]

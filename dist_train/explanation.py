@@ -1,0 +1,153 @@
+"""Say in names and dates what forecasts rest on: histories found, trend classes, trust.
+
+Shape legend (this file):
+    N  variates     K  neighbours     L  seq_len     H  pred_len
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dist_train.data.dates import Dates
+from dist_train.prediction import Floats, SeriesForecast
+from model.instance_norm import VARIANCE_FLOOR
+
+if TYPE_CHECKING:
+    from dist_train.loading import LoadedRun
+
+DIRECTIONS = ("down", "flat", "up")
+MAGNITUDES = ("strong down", "weak down", "weak up", "strong up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A window of the past that the memory found."""
+
+    series: str
+    variate: str
+    start: np.datetime64
+    """First step of the window."""
+
+    end: np.datetime64
+    """Its last step; what followed is what the model is shown."""
+
+    future_end: np.datetime64
+    """Last step of what followed."""
+
+    weight: float
+    """Share among the histories of its row, as the model weighs them."""
+
+    distance: float
+    """Squared Euclidean distance of the keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowExplanation:
+    """What the forecast of one variate of one series rests on."""
+
+    series: str
+    variate: str
+    directions: Mapping[str, float] | None
+    """Probability by name; None without the trend-aware patch router."""
+
+    magnitudes: Mapping[str, float] | None
+    """Probability by name; None without the router."""
+
+    gate: float | None
+    """Trust in the present against history; None without a memory."""
+
+    match: float | None
+    """How well the histories match, 0 to 1; None without a memory."""
+
+    histories: tuple[History, ...]
+    """The heaviest first; empty without a memory, or where nothing is long enough past."""
+
+
+def explain(run: "LoadedRun", forecasts: Sequence[SeriesForecast]) -> list[RowExplanation]:
+    """Explain forecasts that were made with evidence, one row for each variate.
+
+    Args:
+        run: Made them.
+        forecasts: From :func:`dist_train.prediction.predict`, ``with_evidence``.
+    """
+    return [row for forecast in forecasts for row in _rows(run, forecast)]
+
+
+def _rows(run: "LoadedRun", forecast: SeriesForecast) -> Iterator[RowExplanation]:
+    evidence = forecast.evidence
+    assert evidence is not None, "predict(..., with_evidence=True)"
+    output = evidence.output
+    for number, variate in enumerate(forecast.series.columns):
+        directions = magnitudes = None
+        if output.trend is not None:
+            directions = _named(DIRECTIONS, output.trend.direction[number])
+            magnitudes = _named(MAGNITUDES, output.trend.magnitude[number])
+        yield RowExplanation(
+            series=forecast.series.id,
+            variate=variate,
+            directions=directions,
+            magnitudes=magnitudes,
+            gate=None if output.gate is None else float(output.gate[number]),
+            match=None if output.match is None else float(output.match[number]),
+            histories=tuple(_histories(run, forecast, number)),
+        )
+
+
+def _named(names: Sequence[str], logits: torch.Tensor) -> dict[str, float]:
+    shares = torch.softmax(logits.double(), dim=-1).tolist()
+    return dict(zip(names, shares, strict=True))
+
+
+def _histories(run: "LoadedRun", forecast: SeriesForecast, number: int) -> Iterator[History]:
+    assert forecast.evidence is not None
+    neighbours, weights = forecast.evidence.neighbours, forecast.evidence.output.neighbour_weights
+    if run.retriever is None or neighbours is None or weights is None:
+        return
+    bank, known = run.retriever.bank, run.retriever.data.series_set.series
+    ids_K = neighbours.ids[number]
+    places = zip(
+        bank.series(ids_K).tolist(), bank.starts(ids_K).tolist(), bank.variates(ids_K).tolist(),
+        strict=True,
+    )  # fmt: skip
+    for rank, (series, start, variate) in enumerate(places):
+        if series < 0:
+            continue
+        dates: Dates = known[series].dates
+        yield History(
+            series=known[series].id,
+            variate=known[series].columns[variate],
+            start=dates[start],
+            end=dates[start + bank.seq_len - 1],
+            future_end=dates[start + bank.seq_len + bank.pred_len - 1],
+            weight=float(weights[number, rank]),
+            distance=float(neighbours.distances[number, rank]),
+        )
+
+
+def analogues(run: "LoadedRun", forecast: SeriesForecast) -> Floats:
+    """The histories of a forecast with what followed, put onto its own level and scale.
+
+    Returns:
+        Original units, NaN where there is none. Shape (N, K, L + H).
+    """
+    assert forecast.evidence is not None
+    neighbours, retriever = forecast.evidence.neighbours, run.retriever
+    if retriever is None or neighbours is None:
+        return np.empty((forecast.values.shape[1], 0, 0))
+    anchored = run.config.gram.retrieval_key == "anchored"
+    seq_len = retriever.bank.seq_len
+    windows_NKL = retriever.bank.windows(neighbours.ids).double().numpy()
+    futures_NKH = retriever.bank.futures(neighbours.ids, anchored=anchored).double().numpy()
+    mean_NK1 = windows_NKL.mean(axis=-1, keepdims=True)
+    scale_NK1 = np.sqrt(windows_NKL.var(axis=-1, keepdims=True) + VARIANCE_FLOOR)
+    loc_NK1 = windows_NKL[..., -1:] if anchored else mean_NK1
+    shapes = np.concatenate([(windows_NKL - loc_NK1) / scale_NK1, futures_NKH], axis=-1)
+    own_NL = forecast.series.values[forecast.end - seq_len : forecast.end].T
+    level_N1 = own_NL[:, -1:] if anchored else own_NL.mean(axis=1, keepdims=True)
+    spread_N1 = own_NL.std(axis=1, keepdims=True)
+    drawn: Floats = level_N1[:, None] + spread_N1[:, None] * shapes
+    drawn[neighbours.ids.numpy() < 0] = np.nan
+    return drawn

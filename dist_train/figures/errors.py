@@ -1,0 +1,78 @@
+"""The error at each forecast step and of each variate, the model beside the ridge."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dist_train.figures import style
+from dist_train.figures.run import draw_errors_per_step
+from dist_train.metrics import Scores
+
+if TYPE_CHECKING:
+    from dist_train.figures.style import Axes
+
+MAX_NAMED = 40
+"""More variates than this are drawn in the order of their errors, without names."""
+
+MARKS = {"Time-LLM": "o", "ridge": "D", "ridge + retrieval": "s"}
+
+
+def save_error_figure(path: Path, scores: Mapping[str, Scores], names: tuple[str, ...]) -> None:
+    """Draw errors per step and per variate.
+
+    Args:
+        path: Of the picture.
+        scores: By forecaster, the model first.
+        names: Of the channels.
+    """
+    rows = min(len(names), MAX_NAMED)
+    height = 1.2 if len(names) > MAX_NAMED else max(0.6, 0.3 + rows * 0.22 / 2.6)
+    figure, (steps, variates) = style.panels(2, heights=[1.2, height])
+    draw_errors_per_step(steps, {name: row.mse_per_step for name, row in scores.items()})
+    compared = {name: row for name, row in scores.items() if name in MARKS}
+    if len(names) > MAX_NAMED:
+        _draw_ordered(variates, compared)
+    else:
+        _draw_named(variates, compared, names)
+    style.save(figure, path)
+
+
+def _draw_named(axes: "Axes", scores: Mapping[str, Scores], names: tuple[str, ...]) -> None:
+    places = np.arange(len(names))[::-1]
+    for name, row in list(scores.items())[::-1]:
+        axes.plot(row.mse_per_channel, places, MARKS[name], color=style.colour(name), label=name,
+                  ms=6, alpha=0.85)  # fmt: skip
+    axes.set_yticks(places, [style.shorten(name) for name in names], fontsize=8)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlabel("test MSE (standardised)")
+    _spread(axes, scores, "x")
+    axes.grid(axis="y", lw=0.4)
+    style.legend_beside(axes)
+
+
+def _draw_ordered(axes: "Axes", scores: Mapping[str, Scores]) -> None:
+    reference = scores.get("ridge", next(iter(scores.values())))
+    order = np.argsort(reference.mse_per_channel)
+    for name, row in list(scores.items())[::-1]:
+        values = np.asarray(row.mse_per_channel)[order]
+        axes.plot(np.arange(1, len(order) + 1), values, ".", color=style.colour(name), label=name,
+                  ms=4)  # fmt: skip
+    axes.set(
+        xlabel=f"the {len(order)} variates, in the order of the ridge's error",
+        ylabel="test MSE (standardised)",
+    )
+    _spread(axes, scores, "y")
+    style.use_whole_numbers(axes)
+    style.legend_beside(axes)
+
+
+def _spread(axes: "Axes", scores: Mapping[str, Scores], axis: str) -> None:
+    """Choose a logarithmic axis where errors of variates differ by far."""
+    values = np.concatenate([row.mse_per_channel for row in scores.values()])
+    positive = values[values > 0]
+    if len(positive) == len(values) and positive.max() > 30 * positive.min():
+        axes.set(**{f"{axis}scale": "log"})
+    else:
+        axes.set(**{f"{axis}lim": (0, 1.1 * values.max() or 1.0)})

@@ -1,0 +1,135 @@
+"""What all figures share: colours that colour-blind readers tell apart, panels, saving."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+
+# Okabe and Ito 2008, one colour per forecaster wherever it is drawn; black is what was observed.
+BLUE, VERMILION, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, GREY = "#E69F00", "#56B4E9", "#999999"
+COLOURS = {
+    "Time-LLM": BLUE,
+    "ridge": VERMILION,
+    "ridge + retrieval": GREEN,
+    "DLinear": PINK,
+    "seasonal naive": ORANGE,
+    "repeat last": SKY,
+}
+CYCLE = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, GREY)
+DASHES = ("-", "--", ":", "-.")
+
+PANEL_SIZE = 9.0, 2.6  # inches
+DOTS_PER_INCH = 120
+SCREEN_DOTS_PER_INCH = 90  # one of many in a dashboard
+MAX_NAME = 24
+"""Letters of a variate's name that fit beside an axis."""
+
+
+def colour(name: str) -> str:
+    """Colour of a forecaster, grey where it has none of its own."""
+    return COLOURS.get(name, GREY)
+
+
+def forecaster(name: str) -> dict[str, Any]:
+    """How the line of a forecaster is drawn: the model still shows where the ridge equals it."""
+    if name == "Time-LLM":
+        return {"color": colour(name), "lw": 2.4, "zorder": 2.5}
+    if name == "ridge":
+        return {"color": colour(name), "lw": 1.4, "ls": (0, (4, 3)), "zorder": 3}
+    # Broad, for it often lies right under the model that starts from it.
+    return {"color": colour(name), "lw": 5.0 if name == "ridge + retrieval" else 1.5}
+
+
+def line_style(number: int) -> tuple[str, str]:
+    """Colour and dashes of the n-th of many lines: no two of the first 28 look alike."""
+    return CYCLE[number % len(CYCLE)], DASHES[number // len(CYCLE) % len(DASHES)]
+
+
+def shorten(name: str) -> str:
+    """Cut a name to what fits beside an axis."""
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+
+
+def panels(
+    count: int, *, columns: int = 1, heights: Sequence[float] | None = None
+) -> "tuple[Figure, list[Axes]]":
+    """Open a figure of panels below, and beside, each other; row by row.
+
+    Args:
+        count: Rows.
+        columns: Panels of a row.
+        heights: Of the rows, in usual heights; None: 1 each.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    heights = heights if heights is not None else [1.0] * count
+    figure, grid = pyplot.subplots(
+        count,
+        columns,
+        figsize=(PANEL_SIZE[0] + 4 * (columns - 1), PANEL_SIZE[1] * sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+    )
+    return figure, list(grid.flatten())
+
+
+def use_dates(axes: "Axes") -> None:
+    """Let the x axis tell dates as briefly as can be understood."""
+    from matplotlib import dates
+
+    locator = dates.AutoDateLocator(maxticks=8)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    concise = dates.ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(concise)
+    axes.tick_params(axis="x", labelsize=8)
+
+
+def use_whole_numbers(axes: "Axes") -> None:
+    """Put no mark of the x axis between two whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def legend_beside(axes: "Axes") -> None:
+    """Put the legend to the right of a panel, where it hides nothing."""
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def say(axes: "Axes", text: str) -> None:
+    """Write why a panel is empty."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="0.4")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    from matplotlib import pyplot
+
+    beside = path.with_name(f".{path.name}")
+    try:
+        figure.savefig(beside, dpi=DOTS_PER_INCH, format="png")
+        beside.replace(path)
+    finally:
+        pyplot.close(figure)
+        beside.unlink(missing_ok=True)
+
+
+def to_png(figure: "Figure") -> bytes:
+    """Make a PNG of a figure, for what is not a file, and close it."""
+    from matplotlib import pyplot
+
+    file = io.BytesIO()
+    try:
+        figure.savefig(file, dpi=SCREEN_DOTS_PER_INCH, format="png")
+    finally:
+        pyplot.close(figure)
+    return file.getvalue()

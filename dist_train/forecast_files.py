@@ -1,0 +1,142 @@
+"""``timellm predict``: forecasts of a file as tables and a picture.
+
+Shape legend (this file):
+    L  seq_len   H  pred_len   h  horizon   N  variates
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dist_train.data.config import DataError
+from dist_train.explanation import analogues, explain
+from dist_train.figures.forecast import ForecastExample, save_forecast_figure
+from dist_train.loading import LoadedRun
+from dist_train.prediction import SeriesForecast, load_newest, predict
+from memory_index.atomic_file import write_text
+
+MAX_DRAWN = 5
+LEVELS = (80.0, 95.0)
+TABLE, FIGURE, RETRIEVED = "forecast.csv", "forecast.png", "retrieved.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What ``timellm predict`` was asked for."""
+
+    out: Path
+    path: str | None = None
+    """File to forecast; None: the run's own data."""
+
+    horizon: int | None = None
+    levels: Sequence[float] | None = None
+    """None: 80 and 95 where the run is calibrated."""
+
+
+def predict_file(run: LoadedRun, options: PredictOptions) -> list[Path]:
+    """Forecast a file and write what came of it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        DataError: The folder already holds a forecast, or as
+            :func:`dist_train.prediction.predict`.
+    """
+    for name in (TABLE, FIGURE, RETRIEVED):
+        if (options.out / name).exists():
+            raise DataError(f"--out {options.out}: {name} already exists; name another folder.")
+    levels = options.levels
+    if levels is None:
+        levels = () if run.calibration is None else LEVELS
+        if run.calibration is None:
+            print("note: no intervals, for the run has no calibration; timellm evaluate makes one")
+    series_set = load_newest(run.config, options.path)
+    forecasts = predict(
+        run,
+        series_set,
+        horizon=options.horizon,
+        levels=sorted(set(levels)),
+        with_evidence=True,
+    )
+    return write_forecasts(options.out, run, forecasts)
+
+
+def write_forecasts(out: Path, run: LoadedRun, forecasts: list[SeriesForecast]) -> list[Path]:
+    """Write the files of forecasts that were made with evidence, into a folder without any."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / TABLE, out / FIGURE]
+    write_text(out / TABLE, pd.concat(_table(one) for one in forecasts).to_csv(index=False))
+    save_forecast_figure(out / FIGURE, _example(run, forecasts[0]))
+    if run.retriever is not None:
+        write_text(out / RETRIEVED, _retrieved(run, forecasts).to_csv(index=False))
+        written.append(out / RETRIEVED)
+    return written
+
+
+def _table(forecast: SeriesForecast) -> pd.DataFrame:
+    """A row for each variate and step: unique_id, ds, variate, forecast, lo-95, ... hi-95."""
+    parts = []
+    for number, variate in enumerate(forecast.series.columns):
+        columns: dict[str, Any] = {
+            "unique_id": forecast.series.id,
+            "ds": forecast.dates,
+            "variate": variate,
+            "forecast": forecast.values[:, number],
+        }
+        levels = sorted(forecast.intervals)
+        bounds = [("lo", 0, level) for level in reversed(levels)]
+        bounds += [("hi", 1, level) for level in levels]
+        for name, side, level in bounds:
+            columns[f"{name}-{level:g}"] = forecast.intervals[level][side][:, number]
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts)
+
+
+def _retrieved(run: LoadedRun, forecasts: Sequence[SeriesForecast]) -> pd.DataFrame:
+    rows = [
+        {
+            "unique_id": row.series,
+            "variate": row.variate,
+            "rank": rank,
+            "history_id": history.series,
+            "history_variate": history.variate,
+            "start": history.start,
+            "end": history.end,
+            "future_end": history.future_end,
+            "weight": history.weight,
+            "distance": history.distance,
+        }
+        for row in explain(run, forecasts)
+        for rank, history in enumerate(row.histories, start=1)
+    ]
+    columns = [
+        "unique_id", "variate", "rank", "history_id", "history_variate", "start", "end",
+        "future_end", "weight", "distance",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _example(run: LoadedRun, forecast: SeriesForecast) -> ForecastExample:
+    past = slice(None, forecast.end)
+    return ForecastExample(
+        dates=np.concatenate([forecast.series.dates[past], forecast.dates]),
+        history=forecast.series.values[past],
+        truth=None,
+        forecasts={"Time-LLM": forecast.values},
+        columns=forecast.series.columns,
+        intervals=forecast.intervals,
+        analogues=_drawn(run, forecast),
+    )
+
+
+def _drawn(run: LoadedRun, forecast: SeriesForecast) -> np.ndarray | None:
+    """What followed the heaviest histories, on the level of the forecast. (K, h, N)."""
+    if run.retriever is None:
+        return None
+    shapes_NKT = analogues(run, forecast)[:, :MAX_DRAWN, run.config.data.seq_len :]
+    return shapes_NKT[..., : len(forecast.dates)].transpose(1, 2, 0)

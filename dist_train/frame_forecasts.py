@@ -1,0 +1,184 @@
+"""Forecasts of data frames, given back as frames of the same kind.
+
+Columns are named as Nixtla's libraries do: ``unique_id, ds, TimeLLM, TimeLLM-lo-95, ...`` for a
+long frame, ``date, <variate>, <variate>-lo-95, ...`` for a wide one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_train.data.config import DataError
+from dist_train.data.frames import Expected, Frame, read_frame
+from dist_train.explanation import DIRECTIONS, MAGNITUDES, RowExplanation, explain
+from dist_train.prediction import SeriesForecast, check_horizon, check_levels, predict
+
+if TYPE_CHECKING:
+    from dist_train.loading import LoadedRun
+
+MODEL = "TimeLLM"
+Missing = Literal["error", "interpolate"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """What forecasts rest on, as frames of the kind that was given."""
+
+    rows: Any
+    """A row for each variate: ``unique_id, variate, direction, p_down, ..., gate, match``."""
+
+    histories: Any
+    """A row for each history that was found: ``unique_id, variate, rank, history_id,
+    history_variate, start, end, future_end, weight, distance``."""
+
+    details: list[RowExplanation]
+    """The same as objects."""
+
+
+def predict_frame(
+    run: "LoadedRun",
+    frame: Any,
+    *,
+    horizon: int | None,
+    level: Sequence[float],
+    missing: Missing,
+) -> Any:
+    """Forecast what follows each series of a frame.
+
+    Raises:
+        DataError: See :func:`dist_train.data.frames.read_frame` and
+            :func:`dist_train.prediction.predict`.
+    """
+    levels = _levels(run, level)
+    horizon = check_horizon(horizon, run.config.data.pred_len)
+    read = read_frame(frame, _expected(run), missing)
+    forecasts = predict(run, read.series_set, horizon=horizon, levels=levels)
+    dates = {read.date_column: np.concatenate([one.dates for one in forecasts])}
+    return read.give_back(_ids(forecasts), dates, _columns(read, forecasts, levels))
+
+
+def cross_validate_frame(
+    run: "LoadedRun",
+    frame: Any,
+    *,
+    n_windows: int,
+    step_size: int,
+    horizon: int | None,
+    level: Sequence[float],
+    missing: Missing,
+) -> Any:
+    """Forecast from several cutoffs of each series, the newest one ending with the frame.
+
+    Raises:
+        DataError: As :func:`predict_frame`, or a number of windows or steps is none.
+    """
+    levels = _levels(run, level)
+    horizon = check_horizon(horizon, run.config.data.pred_len)
+    for key, value in (("n_windows", n_windows), ("step_size", step_size)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise DataError(f"{key}={value!r}: must be a whole number, at least 1.")
+    read = read_frame(frame, _expected(run), missing)
+    cutoffs = [horizon + step_size * number for number in reversed(range(n_windows))]
+    forecasts = predict(run, read.series_set, horizon=horizon, levels=levels, cutoffs=cutoffs)
+    columns = _columns(read, forecasts, levels)
+    truth = [one.series.values[one.end : one.end + horizon] for one in forecasts]
+    for number, name in enumerate(forecasts[0].series.columns):
+        label = "y" if read.layout == "long" else f"{name}-y"
+        columns[label] = np.concatenate([part[:, number] for part in truth])
+    dates = {
+        read.date_column: np.concatenate([one.dates for one in forecasts]),
+        "cutoff": np.concatenate(
+            [np.repeat(one.series.dates[one.end - 1], len(one.dates)) for one in forecasts]
+        ),
+    }
+    return read.give_back(_ids(forecasts), dates, columns)
+
+
+def explain_frame(run: "LoadedRun", frame: Any, *, missing: Missing) -> Explanation:
+    """Say what the forecasts of a frame rest on.
+
+    Raises:
+        DataError: As :func:`predict_frame`.
+    """
+    read = read_frame(frame, _expected(run), missing)
+    forecasts = predict(run, read.series_set, with_evidence=True)
+    details = explain(run, forecasts)
+    rows: dict[str, Any] = {
+        "unique_id": [row.series for row in details],
+        "variate": [row.variate for row in details],
+    }
+    for what, names in (("direction", DIRECTIONS), ("magnitude", MAGNITUDES)):
+        shares = [getattr(row, f"{what}s") for row in details]
+        if all(part is not None for part in shares):
+            rows[what] = [max(part, key=part.__getitem__) for part in shares]
+            for name in names:
+                rows[f"p_{name.replace(' ', '_')}"] = [part[name] for part in shares]
+    for what in ("gate", "match"):
+        if all(getattr(row, what) is not None for row in details):
+            rows[what] = [getattr(row, what) for row in details]
+    return Explanation(
+        rows=read.make(rows), histories=read.make(_history_columns(details)), details=details
+    )
+
+
+def _history_columns(details: Sequence[RowExplanation]) -> dict[str, Any]:
+    found = [
+        (row, rank, history) for row in details for rank, history in enumerate(row.histories, 1)
+    ]
+    return {
+        "unique_id": np.array([row.series for row, _, _ in found], dtype=str),
+        "variate": np.array([row.variate for row, _, _ in found], dtype=str),
+        "rank": np.array([rank for _, rank, _ in found], dtype=np.int64),
+        "history_id": np.array([history.series for *_, history in found], dtype=str),
+        "history_variate": np.array([history.variate for *_, history in found], dtype=str),
+        **{
+            name: np.array([getattr(one, name) for *_, one in found], dtype="datetime64[ns]")
+            for name in ("start", "end", "future_end")
+        },
+        **{
+            name: np.array([getattr(one, name) for *_, one in found], dtype=np.float64)
+            for name in ("weight", "distance")
+        },
+    }
+
+
+def _expected(run: "LoadedRun") -> Expected:
+    facts, series = run.series, run.series["series"]
+    return Expected(
+        name=facts["name"],
+        columns=tuple(series[0]["columns"]),
+        num_series=len(series),
+        frequency=facts["frequency"],
+        date_column=run.config.data.date_column,
+    )
+
+
+def _levels(run: "LoadedRun", level: Sequence[float]) -> list[float]:
+    if isinstance(level, (str, bytes)) or not isinstance(level, Sequence):
+        raise DataError(f"level={level!r}: must be a list of percentages such as [80, 95], or [].")
+    check_levels(run, level)
+    return sorted(set(level))
+
+
+def _ids(forecasts: Sequence[SeriesForecast]) -> list[str]:
+    return [one.series.id for one in forecasts for _ in one.dates]
+
+
+def _columns(
+    read: Frame, forecasts: Sequence[SeriesForecast], levels: Sequence[float]
+) -> dict[str, npt.NDArray[np.floating]]:
+    """Forecasts and bounds by the names that the user finds them under."""
+    columns: dict[str, npt.NDArray[np.floating]] = {}
+    for number, variate in enumerate(forecasts[0].series.columns):
+        name = MODEL if read.layout == "long" else variate
+        columns[name] = np.concatenate([one.values[:, number] for one in forecasts])
+        sides = [("lo", 0, level) for level in reversed(levels)]
+        sides += [("hi", 1, level) for level in levels]
+        for side, which, level in sides:
+            columns[f"{name}-{side}-{level:g}"] = np.concatenate(
+                [one.intervals[level][which][:, number] for one in forecasts]
+            )
+    return columns

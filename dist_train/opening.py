@@ -1,0 +1,88 @@
+"""What a run tells its reader before it trains: its data, its parameters, its closed forms."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dist_train import distributed
+from dist_train.config import RunConfig
+from dist_train.data.windows import ForecastData
+from dist_train.engine import whole_numel
+from dist_train.precision import dtype_name
+from dist_train.retrieval import Retriever
+from dist_train.retrieval_ridge import RetrievalVerdict
+from model.forecaster import Forecaster
+from model.linear_anchor import AnchorFit
+
+
+def opening(config: RunConfig, data: ForecastData, world_size: int, dtype: torch.dtype) -> str:
+    """Say what is about to be trained on what, in a few lines."""
+    counts = {split: len(data.windows[split]) for split in ("train", "val", "test")}
+    lines = [
+        f"run {config.name}: {data.series_set.name}, {data.num_channels} series of "
+        f"{_lengths(data)} steps, {config.data.seq_len} -> "
+        f"{config.data.pred_len} steps",
+        f"windows: {counts['train']} train, {counts['val']} validation, {counts['test']} test",
+        f"{world_size} rank(s) on {distributed.device().type}, {dtype_name(dtype)}, "
+        f"ZeRO-{config.deepspeed.zero_stage}, backbone {config.backbone.name} "
+        f"({config.backbone.llm_layers} layers)",
+    ]
+    return "\n".join([*lines, *(f"note: {note}" for note in data.series_set.notes)])
+
+
+def _lengths(data: ForecastData) -> str:
+    lengths = [len(series.values) for series in data.series_set.series]
+    shortest, longest = min(lengths), max(lengths)
+    return str(longest) if shortest == longest else f"{shortest} to {longest}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many numbers a model consists of."""
+
+    trained: int
+    frozen: int
+
+
+def sizes(model: Forecaster) -> Sizes:
+    """Count the parameters of a model, of all shards under ZeRO-3. Not collective."""
+    counts = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += _size(parameter)
+    return Sizes(counts[True], counts[False])
+
+
+def parameters(
+    size: Sizes,
+    ridge: AnchorFit,
+    verdict: RetrievalVerdict | None,
+    retriever: Retriever | None,
+) -> str:
+    """Say what is trained, what is frozen, and what the closed forms reach on validation."""
+    lines = [
+        f"{size.trained:,} trained and {size.frozen:,} frozen parameters; ridge on validation: "
+        f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})"
+    ]
+    if verdict is not None:
+        lines.append(
+            f"ridge on a sample of windows, on validation: mse "
+            f"{verdict.without.validation_mse:.4f} without and "
+            f"{verdict.with_retrieval.validation_mse:.4f} with retrieved futures"
+        )
+    if retriever is None:
+        lines.append("memory: off")
+    else:
+        bank = retriever.bank
+        sampled = "" if len(bank) == bank.num_candidates else f" of {bank.num_candidates:,}, even"
+        reason = retriever.builder.choice.reason
+        lines.append(f"memory: on, {len(bank):,} entries{sampled}; {reason}")
+    return "\n".join(lines)
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Numbers that a parameter stands for: in all shards under ZeRO-3, in its 4-bit blocks."""
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:
+        return math.prod(packed.shape)
+    return whole_numel(parameter)

@@ -1,0 +1,42 @@
+"""dist_train/figures/style.py: what all figures share."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot
+
+from dist_train.figures import style
+
+
+def test_forecasters_and_many_lines_can_be_told_apart():
+    assert len(set(style.COLOURS.values())) == len(style.COLOURS)
+    assert style.colour("something else") == style.GREY
+    assert len({style.line_style(number) for number in range(28)}) == 28
+
+
+def test_long_names_are_cut_and_short_ones_are_not():
+    assert style.shorten("Demand") == "Demand"
+    assert style.shorten("x" * 100) == "x" * (style.MAX_NAME - 3) + "..."
+
+
+def test_panels_come_row_by_row():
+    figure, panels = style.panels(2, columns=3, heights=[1, 2])
+    assert len(panels) == 6
+    assert panels[0].get_subplotspec().rowspan.start == 0  # type: ignore[union-attr]
+    assert panels[3].get_subplotspec().rowspan.start == 1  # type: ignore[union-attr]
+    pyplot.close(figure)
+
+
+def test_a_figure_is_written_whole_and_closed(tmp_path: Path):
+    figure, _ = style.panels(1)
+    style.save(figure, tmp_path / "f.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    assert pyplot.get_fignums() == []
+
+
+def test_a_figure_that_cannot_be_written_leaves_nothing_open(tmp_path: Path):
+    figure, _ = style.panels(1)
+    with pytest.raises(OSError, match="missing"):
+        style.save(figure, tmp_path / "missing" / "f.png")
+    assert pyplot.get_fignums() == []

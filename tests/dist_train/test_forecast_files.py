@@ -1,0 +1,98 @@
+"""dist_train/forecast_files.py: what ``timellm predict`` leaves in its folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from dist_train.cli import main
+from dist_train.data.config import DataError
+from dist_train.export import export_run
+from dist_train.forecast_files import PredictOptions, predict_file
+from dist_train.loading import load_run
+from tests.helpers.series import write_series
+
+
+def test_the_command_writes_tables_and_picture_and_never_over_them(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    history = write_series(tmp_path / "new.csv", rows=300, seed=5)
+    out = tmp_path / "out"
+    command = [
+        "predict",
+        "--run",
+        str(finished_run),
+        "--data.path",
+        str(history),
+        "--out",
+        str(out),
+    ]
+    assert main([*command, "--level", "80", "95", "--horizon", "6"]) == 0
+    written = capsys.readouterr().out.split()
+    names = ["forecast.csv", "forecast.png", "retrieved.csv"]
+    assert [Path(path).name for path in written] == names
+    table = pd.read_csv(out / "forecast.csv")
+    bounds = ["lo-95", "lo-80", "hi-80", "hi-95"]
+    assert list(table.columns) == ["unique_id", "ds", "variate", "forecast", *bounds]
+    assert len(table) == 12
+    assert table["ds"].iloc[0] == "2020-01-13 12:00:00"
+    assert (table["lo-95"] < table["hi-95"]).all()
+    found = pd.read_csv(out / "retrieved.csv", parse_dates=["start", "end", "future_end"])
+    assert len(found) == 10
+    assert (found["future_end"] <= pd.Timestamp("2020-01-11 12:00")).all()
+    np.testing.assert_allclose(found.groupby("variate")["weight"].sum(), 1, atol=1e-5)
+    assert (out / "forecast.png").read_bytes().startswith(b"\x89PNG")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(command) == 2
+    assert "forecast.csv already exists; name another folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_export_forecasts_the_same_file_alike(finished_run: Path, tmp_path: Path):
+    history = write_series(tmp_path / "new.csv", rows=300, seed=5)
+    exported = export_run(finished_run, tmp_path / "model")
+    tables = []
+    for number, folder in enumerate((finished_run, exported)):
+        out = tmp_path / f"out{number}"
+        arguments = ["--run", str(folder), "--data.path", str(history), "--out", str(out)]
+        assert main(["predict", *arguments]) == 0
+        tables.append((out / "forecast.csv").read_text())
+    assert tables[0] == tables[1]
+
+
+def test_the_picture_shows_intervals_and_histories(
+    finished_run: Path, tmp_path: Path, drawn: list[Figure]
+):
+    predict_file(load_run(finished_run), PredictOptions(out=tmp_path / "out"))
+    (figure,) = drawn
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert {"history", "Time-LLM", "80 % interval", "95 % interval"} <= set(labels)
+    assert labels.count("after histories found") == 1
+
+
+def test_a_run_without_calibration_says_so_and_forecasts(
+    further_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = replace(load_run(further_runs["plain"]), calibration=None)
+    written = predict_file(run, PredictOptions(out=tmp_path / "out"))
+    assert [path.name for path in written] == ["forecast.csv", "forecast.png"]
+    assert "no intervals, for the run has no calibration" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out/forecast.csv")
+    assert list(table.columns) == ["unique_id", "ds", "variate", "forecast"]
+    with pytest.raises(DataError, match="no calibration, so no intervals"):
+        predict_file(run, PredictOptions(out=tmp_path / "other", levels=[80]))
+
+
+def test_several_series_are_one_table(further_runs: dict[str, Path], tmp_path: Path):
+    predict_file(load_run(further_runs["long"]), PredictOptions(out=tmp_path, horizon=2))
+    assert list(pd.read_csv(tmp_path / "forecast.csv")["unique_id"]) == [
+        "a",
+        "a",
+        "b",
+        "b",
+        "c",
+        "c",
+    ]

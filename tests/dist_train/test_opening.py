@@ -1,0 +1,67 @@
+"""dist_train/opening.py: before it trains, a run says what, on what, and from where."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dist_train import opening
+from dist_train.baselines import fit_ridge
+from dist_train.build import build_forecaster
+from dist_train.config import RunConfig
+from dist_train.data.config import DataConfig
+from dist_train.data.windows import load_forecast_data
+from dist_train.retrieval import Retriever
+from dist_train.retrieval_ridge import RetrievalVerdict
+from model.backbone_files import locate_backbone
+from tests.helpers.runs import tiny_run
+from tests.helpers.series import write_series
+
+CONFIG = DataConfig(path="unused", seq_len=48, pred_len=12)
+
+
+def test_the_opening_says_what_is_trained_on_what(tmp_path: Path):
+    path = write_series(tmp_path / "wind.csv")
+    data = load_forecast_data(DataConfig(path=str(path), seq_len=48, pred_len=12))
+    text = opening.opening(RunConfig(name="mine", data=CONFIG), data, 4, torch.bfloat16)
+    assert "run mine: wind, 2 series of 600 steps, 48 -> 12 steps" in text
+    assert "361 train, 49 validation, 109 test" in text
+    assert "4 rank(s) on" in text
+    assert "bf16, ZeRO-2, backbone smollm2-135m (12 layers)" in text
+    assert "note:" not in text
+
+
+def test_what_was_found_in_the_data_is_said(tmp_path: Path):
+    path = write_series(tmp_path / "gaps.csv")
+    frame = pd.read_csv(path)
+    frame.loc[5:7, "v1"] = np.nan
+    frame.to_csv(path, index=False)
+    config = DataConfig(path=str(path), seq_len=48, pred_len=12, missing="interpolate")
+    text = opening.opening(RunConfig(), load_forecast_data(config), 1, torch.float32)
+    assert "note: 3 missing values of column 'v1' interpolated" in text
+
+
+def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: Path):
+    config = tiny_run(tmp_path)
+    model = build_forecaster(config, locate_backbone(config.backbone.name), torch.float32)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    everything = sum(one.numel() for one in model.parameters())
+    data = load_forecast_data(config.data)
+    ridge, better = fit_ridge(data), replace(fit_ridge(data), validation_mse=0.03125)
+    sizes = opening.sizes(model)
+    assert (sizes.trained, sizes.frozen) == (trained, everything - trained)
+    text = opening.parameters(sizes, ridge, None, None)
+    assert f"{trained:,} trained and {everything - trained:,} frozen parameters" in text
+    assert f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})" in text
+    assert text.endswith("memory: off")
+
+    sampled = Retriever(data, config.gram, replace(config.bank, num_samples=100))
+    verdict = RetrievalVerdict(without=ridge, with_retrieval=better)
+    text = opening.parameters(sizes, ridge, verdict, sampled)
+    assert f"{ridge.validation_mse:.4f} without and 0.0312 with retrieved futures" in text
+    assert text.endswith(
+        "memory: on, 100 entries of 722, even; flat, a copy on every rank: 100 entries are "
+        "searched whole"
+    )

@@ -71,7 +71,7 @@ def write_forecasts(out: Path, run: LoadedRun, forecasts: list[SeriesForecast]) 
     out.mkdir(parents=True, exist_ok=True)
     written = [out / TABLE, out / FIGURE]
     write_text(out / TABLE, pd.concat(_table(one) for one in forecasts).to_csv(index=False))
-    save_forecast_figure(out / FIGURE, _example(run, forecasts[0]))
+    save_forecast_figure(out / FIGURE, example_of(run, forecasts[0]))
     if run.retriever is not None:
         write_text(out / RETRIEVED, _retrieved(run, forecasts).to_csv(index=False))
         written.append(out / RETRIEVED)
@@ -121,7 +121,8 @@ def _retrieved(run: LoadedRun, forecasts: Sequence[SeriesForecast]) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-def _example(run: LoadedRun, forecast: SeriesForecast) -> ForecastExample:
+def example_of(run: LoadedRun, forecast: SeriesForecast) -> ForecastExample:
+    """What is drawn of a forecast that was made with evidence."""
     past = slice(None, forecast.end)
     return ForecastExample(
         dates=np.concatenate([forecast.series.dates[past], forecast.dates]),

@@ -5,7 +5,8 @@ long frame, ``date, <variate>, <variate>-lo-95, ...`` for a wide one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from dist_train.data.config import DataError
 from dist_train.data.frames import Expected, Frame, read_frame
 from dist_train.explanation import DIRECTIONS, MAGNITUDES, RowExplanation, explain
+from dist_train.figures.forecast import save_forecast_figure
+from dist_train.forecast_files import example_of
 from dist_train.prediction import SeriesForecast, check_horizon, check_levels, predict
 
 if TYPE_CHECKING:
@@ -122,6 +125,35 @@ def explain_frame(run: "LoadedRun", frame: Any, *, missing: Missing) -> Explanat
     return Explanation(
         rows=read.make(rows), histories=read.make(_history_columns(details)), details=details
     )
+
+
+def plot_frame(
+    run: "LoadedRun",
+    frame: Any,
+    path: Path,
+    *,
+    unique_id: str | None,
+    level: Sequence[float],
+    missing: Missing,
+) -> None:
+    """Draw the forecast of one series of a frame as a PNG file.
+
+    Raises:
+        DataError: As :func:`predict_frame`, the file exists, or there is no such series.
+    """
+    if path.exists():
+        raise DataError(f"path={path}: exists already; name another file.")
+    levels = _levels(run, level)
+    series_set = read_frame(frame, _expected(run), missing).series_set
+    chosen = [one for one in series_set.series if unique_id in (None, one.id)][:1]
+    if not chosen:
+        raise DataError(
+            f"unique_id={unique_id!r}: the frame has no such series, but "
+            f"{', '.join(one.id for one in series_set.series[:12])}."
+        )
+    only = replace(series_set, series=tuple(chosen))
+    (forecast,) = predict(run, only, levels=levels, with_evidence=True)
+    save_forecast_figure(path, example_of(run, forecast))
 
 
 def _history_columns(details: Sequence[RowExplanation]) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class MemoryAccount:
     def cost(self) -> dict[str, dict[str, float]]:
         """Seconds spent on each part, and GiB that each has added, by what people call it."""
         spent = {PHASES[name].doing: round(value, 2) for name, value in self.seconds().items()}
+        spent = {doing: value for doing, value in spent.items() if value > 0}
         grown = {
             PHASES[name].part: round(max(use.resident, use.gpu) / 2**30, 3)
             for name, use in self._grown.items()

@@ -282,7 +282,7 @@ def _search(retriever: Retriever, windows: Sequence[_Window], batch: WindowBatch
     series_W = np.array([one.known.number for one in windows], dtype=np.int64)
     ends_W = np.array(
         [
-            _rows_until(known[number].dates, one.series.dates[one.end - 1])
+            rows_until(known[number].dates, one.series.dates[one.end - 1])
             for number, one in zip(series_W, windows, strict=True)
         ],
         dtype=np.int64,
@@ -291,7 +291,7 @@ def _search(retriever: Retriever, windows: Sequence[_Window], batch: WindowBatch
     return retriever.search(batch.context, series_W, starts_W, past_only=True)
 
 
-def _rows_until(dates: Dates, stamp: np.datetime64) -> int:
+def rows_until(dates: Dates, stamp: np.datetime64) -> int:
     """Rows of a series up to a time stamp, those included that would follow its own."""
     if len(dates) < 2 or stamp <= dates[-1]:
         return int(np.searchsorted(dates, stamp, side="right"))

@@ -165,6 +165,35 @@ class TimeLLM(nn.Module):
         with self._evaluating():
             return explain_frame(self._run, df, missing=missing)
 
+    def plot(
+        self,
+        df: Any,
+        path: str | Path,
+        *,
+        unique_id: str | None = None,
+        level: Sequence[float] = (80, 95),
+        missing: Missing = "error",
+    ) -> None:
+        """Draw a forecast with its intervals and what followed the histories found, as PNG.
+
+        Args:
+            df: As in :meth:`predict`.
+            path: A new file.
+            unique_id: Which series; None: the first by name.
+            level: As in :meth:`predict`.
+            missing: As in :meth:`predict`.
+
+        Raises:
+            ValueError: As :meth:`predict`, the file exists, or there is no such series.
+        """
+        from dist_train.frame_forecasts import plot_frame
+
+        with self._evaluating():
+            plot_frame(
+                self._run, df, Path(path).expanduser(), unique_id=unique_id, level=level,
+                missing=missing,
+            )  # fmt: skip
+
     def forward(
         self,
         x_enc: Tensor,

@@ -42,7 +42,8 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"train", "scoring", "bank_command", "inspect_command"},
     {"session"},
     {"export"},
-    {"frame_forecasts", "forecast_files"},
+    {"frame_forecasts"},
+    {"forecast_files"},
     {
         "trainer", "report", "loading", "prediction", "explanation", "inspection", "closed_form",
         "resume", "opening", "examples",

@@ -23,8 +23,8 @@ def save_cost_figure(
     """
     parts = [_height(len(seconds)), _height(len(gib))]
     figure, (times, memory) = style.panels(2, heights=parts)
-    _draw_bars(times, seconds, "seconds", style.BLUE, "{:.3g} s")
-    _draw_bars(memory, gib, "memory that a part has added (GiB)", style.GREEN, "{:.2g} GiB")
+    _draw_bars(times, seconds, "seconds of the main rank since its last start", style.BLUE, "s")
+    _draw_bars(memory, gib, "memory that a part has added (GiB)", style.GREEN, "GiB")
     times.set_title(title, fontsize=9, loc="left")
     style.save(figure, path)
 
@@ -34,7 +34,7 @@ def _height(bars: int) -> float:
 
 
 def _draw_bars(
-    axes: "Axes", values: Mapping[str, float], label: str, colour: str, text: str
+    axes: "Axes", values: Mapping[str, float], label: str, colour: str, unit: str
 ) -> None:
     axes.set_xlabel(label)
     if not values:
@@ -42,7 +42,13 @@ def _draw_bars(
         style.say(axes, "nothing was measured")
         return
     bars = axes.barh(list(values)[::-1], list(values.values())[::-1], color=colour)
-    axes.bar_label(bars, [text.format(v) for v in list(values.values())[::-1]], padding=3,
+    axes.bar_label(bars, [_told(v, unit) for v in list(values.values())[::-1]], padding=3,
                    fontsize=8)  # fmt: skip
     axes.set_xlim(0, 1.15 * max(values.values()) or 1.0)
     axes.tick_params(axis="y", labelsize=8)
+
+
+def _told(value: float, unit: str) -> str:
+    """A number with the digits that matter."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f} {unit}"

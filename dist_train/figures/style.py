@@ -86,7 +86,7 @@ def use_dates(axes: "Axes") -> None:
     """Let the x axis tell dates as briefly as can be understood."""
     from matplotlib import dates
 
-    locator = dates.AutoDateLocator(maxticks=8)  # type: ignore[no-untyped-call]
+    locator = dates.AutoDateLocator()  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     concise = dates.ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_formatter(concise)

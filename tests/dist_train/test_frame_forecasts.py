@@ -7,9 +7,15 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 
 from dist_train.data.config import DataError
-from dist_train.frame_forecasts import cross_validate_frame, explain_frame, predict_frame
+from dist_train.frame_forecasts import (
+    cross_validate_frame,
+    explain_frame,
+    plot_frame,
+    predict_frame,
+)
 from dist_train.loading import LoadedRun, load_run
 from dist_train.prediction import load_newest, predict
 
@@ -167,3 +173,18 @@ def test_a_short_and_an_unknown_series_are_named(long_run: LoadedRun):
     renamed = table.assign(unique_id=table["unique_id"].replace("b", "bb"))
     with pytest.raises(DataError, match=r"series 'bb': the run was not trained on it"):
         forecast(long_run, renamed, level=[])
+
+
+def test_a_forecast_is_drawn_once(long_run: LoadedRun, tmp_path: Path, drawn: list[Figure]):
+    asked: dict[str, Any] = {"level": [80], "missing": "error"}
+    table = frame_of(long_run)
+    plot_frame(long_run, table, tmp_path / "b.png", unique_id="b", **asked)
+    (figure,) = drawn
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert {"Time-LLM", "80 % interval", "after histories found"} <= set(labels)
+    (line,) = (one for one in figure.axes[0].lines if one.get_label() == "history")
+    assert np.asarray(line.get_ydata())[-1] == table[table["unique_id"] == "b"]["y"].iloc[-1]
+    with pytest.raises(DataError, match=r"b.png: exists already; name another file"):
+        plot_frame(long_run, table, tmp_path / "b.png", unique_id="b", **asked)
+    with pytest.raises(DataError, match=r"unique_id='z': the frame has no such series, but a, b"):
+        plot_frame(long_run, table, tmp_path / "z.png", unique_id="z", **asked)

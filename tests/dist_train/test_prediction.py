@@ -11,7 +11,13 @@ import torch
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.series import load_series
 from dist_train.loading import load_run
-from dist_train.prediction import SeriesForecast, check_horizon, load_newest, predict
+from dist_train.prediction import (
+    SeriesForecast,
+    check_horizon,
+    load_newest,
+    predict,
+    rows_until,
+)
 from dist_train.retrieval import Neighbours, Retriever
 from model.batch import ForecastInputs, RetrievedWindows
 from tests.helpers.series import write_series
@@ -194,26 +200,18 @@ def test_intervals_are_those_of_the_calibration_in_original_units(further_runs: 
         assert (forecast.intervals[50][0] >= forecast.intervals[80][0]).all()
 
 
-def test_a_window_long_after_the_series_sees_all_of_the_memory(
-    further_runs: dict[str, Path],
-):
-    """Placed by how long it is past: a short rest of a series must not hide the training's end."""
-    run = load_run(further_runs["long"])
-    assert run.retriever is not None
-    series_set = load_newest(run.config, None)
-    ends = run.retriever.bank.starts(run.retriever.bank.ids) + 60
-    newest_rows = run.retriever.bank.ids[ends == ends.max()]
-    assert len(newest_rows) == 3
-    later = tuple(
-        replace(one, dates=one.dates + np.timedelta64(365, "D")) for one in series_set.series
-    )
-    config = replace(run.config, gram=replace(run.config.gram, top_k=len(run.retriever.bank)))
-    run.retriever.gram = config.gram
-    forecasts = predict(run, replace(series_set, series=later), with_evidence=True)
-    for forecast in forecasts:
-        assert forecast.evidence is not None
-        assert forecast.evidence.neighbours is not None
-        assert bool((forecast.evidence.neighbours.ids >= 0).all())
+def test_a_window_is_placed_by_its_time_stamp_also_after_the_series():
+    """Counted on, or the last entries would stay hidden from windows that are long past them."""
+    hours = pd.date_range("2020-01-01", periods=10, freq="h").to_numpy("datetime64[ns]")
+    hour = np.timedelta64(1, "h")
+    assert rows_until(hours, hours[3]) == 4
+    assert rows_until(hours, hours[3] + hour / 2) == 4
+    assert rows_until(hours, hours[0] - hour) == 0
+    assert rows_until(hours, hours[-1]) == 10
+    assert rows_until(hours, hours[-1] + 5 * hour) == 15
+    months = pd.date_range("2020-01-01", periods=10, freq="MS").to_numpy("datetime64[ns]")
+    later = np.datetime64("2022-01-01", "ns")
+    assert 10 < rows_until(months, later) <= 25  # never more than there are: 31 days each
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_the_run_folder_says_what_was_run(
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "best", "config.yaml", "deepspeed.json", "environment.json", "forecast.png",
-        "metrics.jsonl", "report.md", "result.json",
+        "metrics.jsonl", "report.md", "result.json", "calibration.safetensors", "figures",
     }  # fmt: skip
     assert load_run_config(folder / "config.yaml") == config
     settings = json.loads((folder / "deepspeed.json").read_text())

@@ -35,7 +35,7 @@ class Message:
 
     def matches(self, quoted: str) -> bool:
         """Whether filling the gaps makes this text."""
-        parts = [re.escape(part) for part in self.text.split(GAP)]
+        parts = [re.escape(part) for part in self.text.strip().split(GAP)]
         return re.fullmatch(".*".join(parts), quoted, re.DOTALL) is not None
 
 

@@ -11,9 +11,9 @@ from tests.docs.markdown import PAGES, ROOT, code_blocks, headings, links, quote
 KEYS = set(_keys(RunConfig))
 SECTIONS = {key.rpartition(".")[0] for key in KEYS} - {""}
 KEY = re.compile(rf"(?:--)?((?:{'|'.join(s.split('.')[0] for s in SECTIONS)})\.[a-z_.]*[a-z_0-9])")
-NO_KEYS = {  # files, and methods of torch's modules
-    "deepspeed.json", "model.safetensors", "model.train", "model.eval",
-}  # fmt: skip
+NO_KEYS = {"deepspeed.json", "model.safetensors"}
+"""Files that are named as keys are; methods have brackets behind them."""
+
 HISTORY = {"CHANGELOG.md", "EXPERIMENTS.md", "RESULTS.md"}
 """Pages about the past, whose keys may be gone."""
 
@@ -38,7 +38,7 @@ def written_keys(text: str) -> set[str]:
     found: set[str] = set()
     for words in quoted(text):
         match = re.match(KEY, words)
-        if match and not re.match(r"[./]", words[match.end() :]):
+        if match and not re.match(r"[./(]", words[match.end() :]):
             found.add(match[1])
     for block in code_blocks(text):
         found.update(match[1] for match in re.finditer(rf"(?<=\s)--{KEY.pattern[7:]}", block))

@@ -73,17 +73,21 @@ def test_every_kind_of_error_is_explained():
     assert messages.error_classes() - INTERNAL <= told
 
 
+NOT_ONE_TEXT = ("out of memory of", "out of host memory", ": No space left on device; ")
+
+
 def quoted_messages() -> list[tuple[str, str]]:
     """Lines of code blocks that are errors or warnings, of all pages, with the page's name.
 
-    What memory ran out of is put together of many sentences: test_out_of_memory.py reads it.
+    What memory ran out of is put together of many sentences, and errors of the system have their
+    own words: test_out_of_memory.py and test_full_disk.py read those.
     """
     found = []
     for page in PAGES:
         for block in code_blocks(page.read_text()):
             for line in block.splitlines():
                 match = re.match(r"(?:error|warning): (?P<said>.*)", line)
-                if match and "out of memory of" not in line and "out of host memory" not in line:
+                if match and not any(words in line for words in NOT_ONE_TEXT):
                     found.append((page.name, match["said"]))
     return found
 

@@ -162,7 +162,7 @@ class Experiment:
                 loss = criterion(*self.outputs(batch))
                 loss.backward()
                 optimizer.step()
-                found.append(float(loss))
+                found.append(loss.item())
         torch.save(self.model.state_dict(), path / "checkpoint.pth")
         return found
 

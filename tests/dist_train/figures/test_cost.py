@@ -19,6 +19,8 @@ def test_every_part_has_a_bar_with_its_number(tmp_path: Path, drawn: list[Figure
         bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
         assert [bar.get_width() for bar in bars] == list(values.values())[::-1]
         assert [label.get_text() for label in axes.get_yticklabels()] == list(values)[::-1]
+    told = [text.get_text() for text in times.texts]
+    assert (told[0], told[-1]) == ("120 s", "0.00 s")
     assert times.get_title(loc="left") == "2 rank(s)\n5 trained parameters"
     assert overlapping_texts(drawn[0]) == []
     assert texts_outside(drawn[0]) == []

@@ -9,6 +9,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from dist_train.figures.forecast import ForecastExample, save_forecast_figure
+from tests.helpers.figures import overlapping_texts
 
 L, H = 60, 12
 
@@ -98,3 +99,18 @@ def test_the_model_still_shows_where_the_ridge_equals_it(tmp_path: Path, drawn: 
     lines = {str(line.get_label()): line for line in drawn[0].axes[0].get_lines()}
     assert lines["ridge"].get_zorder() > lines["Time-LLM"].get_zorder()
     assert (lines["ridge"].get_linestyle(), lines["Time-LLM"].get_linestyle()) == ("--", "-")
+
+
+@pytest.mark.parametrize("step", ["1s", "1m", "10m", "30m", "1h", "1D", "7D", "31D"])
+@pytest.mark.parametrize("steps", [2, 60, 700])
+def test_dates_of_any_frequency_are_readable(
+    tmp_path: Path, drawn: list[Figure], step: str, steps: int
+):
+    between = np.timedelta64(int(step[:-1]), step[-1])  # type: ignore[call-overload]
+    shown = replace(
+        example(1),
+        dates=np.datetime64("2014-02-27T20:00", "ns") + np.arange(steps + H) * between,
+        history=np.zeros((steps, 1)),
+    )
+    save_forecast_figure(tmp_path / "f.png", shown)
+    assert overlapping_texts(drawn[0]) == []

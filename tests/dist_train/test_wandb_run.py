@@ -173,7 +173,7 @@ SCRIPT = """
 import sys, os
 from pathlib import Path
 import numpy as np
-from dist_train import wandb_identity
+from dist_train import wandb_run
 from dist_train.tracking import Tracker
 from dist_train.tracking_config import TrackingConfig
 from dist_train.wandb_run import WandbRun

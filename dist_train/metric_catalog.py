@@ -32,6 +32,9 @@ class Metric:
     when: When = "always"
     """What a run needs to log it."""
 
+    words: tuple[str, ...] = ()
+    """What ``*`` stands for, where that is known."""
+
     def names(self, logged: str) -> bool:
         """Whether a logged name is this metric's."""
         pattern = re.escape(self.name).replace(r"\*", "[^/]+")
@@ -76,7 +79,10 @@ METRICS: tuple[Metric, ...] = (
            section="accuracy", panel="validation MSE"),
     Metric(name="test/mse/*", unit="standardised",
            meaning="error of a forecaster on the test split, once, at the end",
-           section="accuracy", panel="test MSE"),
+           section="accuracy", panel="test MSE", words=FORECASTERS),
+    Metric(name="test/coverage_*", unit="%",
+           meaning="values of the test split inside the interval of that level, once, at the end",
+           section="accuracy", panel="coverage of the intervals", words=("80", "95")),
     Metric(name="train/loss", unit="", meaning="weighted sum of the loss terms",
            section="losses", panel="training loss"),
     Metric(name="train/learning_rate", unit="", meaning="learning rate of the next step",

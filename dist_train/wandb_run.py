@@ -11,8 +11,6 @@ begins anew offline: a step that is done again has two rows at one place.
 import contextlib
 import io
 import os
-import re
-import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,22 +22,14 @@ from dist_train.config import without_credentials
 from dist_train.metric_catalog import STEP
 from dist_train.stop_signals import EXIT_STOPPED, StopRequestedError
 from dist_train.tracking_config import TrackingConfig
-from memory_index.atomic_file import write_text
+from dist_train.wandb_identity import array_of, project_of, redacted, run_id, wanted_mode
 
 FOLDER = "wandb"
-ID_FILE = "wandb_id"
-DEFAULT_PROJECT = "timellm-enhanced"
 START_TIMEOUT_S = 30.0
 """For a server that does not answer; the run is kept offline then."""
 
 GIVE_UP_AFTER = 3
 """Failures after which nothing more is tried."""
-
-Mode = Literal["online", "offline", "disabled"]
-
-_SECRET = re.compile(
-    r"(^|_)(secret|password|passwd|api_?key|credentials?|([a-z]+_)?token)$", re.IGNORECASE
-)
 
 
 class WandbRun:
@@ -321,66 +311,6 @@ def _stop_service() -> None:
     import wandb
 
     wandb.teardown()
-
-
-def project_of(tracking: TrackingConfig, environment: Mapping[str, str]) -> str:
-    """The project of wandb that runs of a configuration go to."""
-    return tracking.project or environment.get("WANDB_PROJECT") or DEFAULT_PROJECT
-
-
-def wanted_mode(asked: str, environment: Mapping[str, str]) -> str:
-    """What ``tracking.wandb_mode`` means: as asked, or what WANDB_MODE says.
-
-    Returns:
-        online, offline or disabled; or auto, which a key decides.
-    """
-    if asked != "auto":
-        return asked
-    told = environment.get("WANDB_MODE", "")
-    return {"dryrun": "offline", "run": "online"}.get(told, told) or "auto"
-
-
-def run_id(folder: Path) -> str:
-    """The run's id; made where there is none yet, and kept.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    file = folder / ID_FILE
-    try:
-        known = file.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        known = ""
-    if re.fullmatch(r"[a-z0-9]{8,64}", known):
-        return known
-    made = secrets.token_hex(6)
-    write_text(file, made + "\n")
-    return made
-
-
-def array_of(environment: Mapping[str, str]) -> tuple[str | None, str]:
-    """Group and job type of a task of a Slurm array.
-
-    Args:
-        environment: Of the job; ``launch/slurm_array.sbatch`` sets TIMELLM_GRID.
-
-    Returns:
-        ``<grid>-<array>`` and the grid's name; without an array no group, and ``train``.
-    """
-    array, grid = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("TIMELLM_GRID", "")
-    name = Path(grid).stem or "array"
-    return (f"{name}-{array}", name) if array else (None, "train")
-
-
-def redacted(value: Any, key: str = "") -> Any:
-    """Leave out what sounds like a secret by its key, and passwords of addresses."""
-    if isinstance(value, Mapping):
-        return {name: redacted(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(inner, key) for inner in value]
-    if isinstance(value, str):
-        return "***" if _SECRET.search(key) else without_credentials(value)
-    return value
 
 
 def _in_words(error: Exception) -> str:

@@ -21,7 +21,6 @@ from typing import Any
 
 from dist_train.config import build_parser, fail, parse_run_config
 from dist_train.metric_catalog import (
-    FORECASTERS,
     HISTOGRAMS,
     METRICS,
     PANEL,
@@ -29,7 +28,8 @@ from dist_train.metric_catalog import (
     TABLE,
     Metric,
 )
-from dist_train.wandb_run import has_key, project_of
+from dist_train.wandb_identity import project_of
+from dist_train.wandb_run import has_key
 
 DEFAULT_TITLE = "Time-LLM"
 OPEN = ("accuracy", "losses", "panels")
@@ -48,6 +48,9 @@ class Panel:
     """Names as in the catalog; ``*`` stands for any word."""
 
     unit: str = ""
+
+    words: tuple[str, ...] = ()
+    """What ``*`` stands for in a plot of bars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,7 @@ def layout() -> Layout:
                 kind="bars" if metrics[0].name.startswith("test/") else "lines",
                 metrics=tuple(metric.name for metric in metrics),
                 unit=metrics[0].unit,
+                words=metrics[0].words,
             )
             for title, metrics in panels.items()
         )
@@ -120,7 +124,7 @@ def build(plan: Layout, *, entity: str, project: str, title: str) -> Any:
         if panel.kind == "lines":
             return _lines(reports, panel)
         if panel.kind == "bars":
-            names = [panel.metrics[0].replace("*", name) for name in FORECASTERS]
+            names = [panel.metrics[0].replace("*", name) for name in panel.words]
             return reports.BarPlot(title=panel.title, metrics=names, title_x=panel.unit)
         if panel.kind == "pictures":
             return reports.MediaBrowser(

@@ -59,7 +59,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {
         "memory_build", "engine", "engine_state", "checkpoint", "optim", "tracking", "figures",
         "series_facts", "profiler", "conformal", "coverage", "score_table", "wandb_run",
-        "histograms",
+        "wandb_identity", "histograms",
     },
     {"inspect_figure", "token_text", "watchdog"},
     {"verdict"},

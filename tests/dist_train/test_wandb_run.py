@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dist_train import wandb_run
+from dist_train import wandb_identity
 from dist_train.checkpoint_writer import BEST
 from dist_train.config import RunConfig, config_to_dict
 from dist_train.data.windows import load_forecast_data
@@ -56,7 +56,7 @@ def test_two_ranks_leave_one_file_for_each_start_under_one_id(tracked: Tracked):
     folder = tracked.config.run_folder
     assert len(tracked.starts) == 2
     (name,) = {run["run_id"] for start in tracked.starts for run in of_kind(start, "run")}
-    assert name == (folder / wandb_run.ID_FILE).read_text().strip()
+    assert name == (folder / wandb_identity.ID_FILE).read_text().strip()
     assert {of_kind(start, "run")[0]["resume"] for start in tracked.starts} == {True}
     assert not (ROOT / "wandb").exists()
 
@@ -97,7 +97,7 @@ def test_the_configuration_and_what_the_run_depends_on_are_there(tracked: Tracke
     assert (run["display_name"], run["run_group"], run["job_type"]) == (
         "two-starts", "a-group", "train",
     )  # fmt: skip
-    assert (run["project"], run["tags"]) == (wandb_run.DEFAULT_PROJECT, ["short"])
+    assert (run["project"], run["tags"]) == (wandb_identity.DEFAULT_PROJECT, ["short"])
 
 
 @pytest.mark.ranks
@@ -281,46 +281,3 @@ def test_a_key_is_looked_for_where_wandb_keeps_it(tmp_path: Path, where: str):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{where in ('environment', 'netrc')}\n"
     assert done.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("asked", "told", "mode"),
-    [
-        ("auto", "", "auto"), ("auto", "offline", "offline"), ("auto", "dryrun", "offline"),
-        ("auto", "disabled", "disabled"), ("auto", "run", "online"),
-        ("online", "offline", "online"), ("disabled", "online", "disabled"),
-        ("offline", "", "offline"),
-    ],
-)  # fmt: skip
-def test_what_is_configured_counts_more_than_the_environment(asked: str, told: str, mode: str):
-    assert wandb_run.wanted_mode(asked, {"WANDB_MODE": told}) == mode
-    assert wandb_run.wanted_mode("auto", {}) == "auto"
-
-
-def test_tasks_of_an_array_are_a_group_named_after_their_grid():
-    array = {"SLURM_ARRAY_JOB_ID": "77", "TIMELLM_GRID": "configs/ablation/modules.grid"}
-    assert wandb_run.array_of(array) == ("modules-77", "modules")
-    assert wandb_run.array_of({"SLURM_ARRAY_JOB_ID": "77"}) == ("array-77", "array")
-    assert wandb_run.array_of({"TIMELLM_GRID": "x.grid"}) == (None, "train")
-
-
-def test_the_id_is_made_once_and_a_torn_one_anew(tmp_path: Path):
-    made = wandb_run.run_id(tmp_path)
-    assert wandb_run.run_id(tmp_path) == made
-    (tmp_path / wandb_run.ID_FILE).write_text("ab")
-    other = wandb_run.run_id(tmp_path)
-    assert other not in ("ab", made)
-    assert [path.name for path in tmp_path.iterdir()] == [wandb_run.ID_FILE]
-
-
-def test_what_sounds_like_a_secret_is_left_out_and_other_words_are_not():
-    given = {
-        "wandb": {"api_key": "k", "hf_token": "t", "Password": "p"},
-        "token_order": "spec", "max_prompt_tokens": 128, "tokens": "all",
-        "url": "see https://user:pass@example.org", "list": ["ftp://a:b@c"],
-    }  # fmt: skip
-    assert wandb_run.redacted(given) == {
-        "wandb": {"api_key": "***", "hf_token": "***", "Password": "***"},
-        "token_order": "spec", "max_prompt_tokens": 128, "tokens": "all",
-        "url": "see https://***@example.org", "list": ["ftp://***@c"],
-    }  # fmt: skip

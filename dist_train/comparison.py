@@ -10,6 +10,7 @@ from dist_train.evaluation import Forecast, finish_scores, score_split
 from dist_train.metrics import Scores
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast
+from dist_train.window_errors import WindowErrors
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit
 
@@ -25,6 +26,7 @@ def score_beside_baselines(
     prompt_builder: PromptBuilder | None,
     ridge: AnchorFit,
     batch_size: int,
+    errors: WindowErrors | None = None,
 ) -> dict[str, Scores]:
     """Score everything on all windows of a split; collective.
 
@@ -38,6 +40,7 @@ def score_beside_baselines(
         prompt_builder: Makes its prompts; None where it has none.
         ridge: The ridge that stands beside every result.
         batch_size: Windows per forward pass of one rank.
+        errors: Gets the error of every window; None: nobody asks.
 
     Returns:
         Scores by the name of the row, the model first; then, where its anchor reads what was
@@ -50,10 +53,11 @@ def score_beside_baselines(
         batch_size=batch_size,
         num_workers=config.data.num_workers,
     )
-    sums = score({"Time-LLM": forecast}, prompt_builder=prompt_builder)
+    watched = dict if errors is None else errors.watch
+    sums = score(watched({"Time-LLM": forecast}), prompt_builder=prompt_builder)
     others = all_baselines(data, ridge, config.train.seed)
     if config.model.anchor == "ridge_retrieval":
         assert module.anchor is not None
         assert retriever is not None
         others = {"ridge + retrieval": anchor_forecast(module.anchor, retriever, split)} | others
-    return finish_scores(sums | score(others), data)
+    return finish_scores(sums | score(watched(others)), data)

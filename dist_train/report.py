@@ -56,8 +56,8 @@ def parameters(
     retriever: Retriever | None,
 ) -> str:
     """Say what is trained, what is frozen, and what the closed forms reach on validation."""
-    trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
-    frozen = sum(_size(p) for p in model.parameters() if not p.requires_grad)
+    trained = count_parameters(model, trained=True)
+    frozen = count_parameters(model, trained=False)
     lines = [
         f"{trained:,} trained and {frozen:,} frozen parameters; ridge on validation: "
         f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})"
@@ -76,6 +76,11 @@ def parameters(
         reason = retriever.builder.choice.reason
         lines.append(f"memory: on, {len(bank):,} entries{sampled}; {reason}")
     return "\n".join(lines)
+
+
+def count_parameters(model: torch.nn.Module, *, trained: bool) -> int:
+    """Count the numbers that are trained, or those that are not; of all shards together."""
+    return sum(_size(p) for p in model.parameters() if p.requires_grad == trained)
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

@@ -42,8 +42,9 @@ from dist_train.reproducibility import code_fingerprint, environment, seed_every
 from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
 from dist_train.tracking import Tracker
-from dist_train.trainer import FitResult, Trainer
+from dist_train.trainer import FitResult, Trainer, peak_device_gib
 from dist_train.training_state import TrainingState
+from dist_train.window_errors import ERRORS_FILE, WindowErrors
 from memory_index import atomic_file
 from memory_index.atomic_file import write_text
 from model.backbone_files import fingerprint
@@ -155,6 +156,7 @@ class _Run:
             ridge_val_mse = closed_form.set_solutions(model, config, self.data, closed, retriever)
         if self.main:
             _say(report.parameters(model, closed.ridge, closed.verdict, retriever))
+        trained_parameters = report.count_parameters(model, trained=True)
 
         trainer, writer = self._build_trainer(
             config, model, retriever, closed_form.pack(closed, ridge_val_mse)
@@ -163,15 +165,18 @@ class _Run:
             self._enter_training(trainer)
             with stop_signals.finishing_steps():
                 fit = trainer.fit()
+            device_gib = peak_device_gib()
             with distributed.agree_or_raise("Saving the best model"):
                 writer.close()
             trainer.restore_best()
+            errors = WindowErrors(self.data.windows["test"])
             scores = score_beside_baselines(
                 partial(trainer.forecast, split="test"), config, self.data, "test",
                 module=trainer.engine.module, retriever=retriever,
                 prompt_builder=self.prompt_builder, ridge=closed.ridge,
-                batch_size=config.train.eval_batch_size,
+                batch_size=config.train.eval_batch_size, errors=errors,
             )  # fmt: skip
+            errors.write(self.folder / ERRORS_FILE)
             test = {f"test/mse/{name}": row.mse for name, row in scores.items()}
             trainer.tracker.log(fit.steps, test)
 
@@ -182,6 +187,12 @@ class _Run:
             retriever.close()
         result = _result(config, fit, closed, scores)
         result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
+        result |= {
+            "trained_parameters": trained_parameters,
+            "peak_device_gib": device_gib,
+            "data": self.data.series_set.checksum,
+            "backbone": fingerprint(self.files),
+        }
         progress.enter("writing the report", patience=3)
         with distributed.agree_or_raise("Writing the report"):
             if self.main:

@@ -38,6 +38,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"step_feed", "nonfinite", "checkpoint_writer"},
     {"training_state"},
     {"comparison", "leak_alarm"},
+    {"window_errors"},
     {"retrieval_ridge", "objective", "trend_fit"},
     {"build", "baselines", "preflight", "run_folder"},
     {"evaluation"},
@@ -54,7 +55,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {
         "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
         "step_breakdown", "progress", "processes", "beats", "process_memory", "stop_signals",
-        "launcher", "local_copy",
+        "launcher", "local_copy", "random_neighbours",
     },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.

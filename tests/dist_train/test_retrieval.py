@@ -315,3 +315,25 @@ def test_only_learned_keys_grow_stale():
     anchored = make(DATA_SETS["wide"], "anchored")
     assert not anchored.needs_refresh
     assert anchored.snapshot() == {}
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_random_neighbours_are_visible_ones_weighed_by_the_same_distance(key: str, split: str):
+    data = DATA_SETS["wide"]
+    retriever = make(data, key, top_k=6, neighbours="random")
+    everything = make(data, key, top_k=len(retriever.bank))
+    batch = Collator(data.windows[split], None)(some(data.windows[split], 4))
+    drawn, all_of_them = retriever.search_batch(batch, split), everything.search_batch(batch, split)
+    for row, (ids, weights) in enumerate(zip(drawn.ids, drawn.weights, strict=True)):
+        seen = {
+            number: weight
+            for number, weight in zip(
+                all_of_them.ids[row].tolist(), all_of_them.weights[row].tolist(), strict=True
+            )
+            if number >= 0
+        }
+        assert set(ids.tolist()) <= seen.keys()
+        expected = torch.tensor([seen[number] for number in ids.tolist()])
+        torch.testing.assert_close(weights, expected / expected.sum(), rtol=1e-3, atol=1e-5)
+    assert not torch.equal(drawn.ids, all_of_them.ids[:, :6])

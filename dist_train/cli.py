@@ -22,6 +22,8 @@ commands:
   train      train a run:      timellm train --config configs/quickstart.yaml
   evaluate   score a run:      timellm evaluate --run runs/quickstart --split test
   predict    forecast a file:  timellm predict --run runs/quickstart --data.path FILE --out DIR
+  ablate     run a grid of trainings, and tell what exceeds the noise of seeds:
+             timellm ablate --config configs/quickstart.yaml --grid modules --seeds 3
   inspect    words near the text prototypes, and which of them patches attend to:
              timellm inspect --run runs/quickstart --split test
   bank       build a memory before a training, or look at one:
@@ -78,6 +80,18 @@ def predict(argv: Sequence[str]) -> int:
     for path in write_forecasts(options["out"], predict_series(run, series_set)):
         print(path)
     return 0
+
+
+def ablate(argv: Sequence[str]) -> int:
+    """Run a grid of trainings; see ``dist_train/ablation/command.py``."""
+    from dist_train.ablation.command import main as ablate_main
+    from dist_train.stop_signals import EXIT_STOPPED, StopRequestedError
+
+    try:
+        return ablate_main(argv)
+    except StopRequestedError as error:
+        sys.stderr.write(f"stopped: {error}; the same command goes on where it was.\n")
+        return EXIT_STOPPED
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -183,6 +197,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "ablate": ablate,
     "inspect": inspect,
     "bank": bank,
     "doctor": doctor,

@@ -23,16 +23,21 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
         "memory_index/faiss_flat.py", "memory_index/faiss_ivf.py", "memory_index/faiss_hnsw.py",
         "memory_index/faiss_training.py", "memory_index/faiss_gpu.py",
     },
-    "transformers": {"model/backbone_loading.py", "model/key_value_prefix.py"},
+    "transformers": {
+        "model/backbone_loading.py", "model/key_value_prefix.py", "model/patch_transformer.py",
+    },
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/backbone_loading.py"},
-    "matplotlib": {"dist_train/plots.py", "dist_train/inspect_figure.py"},
+    "matplotlib": {
+        "dist_train/plots.py", "dist_train/inspect_figure.py", "dist_train/ablation/figure.py",
+    },
+    "scipy": {"dist_train/ablation/significance.py"},
     "jsonargparse": {"dist_train/config.py", "dist_train/cli.py"},
     "torch.distributed": {"dist_train/distributed.py", "memory_index/groups.py"},
 }  # fmt: skip
 LAYERS = [  # inside dist_train: a module may import its own layer and the ones below, never up
     {"cli"},
-    {"train", "scoring", "bank_command", "inspect_command"},
+    {"train", "scoring", "bank_command", "inspect_command", "baseline_run", "ablation"},
     {"session"},
     {"trainer", "report", "loading", "prediction", "inspection", "closed_form", "resume"},
     {"step_feed", "nonfinite", "checkpoint_writer"},
@@ -40,7 +45,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"comparison", "leak_alarm"},
     {"window_errors"},
     {"retrieval_ridge", "objective", "trend_fit"},
-    {"build", "baselines", "preflight", "run_folder"},
+    {"build", "baselines", "patchtst", "preflight", "run_folder"},
     {"evaluation"},
     {"retrieval"},
     {
@@ -55,7 +60,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {
         "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
         "step_breakdown", "progress", "processes", "beats", "process_memory", "stop_signals",
-        "launcher", "local_copy", "random_neighbours",
+        "launcher", "local_copy", "random_neighbours", "baseline_names",
     },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
@@ -65,7 +70,7 @@ TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/preflight.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
     "dist_train/progress.py", "dist_train/processes.py", "dist_train/launcher.py",
-    "dist_train/local_copy.py",
+    "dist_train/local_copy.py", "dist_train/ablation/command.py",
     "launch/local.py", "launch/check.py", "launch/stage.py", "launch/doctor/command.py",
     "launch/flops.py", "launch/hardware.py", "launch/network.py", "launch/parameter_counts.py",
     "launch/shapes.py", "launch/simulation.py", "launch/step_time.py", "launch/workload.py",

@@ -52,7 +52,7 @@ def fit_patchtst(data: ForecastData, config: RunConfig) -> tuple[Forecast, nn.Mo
         context_BLN, target_BHN = (torch.from_numpy(part).to(device) for part in windows.batch(ids))
         loss = F.mse_loss(module(to_rows(context_BLN)), to_rows(target_BHN))
         if not bool(loss.isfinite()):
-            raise FloatingPointError(f"PatchTST: the loss is {float(loss)} at step {step}.")
+            raise FloatingPointError(f"PatchTST: the loss is {loss.item()} at step {step}.")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if train.gradient_clipping:

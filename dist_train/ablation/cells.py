@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dist_train.ablation.grid import Grid, Row, join_line
 from dist_train.baseline_names import DETERMINISTIC
@@ -196,9 +197,15 @@ def lines_of(plan: Plan) -> str:
     return "\n".join([*lines, ""])
 
 
+@cache
+def _parser() -> Any:
+    """One for all rows: making it takes longer than reading with it."""
+    return build_parser("timellm ablate")
+
+
 def _parse(arguments: Sequence[str], row: str) -> RunConfig:
     try:
-        return parse_run_config(build_parser("timellm ablate"), arguments)[0]
+        return parse_run_config(_parser(), arguments)[0]
     except ConfigError as error:
         raise ConfigError(f"row {row}: {error}" if row else str(error)) from error
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dist_train import preflight
 from dist_train.ablation.cells import Cell, Plan, lines_of, make_plan
@@ -17,9 +17,6 @@ from dist_train.baseline_names import BASELINES, DEFAULT_GROUPS
 from dist_train.config import ConfigError, build_parser, parse_run_config
 from dist_train.data.windows import ForecastData
 from memory_index.atomic_file import write_text
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     return ablate(config_arguments, name if equals else config_arguments[place + 1], options)
 
 
-def _add_options(parser: "ArgumentParser") -> None:
+def _add_options(parser: Any) -> None:
     beside = list(AblateOptions().baselines)
     explained: dict[str, tuple[str, dict[str, Any]]] = {
         "grid": (

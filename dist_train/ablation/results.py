@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dist_train.ablation.cells import Cell, Plan, Variant, settings_hash
 from dist_train.ablation.significance import Difference, diebold_mariano, paired_t_test
 from dist_train.baseline_names import BASELINES, DETERMINISTIC
-from dist_train.config import ConfigError, load_saved_config
+from dist_train.config import ConfigError, config_to_yaml, load_saved_config
 from dist_train.run_folder import RESULT_FILE
 
 MODEL = "Time-LLM"
@@ -174,7 +174,10 @@ def is_finished(cell: Cell) -> bool:
     """
     if _read_json(cell.folder / RESULT_FILE) is None:
         return False
-    saved = load_saved_config(cell.folder / "config.yaml")
+    file = cell.folder / "config.yaml"
+    if _read_text(file) == config_to_yaml(cell.config):  # nearly always, and soon told
+        return True
+    saved = load_saved_config(file)
     same = settings_hash(saved) == settings_hash(cell.config)
     if not same or saved.train.seed != cell.config.train.seed:
         raise ConfigError(
@@ -260,9 +263,16 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), spread
 
 
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(_read_text(path) or "")
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None

@@ -144,6 +144,7 @@ def _has_ended(one: _Running, stopping: bool, say: Callable[[str], None]) -> boo
 
 def write_failure(cell: Cell, code: int, reason: str) -> None:
     """Write down how a cell failed; the table says so, and the next command tries it again."""
+    cell.failure.parent.mkdir(parents=True, exist_ok=True)
     write_text(cell.failure, json.dumps({"code": code, "reason": reason}))
 
 

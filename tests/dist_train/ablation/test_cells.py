@@ -110,7 +110,7 @@ def test_a_row_that_may_spend_more_is_told(file: Path):
 
 
 def test_the_lines_for_an_array_are_the_cells(file: Path, tmp_path: Path):
-    more = ["--data.description", "half hourly, \"two\" words"]
+    more = ["--data.description", 'half hourly, "two" words']
     plan = plan_of(file, more=more)
     lines = [line for line in lines_of(plan).splitlines() if not line.startswith("#")]
     assert len(lines) == len(plan.trainings)

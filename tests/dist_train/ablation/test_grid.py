@@ -50,7 +50,7 @@ def test_words_that_are_joined_are_split_into_themselves(words: list[str]):
 
 def test_what_no_quote_can_hold_is_refused():
     with pytest.raises(ConfigError, match="both kinds of quotes cannot stand on one line"):
-        join_line(["it's \"this\""])
+        join_line(['it\'s "this"'])
 
 
 def test_the_grids_of_the_design_have_names():

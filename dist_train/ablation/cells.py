@@ -160,12 +160,17 @@ def make_plan(
 
 
 def settings_hash(config: RunConfig, *, more: str = "") -> str:
-    """Hash what decides the numbers of a cell, its seed and what nothing reads aside."""
-    settings = flat_settings(config_to_dict(config))
+    """Hash what decides the numbers of a cell, its seed and what nothing reads aside.
+
+    Only what is not the default counts, so that a key which a later version adds changes nothing.
+    """
+    defaults = flat_settings(config_to_dict(RunConfig()))
     kept = {
         key: value
-        for key, value in settings.items()
-        if (key in _DECIDES_HERE or not may_differ(key)) and key != "train.seed"
+        for key, value in flat_settings(config_to_dict(config)).items()
+        if (key in _DECIDES_HERE or not may_differ(key))
+        and key != "train.seed"
+        and value != defaults[key]
     }
     for prefix, is_unread in _UNREAD:
         if is_unread(config):

@@ -130,7 +130,9 @@ def _run(wanted: Wanted, config: RunConfig, arguments: list[str]) -> dict[str, A
             )
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     saved = load_saved_config(config.run_folder / "config.yaml")
-    if settings_hash(saved) != settings_hash(config) or saved.train.seed != config.train.seed:
+    names = [wanted.model] if wanted.model in BASELINES else []
+    same = settings_hash(saved, names) == settings_hash(config, names)
+    if not same or saved.train.seed != config.train.seed:
         raise ConfigError(
             f"{config.run_folder}: holds a run of other settings; move it away, or give another "
             "--runs_dir."
@@ -139,7 +141,8 @@ def _run(wanted: Wanted, config: RunConfig, arguments: list[str]) -> dict[str, A
 
 
 def _record(config: RunConfig, result: dict[str, Any], model: str, command: str) -> Record:
-    if model in BASELINES:
+    names = [model] if model in BASELINES else []
+    if names:
         own = result["rows"][BASELINES[model]]
         scores, ridge_mse = own["scores"], result["rows"]["ridge"]["scores"]["mse"]
     else:
@@ -161,7 +164,7 @@ def _record(config: RunConfig, result: dict[str, Any], model: str, command: str)
         seq_len=config.data.seq_len,
         train_s=own["train_s"],
         ranks=result["ranks"],
-        config=settings_hash(config),
+        config=settings_hash(config, names),
         code=result["code"],
         commit=commit() or "unknown",
         hardware=hardware(),

@@ -197,9 +197,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
-    "ablate": ablate,
     "inspect": inspect,
     "bank": bank,
+    "ablate": ablate,
     "doctor": doctor,
     "plan": plan,
 }

@@ -40,6 +40,14 @@ _UNREAD = (  # section or key, and when nothing reads it
     ("backbone.llm_layers", lambda config: config.backbone.kind not in LANGUAGE_MODELS),
     ("backbone.attention", lambda config: config.backbone.kind not in LANGUAGE_MODELS),
 )
+_OF_RETRIEVAL = ("gram.top_k", "gram.temperature", "gram.d_repr", "bank.")
+_BASELINES_READ = {
+    "ridge_retrieval": _OF_RETRIEVAL,
+    "retrieval": _OF_RETRIEVAL,
+    "patchtst": (*BUDGET, "train.weight_decay", "train.gradient_clipping"),
+}
+"""What baselines read beside the data."""
+
 _SWITCHES = {"tapr.use_tapr", "gram.use_gram"}
 
 Kind = Literal["training", "baselines"]
@@ -71,6 +79,11 @@ class Cell:
     def failure(self) -> Path:
         """How it failed; absent unless it has."""
         return self.folder.with_name(f"{self.folder.name}.failed.json")
+
+    def has_settings_of(self, saved: RunConfig) -> bool:
+        """Whether a run of these settings would be this cell's."""
+        same = settings_hash(saved, self.names) == settings_hash(self.config, self.names)
+        return same and saved.train.seed == self.config.train.seed
 
     @property
     def label(self) -> str:
@@ -159,10 +172,14 @@ def make_plan(
     )  # fmt: skip
 
 
-def settings_hash(config: RunConfig, *, more: str = "") -> str:
+def settings_hash(config: RunConfig, baselines: Sequence[str] = ()) -> str:
     """Hash what decides the numbers of a cell, its seed and what nothing reads aside.
 
     Only what is not the default counts, so that a key which a later version adds changes nothing.
+
+    Args:
+        config: Settings of the cell.
+        baselines: What the cell trains and scores; none: the model.
     """
     defaults = flat_settings(config_to_dict(RunConfig()))
     kept = {
@@ -172,10 +189,13 @@ def settings_hash(config: RunConfig, *, more: str = "") -> str:
         and key != "train.seed"
         and value != defaults[key]
     }
-    for prefix, is_unread in _UNREAD:
+    for prefix, is_unread in () if baselines else _UNREAD:
         if is_unread(config):
             kept = {k: v for k, v in kept.items() if k in _SWITCHES or not k.startswith(prefix)}
-    text = json.dumps([kept, more], sort_keys=True)
+    if baselines:
+        read = tuple(key for name in baselines for key in ("data.", *_BASELINES_READ.get(name, ())))
+        kept = {key: value for key, value in kept.items() if key.startswith(read)}
+    text = json.dumps([kept, " ".join(baselines)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -270,7 +290,7 @@ def _baselines(
     for rate in rates or (base.train.learning_rate,):
         keys = (*overrides, f"--train.learning_rate={rate:g}") if rates else overrides
         config = replace(base, train=replace(base.train, learning_rate=rate))
-        place = _place(settings_hash(config, more=" ".join(names)), folder, label, folders)
+        place = _place(settings_hash(config, names), folder, label, folders)
         cells = tuple(
             replace(_cell("baselines", config, keys, place, seed), names=names)
             for seed in (seeds[:1] if once else seeds)

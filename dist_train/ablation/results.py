@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_train.ablation.cells import Cell, Plan, Variant, settings_hash
+from dist_train.ablation.cells import Cell, Plan, Variant
 from dist_train.ablation.significance import Difference, diebold_mariano, paired_t_test
 from dist_train.baseline_names import BASELINES, DETERMINISTIC
 from dist_train.config import ConfigError, config_to_yaml, load_saved_config
@@ -177,9 +177,7 @@ def is_finished(cell: Cell) -> bool:
     file = cell.folder / "config.yaml"
     if _read_text(file) == config_to_yaml(cell.config):  # nearly always, and soon told
         return True
-    saved = load_saved_config(file)
-    same = settings_hash(saved) == settings_hash(cell.config)
-    if not same or saved.train.seed != cell.config.train.seed:
+    if not cell.has_settings_of(load_saved_config(file)):
         raise ConfigError(
             f"{cell.folder}: holds a run of other settings than its cell; move that folder away."
         )

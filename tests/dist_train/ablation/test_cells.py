@@ -69,6 +69,25 @@ def test_what_decides_the_numbers_is_in_the_hash(
     assert (settings_hash(one) != settings_hash(other)) == differ
 
 
+@pytest.mark.parametrize(
+    ("names", "key", "values", "differ"),
+    [
+        (("ridge",), "model.d_model", ("8", "16"), False),
+        (("ridge",), "data.seq_len", ("40", "48"), True),
+        (("dlinear",), "train.max_steps", ("3", "4"), False),
+        (("patchtst",), "train.max_steps", ("3", "4"), True),
+        (("ridge", "retrieval"), "gram.top_k", ("3", "4"), True),  # with the model's memory off
+        (("ridge",), "gram.top_k", ("3", "4"), False),
+    ],
+)
+def test_a_baseline_is_run_again_only_for_what_it_reads(
+    file: Path, names: tuple[str, ...], key: str, values: tuple[str, str], differ: bool
+):
+    one, other = (load_run_config(file, [f"--{key}={value}"]) for value in values)
+    assert (settings_hash(one, names) != settings_hash(other, names)) == differ
+    assert settings_hash(one, names) != settings_hash(one)
+
+
 def test_a_run_of_another_grid_with_the_same_settings_is_found_again(file: Path, tmp_path: Path):
     more = [f"--runs_dir={tmp_path}"]
     first = plan_of(file, [Row(name="base", keys=())], more=more).trainings[0]

@@ -34,7 +34,7 @@ from dist_train.reproducibility import code_fingerprint
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import judge_retrieval
 from dist_train.trainer import peak_device_gib, peak_rss_gib
-from dist_train.window_errors import ERRORS_FILE, WindowErrors
+from dist_train.window_errors import WindowErrors
 from memory_index.atomic_file import write_text
 from model.batch import from_rows, to_rows
 from model.linear_anchor import LinearAnchor
@@ -103,7 +103,7 @@ def run_baselines(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
             "code": code_fingerprint(),
             "data": data.series_set.checksum,
         }
-        errors.write(folder / ERRORS_FILE)
+        errors.write(folder / run_folder.ERRORS_FILE)
         write_text(folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
     return result
 

@@ -16,6 +16,8 @@ RESULT_FILE = "result.json"
 RESULT_KEYS = ("run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks")
 STOPPED_FILE = "stopped.json"
 LOCK_FILE = ".lock"
+ERRORS_FILE = "window_errors.safetensors"
+"""Error of each test window, see :mod:`dist_train.window_errors`."""
 
 MAY_DIFFER = (
     "name", "runs_dir", "extends", "data.path", "data.root", "data.num_workers",

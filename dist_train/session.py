@@ -44,7 +44,7 @@ from dist_train.retrieval import Retriever
 from dist_train.tracking import Tracker
 from dist_train.trainer import FitResult, Trainer, peak_device_gib
 from dist_train.training_state import TrainingState
-from dist_train.window_errors import ERRORS_FILE, WindowErrors
+from dist_train.window_errors import WindowErrors
 from memory_index import atomic_file
 from memory_index.atomic_file import write_text
 from model.backbone_files import fingerprint
@@ -176,7 +176,7 @@ class _Run:
                 prompt_builder=self.prompt_builder, ridge=closed.ridge,
                 batch_size=config.train.eval_batch_size, errors=errors,
             )  # fmt: skip
-            errors.write(self.folder / ERRORS_FILE)
+            errors.write(self.folder / run_folder.ERRORS_FILE)
             test = {f"test/mse/{name}": row.mse for name, row in scores.items()}
             trainer.tracker.log(fit.steps, test)
 

@@ -20,9 +20,6 @@ from dist_train.data.windows import WindowSet
 from dist_train.evaluation import Forecast
 from memory_index.atomic_file import replacing, write_tensors
 
-ERRORS_FILE = "window_errors.safetensors"
-"""In the folder of a run that has finished: errors on the test split."""
-
 
 class WindowErrors:
     """Writes down what forecasters get wrong while :func:`score_split` scores them."""

@@ -77,7 +77,7 @@ def shown_baselines(
 def _draw_row(axes: "Axes", place: int, row: RowResult, colour: str) -> None:
     mean, spread = row.mse
     seeds = [one.test_mse for one in row.measured]
-    axes.scatter(seeds, [place] * len(seeds), s=18, color=colour, alpha=0.45, linewidths=0)
+    axes.scatter(seeds, [place] * len(seeds), s=20, color=colour, alpha=0.6, linewidths=0, zorder=3)
     marker = "D" if row.deterministic else "|"
     axes.errorbar(
         mean, place, xerr=spread, color=colour, marker=marker, ms=5 if row.deterministic else 12,

@@ -14,7 +14,7 @@ from dist_train.ablation.cells import Cell, Plan, Variant
 from dist_train.ablation.significance import Difference, diebold_mariano, paired_t_test
 from dist_train.baseline_names import BASELINES, DETERMINISTIC
 from dist_train.config import ConfigError, config_to_yaml, load_saved_config
-from dist_train.run_folder import RESULT_FILE
+from dist_train.run_folder import ERRORS_FILE, RESULT_FILE
 
 MODEL = "Time-LLM"
 
@@ -238,7 +238,7 @@ def _measured(cell: Cell, result: Mapping[str, Any], forecaster: str) -> Measure
         num_windows=scores["num_windows"],
         code=result["code"],
         data=(cell.config.data.path or cell.config.data.dataset, result["data"]),
-        errors=cell.folder / "window_errors.safetensors",
+        errors=cell.folder / ERRORS_FILE,
         forecaster=forecaster,
         pred_len=cell.config.data.pred_len,
     )

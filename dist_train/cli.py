@@ -24,6 +24,8 @@ commands:
   predict    forecast a file:  timellm predict --run runs/quickstart --data.path FILE --out DIR
   export     a folder to hand on, loaded without the run and its data:
              timellm export --run runs/quickstart --out DIR
+  ablate     run a grid of trainings, and tell what exceeds the noise of seeds:
+             timellm ablate --config configs/quickstart.yaml --grid modules --seeds 3
   inspect    words near the text prototypes, and which of them patches attend to:
              timellm inspect --run runs/quickstart --split test
   bank       build a memory before a training, or look at one:
@@ -116,6 +118,18 @@ def export(argv: Sequence[str]) -> int:
     root, include = options["data"]["root"], options["include_backbone"]
     print(export_run(options["run"], options["out"], root=root, include_backbone=include))
     return 0
+
+
+def ablate(argv: Sequence[str]) -> int:
+    """Run a grid of trainings; see ``dist_train/ablation/command.py``."""
+    from dist_train.ablation.command import main as ablate_main
+    from dist_train.stop_signals import EXIT_STOPPED, StopRequestedError
+
+    try:
+        return ablate_main(argv)
+    except StopRequestedError as error:
+        sys.stderr.write(f"stopped: {error}; the same command goes on where it was.\n")
+        return EXIT_STOPPED
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -224,6 +238,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": export,
     "inspect": inspect,
     "bank": bank,
+    "ablate": ablate,
     "doctor": doctor,
     "plan": plan,
 }

@@ -1,6 +1,6 @@
 """Score a model beside its baselines on the same windows, for training and evaluate alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from dist_train.baselines import all_baselines
@@ -27,6 +27,7 @@ def score_beside_baselines(
     ridge: AnchorFit,
     batch_size: int,
     observers: Sequence[Observer] = (),
+    watch: Callable[[Mapping[str, Forecast]], dict[str, Forecast]] = dict,
 ) -> dict[str, Scores]:
     """Score everything on all windows of a split; collective.
 
@@ -41,6 +42,7 @@ def score_beside_baselines(
         ridge: The ridge that stands beside every result.
         batch_size: Windows per forward pass of one rank.
         observers: Told of every window and its forecast by the whole model.
+        watch: Puts something between each forecaster and its scoring, by name.
 
     Returns:
         Scores by the name of the row, the model first; then, where its anchor reads what was
@@ -53,10 +55,10 @@ def score_beside_baselines(
         batch_size=batch_size,
         num_workers=config.data.num_workers,
     )
-    sums = score({"Time-LLM": forecast}, prompt_builder=prompt_builder, observers=observers)
+    sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed)
     if config.model.anchor == "ridge_retrieval":
         assert module.anchor is not None
         assert retriever is not None
         others = {"ridge + retrieval": anchor_forecast(module.anchor, retriever, split)} | others
-    return finish_scores(sums | score(others), data)
+    return finish_scores(sums | score(watch(others)), data)

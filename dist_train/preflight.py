@@ -52,8 +52,15 @@ def identity(config: RunConfig, checked: Preflight, world_size: int) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def check(config: RunConfig) -> Preflight:
+def check(
+    config: RunConfig, *, ranks: int | None = None, data: ForecastData | None = None
+) -> Preflight:
     """Check batch size, data and backbone of a run.
+
+    Args:
+        config: The run.
+        ranks: Ranks it will have; None: those of this job.
+        data: Its series, where they have been read before.
 
     Raises:
         ConfigError: The batch does not divide over the ranks, or is more than there is to train
@@ -61,7 +68,7 @@ def check(config: RunConfig) -> Preflight:
         DataError: The series cannot be used.
         ValueError: The backbone is unknown or has fewer layers than asked for.
     """
-    check_batch_size(config.train, world_size_of_environment())
+    check_batch_size(config.train, world_size_of_environment() if ranks is None else ranks)
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
     if config.backbone.kind in LANGUAGE_MODELS:
         check_layers(files, config.backbone.llm_layers)
@@ -74,7 +81,7 @@ def check(config: RunConfig) -> Preflight:
         _check_positions(config, files)
     if config.deepspeed.config_file is not None:
         load_user_json(Path(config.deepspeed.config_file))
-    data = load_forecast_data(config.data)
+    data = load_forecast_data(config.data) if data is None else data
     if config.gram.use_gram is True:
         check_clock(data.series_set)
     num_windows = len(data.windows["train"])

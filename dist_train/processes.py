@@ -88,9 +88,13 @@ def _launcher_name(pid: int) -> str | None:
         words = words[1:]
         while words and words[0].startswith("-") and words[0] != "-m":
             words = words[1:]
-        if words[:1] == ["-m"]:
+        if words[:2] == ["-m", "dist_train.cli"]:
+            words = ["timellm", *words[2:]]
+        elif words[:1] == ["-m"]:
             return words[1] if len(words) > 1 and words[1] in _MODULES else None
     name = Path(words[0]).name if words else ""
+    if name == "timellm" and words[1:2] == ["ablate"]:
+        return "timellm ablate"
     return name if name in _SCRIPTS else None
 
 

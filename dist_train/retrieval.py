@@ -23,6 +23,7 @@ from dist_train import distributed, progress
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder
+from dist_train.random_neighbours import draw_neighbours
 from dist_train.worker import OrderedWorker
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
@@ -203,10 +204,25 @@ class Retriever:
         keys_RZ = torch.empty(0, self.builder.width)
         if len(rows_RL):
             keys_RZ = live.encoder(rows_RL).key.float().cpu()
-        distances_RK, ids_RK = live.index.search(keys_RZ, hidden_R2, self.gram.top_k)
+        if self.gram.neighbours == "random":
+            variates_R = torch.arange(num_variates).repeat(len(starts))
+            queries_R3 = torch.stack([series_R, starts_R, variates_R], dim=1)
+            ids_RK = draw_neighbours(self.bank.ids, hidden_R2, self.gram.top_k, queries_R3)
+            distances_RK = self._distances(keys_RZ, ids_RK)
+        else:
+            distances_RK, ids_RK = live.index.search(keys_RZ, hidden_R2, self.gram.top_k)
         weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
         self.search_s += time.monotonic() - began
         return Neighbours(ids=ids_RK, weights=weights_RK, distances=distances_RK)
+
+    def _distances(self, keys: Tensor, ids: Tensor) -> Tensor:
+        """Squared distances of queries and any entries. (R, Z), (R, K) -> (R, K), float32."""
+        if not len(keys):
+            return torch.empty(ids.shape)
+        windows_RKL = self.bank.windows(ids).to(self.builder.device)
+        entries_RKZ = self.live.encoder(windows_RKL).key.float().cpu()
+        squared_RK: Tensor = (entries_RKZ - keys[:, None]).square().sum(dim=-1)
+        return squared_RK
 
     def exclusion(self, *, past_only: bool) -> Exclusion:
         """What a query must not see. Not collective."""

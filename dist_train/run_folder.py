@@ -16,6 +16,8 @@ RESULT_FILE = "result.json"
 RESULT_KEYS = ("run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks")
 STOPPED_FILE = "stopped.json"
 LOCK_FILE = ".lock"
+ERRORS_FILE = "window_errors.safetensors"
+"""Error of each test window, see :mod:`dist_train.window_errors`."""
 
 MAY_DIFFER = (
     "name", "runs_dir", "extends", "data.path", "data.root", "data.num_workers",
@@ -66,13 +68,17 @@ def check_can_be_resumed(config: RunConfig) -> None:
 
 def differences(now: RunConfig, then: RunConfig) -> list[str]:
     """Name what differs between two configurations and decides the course of a training."""
-    new, old = _leaves(config_to_dict(now)), _leaves(config_to_dict(then))
+    new, old = flat_settings(config_to_dict(now)), flat_settings(config_to_dict(then))
     return [
         f"{key} ({old.get(key)}, now {value})"
         for key, value in new.items()
-        if old.get(key) != value
-        and not any(key == may or (may[-1] == "." and key.startswith(may)) for may in MAY_DIFFER)
+        if old.get(key) != value and not may_differ(key)
     ]
+
+
+def may_differ(key: str) -> bool:
+    """Whether a key does not decide what a step of the training does."""
+    return any(key == may or (may[-1] == "." and key.startswith(may)) for may in MAY_DIFFER)
 
 
 def check_same_settings(config: RunConfig) -> None:
@@ -216,11 +222,12 @@ def _check_runs_dir(config: RunConfig) -> None:
         )
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten sections: ``{"gram": {"top_k": 5}}`` becomes ``{"gram.top_k": 5}``."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _leaves(value, f"{prefix}{key}.")
+            flat |= flat_settings(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

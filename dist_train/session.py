@@ -53,9 +53,10 @@ from dist_train.retrieval import Retriever
 from dist_train.score_table import closing, table, table_rows
 from dist_train.throughput import Throughput
 from dist_train.tracking import Tracker
-from dist_train.trainer import FitResult, Trainer
+from dist_train.trainer import FitResult, Trainer, peak_device_gib
 from dist_train.training_state import TrainingState
 from dist_train.wandb_run import WandbRun
+from dist_train.window_errors import WindowErrors
 from memory_index import atomic_file
 from memory_index.atomic_file import write_text
 from model.backbone_files import fingerprint
@@ -183,6 +184,7 @@ class _Run:
             self._enter_training(trainer)
             with stop_signals.finishing_steps():
                 fit = trainer.fit()
+            device_gib = peak_device_gib()
             with distributed.agree_or_raise("Saving the best model"):
                 writer.close()
             trainer.restore_best()
@@ -192,13 +194,16 @@ class _Run:
                 num_workers=config.data.num_workers,
             )  # fmt: skip
             counted = CoverageSums(known, self.data, "test")
+            errors = WindowErrors(self.data.windows["test"])
             scores = score_beside_baselines(
                 partial(trainer.forecast, split="test"), config, self.data, "test",
                 module=trainer.engine.module, retriever=retriever,
                 prompt_builder=self.prompt_builder, ridge=closed.ridge,
                 batch_size=config.train.eval_batch_size, observers=[counted],
+                watch=errors.watch,
             )  # fmt: skip
             measured = counted.finish()
+            errors.write(self.folder / run_folder.ERRORS_FILE)
             test = {f"test/mse/{name}": row.mse for name, row in scores.items()}
             test |= {f"test/{key}": value for key, value in coverage.summary(measured).items()}
             trainer.tracker.log(fit.steps, test)
@@ -213,7 +218,13 @@ class _Run:
             retriever.close()
         result = _result(config, fit, closed, scores, measured)
         result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
-        result |= {"trained_parameters": sizes.trained, "frozen_parameters": sizes.frozen}
+        result |= {
+            "trained_parameters": sizes.trained,
+            "frozen_parameters": sizes.frozen,
+            "peak_device_gib": device_gib,
+            "data": self.data.series_set.checksum,
+            "backbone": fingerprint(self.files),
+        }
         progress.enter("writing the report", patience=3)
         with distributed.agree_or_raise("Writing the report"):
             if self.main:

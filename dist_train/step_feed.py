@@ -19,10 +19,11 @@ class RefreshSchedule:
     """After which steps the memory is encoded anew, and after which the new keys are searched."""
 
     def __init__(self, gram: GramConfig, steps_per_epoch: int, *, enabled: bool) -> None:
-        self._every = gram.refresh_every or steps_per_epoch
+        never = gram.refresh_every == "never"
+        self._every = gram.refresh_every if isinstance(gram.refresh_every, int) else steps_per_epoch
         lag = self._every // 4 if gram.refresh_lag is None else gram.refresh_lag
         self.lag = min(lag, self._every - 1)
-        self._enabled = enabled
+        self._enabled = enabled and not never
 
     def begins_after(self, step: int) -> bool:
         """Whether the encoder of this step makes new keys."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dist_train import distributed, forecast_panel, histograms, progress, stop_signals
@@ -571,3 +572,14 @@ def peak_rss_gib() -> float:
     """Largest resident memory so far of any rank, in GiB; collective."""
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return max(float(str(value)) for value in distributed.gather_objects(kib)) / 2**20
+
+
+def peak_device_gib() -> float | None:
+    """Largest GPU memory that torch has held on any rank so far, in GiB; None on a CPU.
+
+    Collective.
+    """
+    device = distributed.device()
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    peak = max(float(str(value)) for value in distributed.gather_objects(used)) / 2**30
+    return round(peak, 3) if peak else None

@@ -288,14 +288,19 @@ class GramConfig:
     retrieval_key: Literal["dual", "anchored"] = "dual"
     """dual: learned shape and value codes; anchored: the window minus its last value, pooled."""
 
+    neighbours: Literal["nearest", "random"] = "nearest"
+    """nearest: found by their keys; random: drawn by lot from what a query may see and weighed by
+    the same keys, to tell what the search is worth."""
+
     gate_init: float = 0.0
     """Start of the factor on the gated knowledge; 0 starts as the baseline does."""
 
     lambda_retrieval: float = 0.3
     """Factor on both gate losses."""
 
-    refresh_every: int | None = None
-    """Optimizer steps between two encodings of the bank; none: once per epoch."""
+    refresh_every: int | Literal["never"] | None = None
+    """Optimizer steps between two encodings of the bank; none: once per epoch; never: the keys
+    stay those of the encoder before training."""
 
     refresh_lag: int | None = None
     """Steps from the encoder's snapshot to the swap, encoded meanwhile; none: a quarter of them."""
@@ -326,9 +331,10 @@ class GramConfig:
             )
         _check_finite("gram.gate_init", self.gate_init)
         _check_weight("gram.lambda_retrieval", self.lambda_retrieval)
-        if self.refresh_every is not None and self.refresh_every < 1:
+        every = self.refresh_every
+        if every not in (None, "never") and (isinstance(every, str) or every < 1):
             raise ValueError(
-                f"gram.refresh_every must be at least 1, got {self.refresh_every}: "
+                f"gram.refresh_every must be at least 1, or never, got {every}: "
                 "leave it out to refresh once per epoch."
             )
         if self.refresh_lag is not None and self.refresh_lag < 0:
@@ -336,12 +342,10 @@ class GramConfig:
                 f"gram.refresh_lag must not be negative, got {self.refresh_lag}: "
                 "0 waits while the bank is encoded."
             )
-        if None not in (self.refresh_lag, self.refresh_every) and (
-            self.refresh_lag >= self.refresh_every  # type: ignore[operator]
-        ):
+        if self.refresh_lag is not None and isinstance(every, int) and self.refresh_lag >= every:
             raise ValueError(
                 f"gram.refresh_lag={self.refresh_lag} must be less than gram.refresh_every="
-                f"{self.refresh_every}: one refresh is over before the next begins."
+                f"{every}: one refresh is over before the next begins."
             )
 
 

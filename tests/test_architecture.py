@@ -30,16 +30,19 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
         "memory_index/faiss_flat.py", "memory_index/faiss_ivf.py", "memory_index/faiss_hnsw.py",
         "memory_index/faiss_training.py", "memory_index/faiss_gpu.py",
     },
-    "transformers": {"model/backbone_loading.py", "model/key_value_prefix.py"},
+    "transformers": {
+        "model/backbone_loading.py", "model/key_value_prefix.py", "model/patch_transformer.py",
+    },
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/backbone_loading.py"},
     "matplotlib": {"dist_train/figures/style.py", "dist_train/inspect_figure.py"},
+    "scipy": {"dist_train/ablation/significance.py"},
     "jsonargparse": {"dist_train/config.py", "dist_train/cli.py"},
     "torch.distributed": {"dist_train/distributed.py", "memory_index/groups.py"},
 }  # fmt: skip
 LAYERS = [  # inside dist_train: a module may import its own layer and the ones below, never up
     {"cli"},
-    {"train", "scoring", "bank_command", "inspect_command"},
+    {"train", "scoring", "bank_command", "inspect_command", "baseline_run", "ablation"},
     {"session"},
     {"export"},
     {"frame_forecasts"},
@@ -51,8 +54,12 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"step_feed", "nonfinite", "checkpoint_writer", "throughput"},
     {"training_state"},
     {"comparison", "leak_alarm", "forecast_panel"},
+    {"window_errors"},
     {"retrieval_ridge", "objective", "trend_fit"},
-    {"build", "baselines", "preflight", "run_folder", "model_card", "exported_memory", "licences"},
+    {
+        "build", "baselines", "patchtst", "preflight", "run_folder", "model_card",
+        "exported_memory", "licences",
+    },
     {"calibration", "saved_forecasts"},
     {"evaluation"},
     {"retrieval"},
@@ -70,7 +77,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
         "config", "config_file", "distributed", "reproducibility", "stopwatch", "worker",
         "step_breakdown", "progress", "processes", "beats", "process_memory", "stop_signals",
         "launcher", "local_copy", "tracking_config", "metric_catalog", "terminal", "flops",
-        "shapes", "parameter_counts", "device_peaks",
+        "shapes", "parameter_counts", "device_peaks", "random_neighbours", "baseline_names",
     },
 ]  # fmt: skip
 # The configuration is composed of the data's own settings, which import nothing themselves.
@@ -80,7 +87,7 @@ TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/preflight.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
     "dist_train/progress.py", "dist_train/processes.py", "dist_train/launcher.py",
-    "dist_train/local_copy.py",
+    "dist_train/local_copy.py", "dist_train/ablation/command.py",
     "launch/local.py", "launch/check.py", "launch/stage.py", "launch/doctor/command.py",
     "dist_train/flops.py", "dist_train/parameter_counts.py", "dist_train/shapes.py",
     "dist_train/device_peaks.py", "dist_train/metric_catalog.py", "dist_train/tracking_config.py",

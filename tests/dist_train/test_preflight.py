@@ -51,6 +51,14 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(
         preflight.check(config)
 
 
+def test_the_ranks_and_the_data_may_be_those_of_a_run_that_is_yet_to_start(config: RunConfig):
+    with pytest.raises(ConfigError, match=r"train.batch_size=8 does not divide over 3 ranks"):
+        preflight.check(config, ranks=3)
+    data = preflight.check(config, ranks=4).data
+    gone = replace(config, data=replace(config.data, path="nowhere.csv"))
+    assert preflight.check(gone, data=data).data is data
+
+
 def test_a_batch_larger_than_the_training_split_is_refused(config: RunConfig):
     config = replace(config, train=replace(config.train, batch_size=362))
     message = r"train.batch_size=362 is more than the 361 training windows: lower it"

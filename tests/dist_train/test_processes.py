@@ -78,3 +78,10 @@ def test_begin_silences_torch_unless_told_otherwise(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TORCH_CPP_LOG_LEVEL")
     processes.begin()
     assert os.environ["TORCH_CPP_LOG_LEVEL"] == "ERROR"
+
+
+def test_an_ablation_is_the_launcher_of_its_runs_and_no_other_command_is(tmp_path: Path):
+    script = tmp_path / "timellm"
+    script.write_text("import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2]])")
+    assert launched([sys.executable, str(script), "ablate", TELL]) == "timellm ablate"
+    assert launched([sys.executable, str(script), "train", TELL]) == ""

@@ -330,3 +330,25 @@ def test_the_shape_weight_is_that_of_the_keys_that_are_searched():
     retriever.finish_refresh()
     assert retriever.shape_weight == pytest.approx(1 / (1 + np.exp(-1)))
     retriever.close()
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_random_neighbours_are_visible_ones_weighed_by_the_same_distance(key: str, split: str):
+    data = DATA_SETS["wide"]
+    retriever = make(data, key, top_k=6, neighbours="random")
+    everything = make(data, key, top_k=len(retriever.bank))
+    batch = Collator(data.windows[split], None)(some(data.windows[split], 4))
+    drawn, all_of_them = retriever.search_batch(batch, split), everything.search_batch(batch, split)
+    for row, (ids, weights) in enumerate(zip(drawn.ids, drawn.weights, strict=True)):
+        seen = {
+            number: weight
+            for number, weight in zip(
+                all_of_them.ids[row].tolist(), all_of_them.weights[row].tolist(), strict=True
+            )
+            if number >= 0
+        }
+        assert set(ids.tolist()) <= seen.keys()
+        expected = torch.tensor([seen[number] for number in ids.tolist()])
+        torch.testing.assert_close(weights, expected / expected.sum(), rtol=1e-3, atol=1e-5)
+    assert not torch.equal(drawn.ids, all_of_them.ids[:, :6])

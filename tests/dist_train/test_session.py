@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dist_train import preflight
 from dist_train.baselines import fit_ridge
+from dist_train.build import build_forecaster
 from dist_train.checkpoint import load_checkpoint
 from dist_train.config import RunConfig, load_run_config
 from dist_train.data.windows import load_forecast_data
@@ -17,7 +19,9 @@ from dist_train.leak_alarm import LeakError
 from dist_train.retrieval import Retriever
 from dist_train.session import train_and_score
 from dist_train.trend_fit import training_changes
+from dist_train.window_errors import read_window_errors
 from memory_index.exclusion import Exclusion
+from model.backbone_files import locate_backbone
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import tiny_run
 
@@ -33,6 +37,27 @@ def test_the_result_says_what_was_trained_and_how_well(finished_run: Path):
     assert result["test_mse"] == pytest.approx(result["scores"]["Time-LLM"]["mse"], abs=1e-6)
     data = load_forecast_data(load_run_config(finished_run / "config.yaml").data)
     assert result["ridge_val_mse"] == pytest.approx(fit_ridge(data).validation_mse)
+
+
+def test_the_result_says_what_was_paid_and_what_it_was_trained_on(finished_run: Path):
+    result = json.loads((finished_run / "result.json").read_text())
+    checkpoint = load_checkpoint(finished_run / "best")
+    config = load_run_config(finished_run / "config.yaml")
+    model = build_forecaster(config, locate_backbone(config.backbone.name), torch.float32)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert result["trained_parameters"] == trained > 0
+    assert (result["peak_device_gib"] is None) == (not torch.cuda.is_available())
+    assert result["data"] == checkpoint.series["checksum"]
+    assert result["backbone"] == checkpoint.manifest["backbone"]["fingerprint"]
+
+
+def test_the_error_of_every_test_window_is_kept(finished_run: Path):
+    result = json.loads((finished_run / "result.json").read_text())
+    errors = read_window_errors(finished_run / "window_errors.safetensors")
+    assert sorted(errors.mse) == sorted(result["scores"])
+    for name, row in result["scores"].items():
+        assert len(errors.mse[name]) == row["num_windows"]
+        assert errors.mse[name].mean() == pytest.approx(row["mse"], rel=1e-5)
 
 
 def test_every_term_is_logged_by_name_with_its_weight(finished_run: Path):

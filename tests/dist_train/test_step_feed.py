@@ -69,7 +69,11 @@ def test_without_an_interval_keys_are_begun_once_an_epoch():
     schedule = RefreshSchedule(GramConfig(), 5, enabled=True)
     assert [step for step in range(16) if schedule.begins_after(step)] == [5, 10, 15]
     off = RefreshSchedule(GramConfig(), 5, enabled=False)
-    assert not any(off.begins_after(step) or off.swaps_after(step) for step in range(40))
+    never = RefreshSchedule(GramConfig(refresh_every="never"), 5, enabled=True)
+    for schedule in (off, never):
+        assert not any(
+            schedule.begins_after(step) or schedule.swaps_after(step) for step in range(40)
+        )
 
 
 class Questions:

@@ -46,7 +46,8 @@ GRAM_REFUSALS = [
     ({"temperature": 0.0}, r"gram\.temperature must be positive, got 0\.0"),
     ({"lambda_retrieval": -1.0}, r"gram\.lambda_retrieval must be finite and not negative"),
     ({"gate_init": math.nan}, r"gram\.gate_init must be a finite number, got nan"),
-    ({"refresh_every": 0}, r"gram\.refresh_every must be at least 1, got 0"),
+    ({"refresh_every": 0}, r"gram\.refresh_every must be at least 1, or never, got 0"),
+    ({"refresh_every": "often"}, r"refresh_every must be at least 1, or never, got often"),
     ({"refresh_lag": -1}, r"gram\.refresh_lag must not be negative, got -1: 0 waits while"),
     (
         {"refresh_every": 4, "refresh_lag": 4},

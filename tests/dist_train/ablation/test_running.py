@@ -1,0 +1,181 @@
+"""dist_train/ablation/running.py: processes that end in every way, and signals on their way.
+
+The processes here are small programs that leave behind what a training does; the trainings
+themselves are run in test_command.py.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from dist_train.ablation import running
+from dist_train.ablation.cells import Cell, Plan
+from dist_train.ablation.results import is_finished
+from dist_train.ablation.running import Limits, command_of, reason_of, run_cells
+from dist_train.config import ConfigError, config_to_yaml
+from dist_train.stop_signals import StopRequestedError
+from tests.dist_train.ablation.ablations import base_run, plan_of
+
+FINISHES = """
+import json, os, pathlib, sys, time
+folder, config, seconds = pathlib.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+folder.mkdir(parents=True)
+began = time.monotonic()
+time.sleep(seconds)
+(folder / "config.yaml").write_text(config)
+(folder / "span.json").write_text(json.dumps([began, time.monotonic()]))
+(folder / "environment.json").write_text(json.dumps(dict(os.environ)))
+(folder / "result.json").write_text("{}")
+"""
+FAILS = "import sys; print('error: out of memory: lower it', file=sys.stderr); sys.exit(71)"
+WAITS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("waits", flush=True)
+time.sleep(60)
+"""
+
+Program = Callable[[Cell], list[str]]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return plan_of(base_run(tmp_path), seeds=2)
+
+
+@pytest.fixture
+def replace_program(monkeypatch: pytest.MonkeyPatch) -> Callable[[Program], None]:
+    def replace(program: Program) -> None:
+        def command(cell: Cell, config_file: str, ranks: int) -> list[str]:
+            return [sys.executable, "-c", *program(cell)]
+
+        monkeypatch.setattr(running, "command_of", command)
+
+    return replace
+
+
+def finishing(cell: Cell, seconds: float = 0) -> list[str]:
+    return [FINISHES, str(cell.folder), config_to_yaml(cell.config), str(seconds)]
+
+
+def span(cell: Cell) -> tuple[float, float]:
+    began, ended = json.loads((cell.folder / "span.json").read_text())
+    return began, ended
+
+
+def test_cells_run_one_after_the_other_and_never_twice(
+    plan: Plan, replace_program: Callable[[Program], None]
+):
+    replace_program(finishing)
+    said: list[str] = []
+    run_cells(plan.trainings, "f", Limits(), said.append)
+    assert all(is_finished(cell) for cell in plan.trainings)
+    spans = [span(cell) for cell in plan.trainings]
+    assert all(ended <= begun for (_, ended), (begun, _) in pairwise(spans))
+    said.clear()
+    run_cells(plan.trainings, "f", Limits(), said.append)
+    assert said == ["4 of 4 runs have finished before"]
+
+
+def test_a_cell_that_fails_says_why_and_the_others_go_on(
+    plan: Plan, replace_program: Callable[[Program], None]
+):
+    broken = plan.trainings[1]
+    replace_program(lambda cell: [FAILS] if cell is broken else finishing(cell))
+    run_cells(plan.trainings, "f", Limits(), lambda line: None)
+    assert [is_finished(cell) for cell in plan.trainings] == [True, False, True, True]
+    assert json.loads(broken.failure.read_text()) == {
+        "code": 71, "reason": "out of memory: lower it",
+    }  # fmt: skip
+    replace_program(finishing)  # tried again by the next call
+    run_cells(plan.trainings, "f", Limits(), lambda line: None)
+    assert is_finished(broken)
+    assert not broken.failure.exists()
+
+
+def test_several_run_at_once_only_where_asked(
+    plan: Plan, replace_program: Callable[[Program], None]
+):
+    replace_program(lambda cell: finishing(cell, 1.5))
+    run_cells(plan.trainings, "f", Limits(jobs=4), lambda line: None)
+    spans = [span(cell) for cell in plan.trainings]
+    assert max(began for began, _ in spans) < min(ended for _, ended in spans)
+
+
+def test_a_signal_is_passed_on_and_nothing_new_begins(
+    plan: Plan, replace_program: Callable[[Program], None]
+):
+    replace_program(lambda cell: [WAITS])
+    first = plan.trainings[0]
+
+    def signal_once_it_waits() -> None:
+        while not (first.log.exists() and "waits" in first.log.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=signal_once_it_waits).start()
+    said: list[str] = []
+    with pytest.raises(StopRequestedError, match="SIGTERM"):
+        run_cells(plan.trainings, "f", Limits(), said.append)
+    assert [line.split(":")[0] for line in said] == [first.label] * 2
+    assert said[1].endswith("stopped; the same command goes on with it")
+    assert not first.failure.exists()
+    assert not plan.trainings[1].log.exists()
+
+
+def test_a_cell_knows_nothing_of_ranks_that_its_ablation_is_one_of(
+    plan: Plan, replace_program: Callable[[Program], None], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "TIMELLM_STARTED_AT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    replace_program(finishing)
+    cells = plan.trainings[:2]
+    run_cells(cells, "f", Limits(ranks=2, jobs=2), lambda line: None)
+    seen = [json.loads((cell.folder / "environment.json").read_text()) for cell in cells]
+    assert not {"RANK", "WORLD_SIZE", "SLURM_STEP_ID", "TIMELLM_STARTED_AT"} & seen[0].keys()
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in seen] == ["3,5", "6,7"]
+
+
+def test_more_cells_at_once_than_gpus_are_refused(plan: Plan, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with pytest.raises(ConfigError, match="--jobs 2: needs 4 GPUs with --ranks 2, and there are 3"):
+        run_cells(plan.trainings, "f", Limits(ranks=2, jobs=2), lambda line: None)
+
+
+def test_each_kind_of_cell_has_its_command(tmp_path: Path):
+    plan = plan_of(base_run(tmp_path), seeds=1, baselines=[("dlinear",)])
+    training, beside = plan.trainings[0], plan.baselines[0].cells[0]
+    one, two = command_of(training, "f.yaml", 1), command_of(training, "f.yaml", 2)
+    assert one[1:] == [
+        "-m", "dist_train.train", "--config", "f.yaml", *training.arguments, "--resume", "auto",
+    ]  # fmt: skip
+    assert two[1:4] == ["-m", "launch.local", "2"]
+    assert two[4:] == one[3:]
+    assert command_of(beside, "f.yaml", 2)[1:] == [
+        "-m", "dist_train.baseline_run", "--baselines", "dlinear", "--config", "f.yaml",
+        *beside.arguments,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("step 1\nerror: data.path: not there\nbye\n", "data.path: not there"),
+        ("Traceback\n  File x\nRuntimeError: no\n", "RuntimeError: no"),
+        ("step 1\nKilled\n\n", "Killed"),
+        ("", "it said nothing"),
+    ],
+)
+def test_the_reason_is_the_last_line_that_names_an_error(tmp_path: Path, log: str, reason: str):
+    path = tmp_path / "x.log"
+    path.write_text(log)
+    assert reason_of(path) == reason

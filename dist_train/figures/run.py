@@ -34,4 +34,4 @@ def draw_errors_per_step(axes: "Axes", mse_per_step: Mapping[str, Sequence[float
     top = 1.15 * max(compared, default=1.0) or None
     axes.set(xlabel="forecast step", ylabel="test MSE (standardised)", ylim=(0, top))
     style.use_whole_numbers(axes)
-    axes.legend(fontsize=8, ncols=2, loc="lower right")
+    style.legend_beside(axes)

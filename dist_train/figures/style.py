@@ -97,7 +97,7 @@ def use_whole_numbers(axes: "Axes") -> None:
     """Put no mark of the x axis between two whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def legend_beside(axes: "Axes") -> None:
@@ -107,6 +107,7 @@ def legend_beside(axes: "Axes") -> None:
 
 def say(axes: "Axes", text: str) -> None:
     """Write why a panel is empty."""
+    axes.set_yticks([])
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="0.4")
 
 

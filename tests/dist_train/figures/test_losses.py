@@ -65,6 +65,8 @@ def test_a_run_without_a_step_says_so(
     assert [text.get_text() for text in drawn[0].axes[1].texts] == (
         [] if lines else ["no validation was logged"]
     )
+    marks = [tick for tick in drawn[0].axes[1].get_xticks() if -0.5 <= tick <= 0.5]
+    assert marks == [0]
 
 
 def test_a_cut_line_is_passed_over_and_steps_are_in_order(tmp_path: Path):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
 import termios
@@ -32,7 +33,7 @@ def on_a_terminal(code: str, columns: int = 100, **environment: str) -> str:
     fcntl.ioctl(
         theirs,
         termios.TIOCSWINSZ,
-        (40).to_bytes(2, "little") + (100).to_bytes(2, "little") + bytes(4),
+        struct.pack("HHHH", 40, columns, 0, 0),
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,

@@ -22,8 +22,13 @@ BAR_FORMAT = (
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a stream can go back in its line."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+    """Whether a stream can go back in its line, and says how long a line is."""
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0  # else a bar would be empty
+    except OSError:
+        return False
 
 
 class TrainingBar:

@@ -1,11 +1,14 @@
 """What a training on two ranks shows: one bar on a terminal, plain lines in a pipe, or nothing."""
 
+import fcntl
 import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +75,7 @@ def test_quiet_leaves_the_last_line(tmp_path: Path):
 
 def test_a_terminal_gets_one_bar(tmp_path: Path):
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     with subprocess.Popen(
         command(tmp_path), cwd=ROOT, env=surroundings(), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=theirs,
@@ -90,7 +94,7 @@ def test_a_terminal_gets_one_bar(tmp_path: Path):
     assert json.loads(last)["ranks"] == 2
     shown = written.decode()
     bars = [piece for piece in shown.split("\r") if "training" in piece]
-    assert len(bars) > 2
+    assert len(bars) > 2, shown
     assert all(re.match(r"training +\d+%\|", piece) for piece in bars)
     assert "6/6 steps [" in bars[-1]
     assert re.search(r"loss [\d.]+, val mse [\d.]+, best [\d.]+, [\d.]+ windows/s\]", bars[-1])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dist_train import distributed, progress
+from dist_train.conformal import Calibration
 from dist_train.data.collate import Collator, WindowBatch
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.windows import ForecastData
@@ -25,6 +26,9 @@ from model.instance_norm import VARIANCE_FLOOR
 
 SPLIT = "val_selection"
 """Never the test split: what is looked at during training is chosen by."""
+
+LEVEL = 80
+"""Of the intervals, in percent."""
 
 MAX_NEIGHBOURS = 5
 """Nearest ones that are drawn."""
@@ -40,6 +44,7 @@ def collect(
     *,
     count: int,
     anchored: bool,
+    calibration: Calibration | None = None,
 ) -> list[PanelWindow]:
     """Forecast evenly spread windows; collective, each rank forecasts the same ones.
 
@@ -50,6 +55,7 @@ def collect(
         count: Windows; of each, one variate is drawn, the next one for the next window.
         anchored: Whether retrieved futures count from the last value of their window, else from
             its mean.
+        calibration: Makes the intervals; None: none are drawn.
 
     Returns:
         In original units.
@@ -60,6 +66,7 @@ def collect(
     batch = Collator(windows, prompt_builder)(ids)
     with torch.no_grad(), account.phase("evaluation"):
         forecast_BHN, retrieved = forecast(batch.to(distributed.device()))
+    bounds_BHN = _bounds(calibration, forecast_BHN, batch, data)
     levels_R, scales_R = _level_and_scale(to_rows(batch.context), anchored=anchored)
     drawn = []
     for place, number in enumerate(ids):
@@ -85,14 +92,38 @@ def collect(
                 truth=original(batch.target[place, :, variate]),
                 forecast=original(forecast_BHN[place, :, variate]),
                 neighbours=neighbours,
+                interval=bounds_BHN
+                and tuple(bound[place, :, variate] * scale + mean for bound in bounds_BHN),
             )
         )
     return drawn
 
 
-def draw(windows: Sequence[PanelWindow], step: int) -> tuple[bytes, str]:
-    """Draw what :func:`collect` returned, as a PNG with its caption."""
-    return panel.draw(windows), f"validation windows after step {step}"
+def draw(
+    windows: Sequence[PanelWindow], step: int, best_step: int | None = None
+) -> tuple[bytes, str]:
+    """Draw what :func:`collect` returned, as a PNG with its caption.
+
+    Args:
+        windows: What is drawn.
+        step: Optimizer steps done.
+        best_step: Step of the model that was kept, where it is this one; with intervals.
+    """
+    caption = f"validation windows after step {step}"
+    if best_step is not None:
+        caption = f"validation windows, the model of step {best_step}, {LEVEL} % intervals"
+    return panel.draw(windows), caption
+
+
+def _bounds(
+    calibration: Calibration | None, forecast: Tensor, batch: WindowBatch, data: ForecastData
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Standardised bounds of the intervals, where there are any. Shape (B, H, N) each."""
+    if calibration is None or calibration.levels[-1] < LEVEL:
+        return None
+    channels_BN = data.channels_of(batch.window_ids.numpy(), SPLIT)
+    context_BLN = batch.context.numpy()
+    return calibration.interval(forecast.double().cpu().numpy(), context_BLN, channels_BN, LEVEL)
 
 
 def _level_and_scale(rows: Tensor, *, anchored: bool) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
-import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from dist_train import (
     calibration,
     checkpoint_writer,
     closed_form,
-    coverage,
     distributed,
     engine,
     leak_alarm,
@@ -31,39 +28,32 @@ from dist_train import (
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
-from dist_train.closed_form import ClosedForm
-from dist_train.comparison import score_beside_baselines
 from dist_train.config import RunConfig, config_to_dict, config_to_yaml, count_steps
-from dist_train.coverage import Coverage, CoverageSums
 from dist_train.data.config import DataError
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
-from dist_train.examples import ExampleMaker
 from dist_train.leak_alarm import LeakError
 from dist_train.memory_account import account
 from dist_train.memory_build import bank_root
 from dist_train.metric_catalog import TABLE
 from dist_train.metrics import Scores
+from dist_train.outcome import measure, result_of, write
 from dist_train.preflight import Preflight, identity
 from dist_train.profiler import build_profiler
-from dist_train.report import RunReport
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
 from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
-from dist_train.score_table import closing, table, table_rows
+from dist_train.score_table import table_rows
 from dist_train.throughput import Throughput
 from dist_train.tracking import Tracker
-from dist_train.trainer import FitResult, Trainer, peak_device_gib
+from dist_train.trainer import Trainer, peak_device_gib
 from dist_train.training_state import TrainingState
 from dist_train.wandb_run import WandbRun
-from dist_train.window_errors import WindowErrors
 from memory_index import atomic_file
 from memory_index.atomic_file import write_text
 from model.backbone_files import fingerprint
 from model.forecaster import Forecaster
 from model.warm_start import take_over
-
-_IMPORTED = time.time()
 
 RESUMES_FILE = "resumes.jsonl"
 
@@ -188,37 +178,15 @@ class _Run:
             with distributed.agree_or_raise("Saving the best model"):
                 writer.close()
             trainer.restore_best()
-            known = calibration.calibrate(
-                partial(trainer.forecast, split="val"), self.data,
-                batch_size=config.train.eval_batch_size, prompt_builder=self.prompt_builder,
-                num_workers=config.data.num_workers,
-            )  # fmt: skip
-            counted = CoverageSums(known, self.data, "test")
-            errors = WindowErrors(self.data.windows["test"])
-            scores = score_beside_baselines(
-                partial(trainer.forecast, split="test"), config, self.data, "test",
-                module=trainer.engine.module, retriever=retriever,
-                prompt_builder=self.prompt_builder, ridge=closed.ridge,
-                batch_size=config.train.eval_batch_size, observers=[counted],
-                watch=errors.watch,
-            )  # fmt: skip
-            measured = counted.finish()
-            errors.write(self.folder / run_folder.ERRORS_FILE)
-            test = {f"test/mse/{name}": row.mse for name, row in scores.items()}
-            test |= {f"test/{key}": value for key, value in coverage.summary(measured).items()}
-            trainer.tracker.log(fit.steps, test)
+            outcome = measure(trainer, config, closed.ridge)
+            trainer.tracker.log(fit.steps, outcome.metrics)
 
-        maker = ExampleMaker(
-            partial(trainer.forecast, split="test"), closed.ridge, self.data,
-            prompt_builder=self.prompt_builder, retriever=retriever, calibration=known,
-        )  # fmt: skip
-        example, samples = maker.middle(), maker.samples()
         trainer.engine.close()
         if retriever is not None:
             retriever.close()
-        result = _result(config, fit, closed, scores, measured)
-        result |= {"identity": run_identity, "ridge_val_mse": ridge_val_mse}
-        result |= {
+        result = result_of(config, fit, closed, outcome) | {
+            "identity": run_identity,
+            "ridge_val_mse": ridge_val_mse,
             "trained_parameters": sizes.trained,
             "frozen_parameters": sizes.frozen,
             "peak_device_gib": device_gib,
@@ -228,16 +196,8 @@ class _Run:
         progress.enter("writing the report", patience=3)
         with distributed.agree_or_raise("Writing the report"):
             if self.main:
-                known = calibration.save(self.folder, known, self.data)
-                written = RunReport(
-                    config=config, data=self.data, result=result, scores=scores, example=example,
-                    samples=samples, measured=measured, calibration=known,
-                )  # fmt: skip
-                report.write(self.folder, written)
-                write_text(self.folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
-                self._say(table(scores), "", coverage.table(measured, "test"))
-                self._say(*closing(self.folder / report.REPORT_FILE, result))
-                self._finish_tracker(fit.steps, result, scores)
+                self._say(*write(self.folder, config, self.data, result, outcome))
+                self._finish_tracker(fit.steps, result, outcome.scores)
         return result
 
     def close_tracker(self, error: Exception) -> None:
@@ -488,36 +448,3 @@ def _build_sampler(
         distributed.world_size(),
         config.train.seed,
     )
-
-
-def _result(
-    config: RunConfig,
-    fit: FitResult,
-    closed: ClosedForm,
-    scores: dict[str, Scores],
-    measured: tuple[Coverage, ...],
-) -> dict[str, Any]:
-    started = float(os.environ.get("TIMELLM_STARTED_AT", _IMPORTED))
-    result = {
-        "run": config.name,
-        "test_mse": round(scores["Time-LLM"].mse, 6),
-        "ridge_mse": round(scores["ridge"].mse, 6),
-        "train_s": round(fit.train_s, 1),
-        "total_s": round(time.time() - started, 1),
-        "ranks": distributed.world_size(),
-        "best_step": fit.best_step,
-        "steps": fit.steps,
-        "val_mse": fit.best_val_mse,
-        "use_gram": config.gram.use_gram,
-        "windows_per_s": round(fit.windows_per_s, 2),
-        "peak_rss_gib": round(fit.peak_rss_gib, 3),
-        "code": code_fingerprint(),
-        **coverage.summary(measured),
-        "scores": {name: asdict(row) for name, row in scores.items()},
-        "intervals": [asdict(one) for one in measured],
-        **account.cost(),
-    }
-    if closed.verdict is not None:
-        result["ridge_sample_val_mse"] = closed.verdict.without.validation_mse
-        result["ridge_retrieval_val_mse"] = closed.verdict.with_retrieval.validation_mse
-    return result

@@ -16,6 +16,7 @@ from dist_train import distributed, forecast_panel, histograms, progress, stop_s
 from dist_train.checkpoint import Checkpoint, Content, check_is_finite
 from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
 from dist_train.config import RunConfig
+from dist_train.conformal import Calibration
 from dist_train.data.collate import WindowBatch
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.sampler import GlobalBatchSampler
@@ -476,7 +477,7 @@ class Trainer:
             )
         self._last_val_mse = mse
         self.tracker.log(step, {"val/mse": mse})
-        self._draw_panel(step)
+        self.draw_panel(step)
         state = self.state
         if mse < state.best_val_mse:
             state.best_val_mse, state.best_step, state.counter = mse, step, 0
@@ -485,8 +486,13 @@ class Trainer:
         else:
             state.counter += 1
 
-    def _draw_panel(self, step: int) -> None:
-        """Forecast a few fixed windows and draw them; collective where the run's wandb is on."""
+    def draw_panel(self, step: int, calibration: Calibration | None = None) -> None:
+        """Forecast a few fixed windows and draw them; collective where the run's wandb is on.
+
+        Args:
+            step: Optimizer steps done.
+            calibration: Draws intervals; None: none yet.
+        """
         tracking = self.config.tracking
         if tracking.wandb_mode == "disabled" or not tracking.panel_windows:
             return
@@ -496,9 +502,11 @@ class Trainer:
             self.prompt_builder,
             count=tracking.panel_windows,
             anchored=self.config.gram.retrieval_key == "anchored",
+            calibration=calibration,
         )
         if self.tracker.takes_pictures:
-            self.tracker.picture(step, partial(forecast_panel.draw, windows, step))
+            best = None if calibration is None else self.state.best_step
+            self.tracker.picture(step, partial(forecast_panel.draw, windows, step, best))
 
     def _save_best(self) -> None:
         if self.retriever is not None:

@@ -44,6 +44,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"cli"},
     {"train", "scoring", "bank_command", "inspect_command", "baseline_run", "ablation"},
     {"session"},
+    {"outcome"},
     {"export"},
     {"frame_forecasts"},
     {"forecast_files"},

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from dist_train import forecast_panel
-from dist_train.data.collate import WindowBatch
+from dist_train.calibration import calibrate
+from dist_train.data.collate import Collator, WindowBatch
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
 from model.batch import RetrievedWindows
@@ -60,6 +61,28 @@ def test_retrieved_futures_stand_where_retrieval_alone_forecasts():
             assert window.neighbours.shape == (1, H)  # the only one, and so the forecast
             np.testing.assert_allclose(window.neighbours[0], window.forecast, rtol=1e-4)
         retriever.close()
+
+
+def test_intervals_are_those_of_the_calibration_in_original_units():
+    known = calibrate(lambda batch: repeat_last(batch)[0], DATA, batch_size=16)
+    drawn = forecast_panel.collect(
+        repeat_last, DATA, None, count=3, anchored=True, calibration=known
+    )
+    batch = Collator(DATA.windows[forecast_panel.SPLIT], None)(
+        [int(n) for n in DATA.windows[forecast_panel.SPLIT].even_sample(3)]
+    )
+    channels = DATA.channels_of(batch.window_ids.numpy(), forecast_panel.SPLIT)
+    lower, upper = known.interval(
+        repeat_last(batch)[0].double().numpy(), batch.context.numpy(), channels, 80
+    )
+    for place, window in enumerate(drawn):
+        assert window.interval is not None
+        scaler, variate = DATA.scalers[0], place % 2
+        for bound, expected in zip(window.interval, (lower, upper), strict=True):
+            np.testing.assert_allclose(bound, scaler.inverse(expected[place])[:, variate])
+        assert (window.interval[0] < window.forecast).all()
+    _, caption = forecast_panel.draw(drawn, 50, 30)
+    assert caption == "validation windows, the model of step 30, 80 % intervals"
 
 
 def test_a_picture_is_a_png_with_a_caption():

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from dist_train import baselines, distributed
+from dist_train import baselines, distributed, terminal
 from dist_train.config import RunConfig
 from dist_train.data.clock import overlapping_without_clock
 from dist_train.data.windows import ForecastData
@@ -45,7 +45,8 @@ def solve(
         verdict = judge_retrieval(data, config.gram, config.bank, banks)
     if undecided:
         if no_clock and distributed.is_main_rank():
-            print("memory: the series overlap in time but share no regular clock", flush=True)
+            line = "memory: the series overlap in time but share no regular clock"
+            terminal.say(line, quiet=config.tracking.quiet)
         use_gram = verdict is not None and verdict.helps
         gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
@@ -84,10 +85,8 @@ def set_solutions(
     mse = {name: total.mse() for name, total in sums.items()}
     if model.anchor is not None and mse["ridge"] <= mse.get("retrieval", math.inf):
         if "retrieval" in mse and distributed.is_main_rank():
-            print(
-                "anchor: the ridge without retrieval is better on validation and takes its place",
-                flush=True,
-            )
+            line = "anchor: the ridge without retrieval is better on validation and takes its place"
+            terminal.say(line, quiet=config.tracking.quiet)
         weight = closed.ridge.weight
         unread = model.anchor.weight.shape[1] - weight.shape[1]  # the retrieved future counts 0
         model.anchor.set_solution(F.pad(weight, (0, unread)), closed.ridge.norm)

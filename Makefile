@@ -27,8 +27,9 @@ $(STAMP): pyproject.toml requirements.lock
 train: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" launch/local.sh $(CONFIG) $(if $(RUN),--name $(RUN)) $(ARGS)
 
+# Two files at a time: tests wait for processes most of the time.
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm" $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -36,7 +37,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu and not slurm" $(ARGS)
 
 # Executes docs/quickstart.ipynb from scratch; ARGS=--in_place keeps the outputs.
 notebook: setup

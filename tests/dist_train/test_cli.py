@@ -46,7 +46,7 @@ def test_print_config_shows_the_resolved_configuration():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "trian: unknown command, one of train, evaluate, predict, inspect, bank"),
+        (["trian"], "trian: unknown command, one of train, evaluate, predict, export, inspect"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
         (["evaluate"], "run"),
         (["evaluate", "--run", "nowhere"], "--run nowhere: no such folder"),

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from dist_train import parameter_counts
 from dist_train.config import RunConfig
 from dist_train.data.config import DataConfig
 from dist_train.parameter_counts import count_parameters
 from dist_train.shapes import shape_of
-from launch import parameter_counts
 from model import backbone_substitutes, pattern_encoder, trend_head
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone

@@ -12,6 +12,7 @@ from tests.faults.campaign import LostError, run_kills
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_training_that_is_killed_three_times_ends_as_if_nothing_had_been(tmp_path: Path):
     result = run_kills(tmp_path, 3, seed=3, per_chain=3)

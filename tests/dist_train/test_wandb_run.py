@@ -115,7 +115,11 @@ def test_a_stopped_run_is_preempted_and_the_one_that_went_on_finished(tracked: T
 def test_each_validation_has_a_picture_and_seldom_histograms(tracked: Tracked):
     pictures = [row for start in tracked.starts for row in rows(start) if PANEL in row]
     validated = [line["step"] for line in lines(tracked.config.run_folder) if "val/mse" in line]
-    assert [row[STEP] for row in pictures] == validated == [0, 2, 4, 6]
+    assert validated == [0, 2, 4, 6]
+    # The last one is of the model that was kept, with intervals.
+    assert [row[STEP] for row in pictures] == [*validated, 6]
+    assert "80 % intervals" in pictures[-1][PANEL]["caption"]
+    assert not any("intervals" in row[PANEL]["caption"] for row in pictures[:-1])
     for place, row in enumerate(pictures):
         start = wandb_files.files(tracked.config.run_folder)[0 if place < 2 else 1].parent
         file = start / "files" / row[PANEL]["path"]

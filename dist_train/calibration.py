@@ -196,22 +196,29 @@ def _measure(
     )  # fmt: skip
 
 
-def save(folder: Path, calibration: Calibration, data: ForecastData) -> Calibration:
+def save(
+    folder: Path, calibration: Calibration, data: ForecastData, *, weights: str | None = None
+) -> Calibration | None:
     """Write a calibration into the folder of the run it belongs to; on one rank only.
 
     Args:
         folder: Of the run; its best model has been saved.
         calibration: Of that model.
         data: What it was made from.
+        weights: Checksum of that model's weights; None: what lies in the folder is that model.
 
     Returns:
-        The calibration with the facts that tie it to model and data.
+        The calibration with the facts that tie it to model and data; None, and nothing written,
+        where another model has become the best one since.
 
     Raises:
         OSError: It cannot be written.
         CheckpointError: The run has no best model.
     """
-    tied = {"model": _model_of(folder), "data": data.series_set.checksum}
+    found = _model_of(folder)
+    if weights is not None and weights != found:
+        return None
+    tied = {"model": found, "data": data.series_set.checksum}
     calibration = replace(calibration, facts={**calibration.facts, **tied})
     tensors, facts = calibration.to_tensors()
     metadata = {"facts": json.dumps(facts), "sha256": _checksum(tensors, facts)}

@@ -21,7 +21,7 @@ from dist_train.data.windows import ForecastData
 from dist_train.figures import panel
 from dist_train.figures.panel import PanelWindow
 from dist_train.memory_account import account
-from model.batch import RetrievedWindows, to_rows
+from model.batch import RetrievedWindows
 from model.instance_norm import VARIANCE_FLOOR
 
 SPLIT = "val_selection"
@@ -43,6 +43,7 @@ def collect(
     prompt_builder: PromptBuilder | None,
     *,
     count: int,
+    batch_size: int,
     anchored: bool,
     calibration: Calibration | None = None,
 ) -> list[PanelWindow]:
@@ -53,6 +54,7 @@ def collect(
         data: The series.
         prompt_builder: Makes the prompts; None: none.
         count: Windows; of each, one variate is drawn, the next one for the next window.
+        batch_size: Windows per forward pass: no more than a validation takes.
         anchored: Whether retrieved futures count from the last value of their window, else from
             its mean.
         calibration: Makes the intervals; None: none are drawn.
@@ -60,43 +62,64 @@ def collect(
     Returns:
         In original units.
     """
-    windows = data.windows[SPLIT]
+    windows, drawn = data.windows[SPLIT], list[PanelWindow]()
     ids = [int(number) for number in windows.even_sample(count)]
+    collate = Collator(windows, prompt_builder)
     progress.enter("forecast panel")
-    batch = Collator(windows, prompt_builder)(ids)
-    with torch.no_grad(), account.phase("evaluation"):
-        forecast_BHN, retrieved = forecast(batch.to(distributed.device()))
-    bounds_BHN = _bounds(calibration, forecast_BHN, batch, data)
-    levels_R, scales_R = _level_and_scale(to_rows(batch.context), anchored=anchored)
-    drawn = []
-    for place, number in enumerate(ids):
-        series_number, start = windows.locate(number)
-        series, scaler = data.series_set.series[series_number], data.scalers[series_number]
-        variate = place % windows.num_variates
-        row = place * windows.num_variates + variate
-        mean, scale = scaler.mean[variate], scaler.scale[variate]
-
-        def original(values: Tensor, scale: float = scale, mean: float = mean) -> np.ndarray:
-            return np.asarray(values.double().cpu().numpy() * scale + mean)
-
-        neighbours = None
-        if retrieved is not None:
-            found_KH = retrieved.futures[row][retrieved.valid[row]][:MAX_NEIGHBOURS].cpu()
-            neighbours = original(levels_R[row] + scales_R[row] * found_KH)
-        single = windows.num_variates == 1
-        drawn.append(
-            PanelWindow(
-                title=series.id if single else f"{series.id}: {series.columns[variate]}",
-                dates=series.dates[start : start + windows.seq_len + windows.pred_len],
-                history=original(batch.context[place, :, variate]),
-                truth=original(batch.target[place, :, variate]),
-                forecast=original(forecast_BHN[place, :, variate]),
-                neighbours=neighbours,
-                interval=bounds_BHN
-                and tuple(bound[place, :, variate] * scale + mean for bound in bounds_BHN),
-            )
-        )
+    for begin in range(0, len(ids), batch_size):
+        batch = collate(ids[begin : begin + batch_size])
+        with torch.no_grad(), account.phase("evaluation"):
+            forecast_BHN, retrieved = forecast(batch.to(distributed.device()))
+        bounds_BHN = _bounds(calibration, forecast_BHN, batch, data)
+        for place in range(len(batch.window_ids)):
+            drawn.append(
+                _window(
+                    data, batch, forecast_BHN, retrieved, bounds_BHN, place,
+                    variate=(begin + place) % windows.num_variates, anchored=anchored,
+                )
+            )  # fmt: skip
     return drawn
+
+
+def _window(
+    data: ForecastData,
+    batch: WindowBatch,
+    forecast: Tensor,
+    retrieved: RetrievedWindows | None,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+    place: int,
+    *,
+    variate: int,
+    anchored: bool,
+) -> PanelWindow:
+    """Cut one variate of one window out of a batch, in original units."""
+    windows = data.windows[SPLIT]
+    series_number, start = windows.locate(int(batch.window_ids[place]))
+    series, scaler = data.series_set.series[series_number], data.scalers[series_number]
+    mean, scale = scaler.mean[variate], scaler.scale[variate]
+
+    def original(values: Tensor) -> np.ndarray:
+        return np.asarray(values.double().cpu().numpy() * scale + mean)
+
+    neighbours = interval = None
+    if retrieved is not None:
+        row = place * windows.num_variates + variate
+        level_1, scale_1 = _level_and_scale(batch.context[place, :, [variate]].T, anchored=anchored)
+        found_KH = retrieved.futures[row][retrieved.valid[row]][:MAX_NEIGHBOURS].cpu()
+        neighbours = original(level_1 + scale_1 * found_KH)
+    if bounds is not None:
+        lower, upper = (bound[place, :, variate] * scale + mean for bound in bounds)
+        interval = lower, upper
+    single = windows.num_variates == 1
+    return PanelWindow(
+        title=series.id if single else f"{series.id}: {series.columns[variate]}",
+        dates=series.dates[start : start + windows.seq_len + windows.pred_len],
+        history=original(batch.context[place, :, variate]),
+        truth=original(batch.target[place, :, variate]),
+        forecast=original(forecast[place, :, variate]),
+        neighbours=neighbours,
+        interval=interval,
+    )
 
 
 def draw(

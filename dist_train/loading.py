@@ -44,6 +44,9 @@ class LoadedRun:
     series: dict[str, Any]
     """What the checkpoint knows of the series: columns, scalers, frequency, description."""
 
+    weights: str | None = None
+    """Checksum of the checkpoint's weights; None in an exported folder."""
+
     calibration: Calibration | None = None
     """How its intervals are made; None in a run from before, see :meth:`calibrated`."""
 
@@ -92,7 +95,8 @@ class LoadedRun:
 
         Nothing is written; see :func:`dist_train.calibration.save`.
         """
-        if self.calibration is not None:
+        # Decided alike, for a rank may already see what another evaluation has just written.
+        if not any(distributed.gather_objects(self.calibration is None)):
             return self
         made = calibration.calibrate(
             partial(self.forecast, split="val"),
@@ -125,15 +129,18 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
         config = replace(config, data=replace(config.data, root=root))
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
     check_backbone(config, files, checkpoint.manifest["backbone"]["fingerprint"])
-    return assemble(
+    with distributed.agree_or_raise("Loading the calibration"):
+        known_errors = calibration.load(folder)
+    loaded = assemble(
         config,
         files,
         DTYPES[checkpoint.manifest["dtype"]],
         checkpoint.model,
         checkpoint.series,
         retriever=_load_retriever(config, checkpoint, folder),
-        known_errors=calibration.load(folder),
+        known_errors=known_errors,
     )
+    return replace(loaded, weights=checkpoint.manifest["sha256"]["model.safetensors"])
 
 
 def check_backbone(config: RunConfig, files: BackboneFiles, expected: str) -> None:

@@ -85,7 +85,9 @@ class NodeMeter:
             return None
         try:
             return float(torch.cuda.utilization())
-        except (ImportError, RuntimeError, OSError):  # no pynvml, or no driver that answers it
+        # No pynvml, no driver that answers it, a part of a GPU: pynvml's errors have no common type
+        # with torch's, and none of them may end a training.
+        except Exception:
             self._asks_driver = False
             return None
 

@@ -89,13 +89,13 @@ def _joined() -> Iterator[None]:
 
 def _calibrated(run: LoadedRun, folder: Path, data: ForecastData) -> LoadedRun:
     """Calibrate a run from before, and keep that in its folder where it can be written."""
-    if run.calibration is not None:
-        return run
+    before = run.calibration
     run = run.calibrated(data)
     assert run.calibration is not None
-    if distributed.is_main_rank():
+    if run.calibration is not before and distributed.is_main_rank():
         try:
-            calibration.save(folder, run.calibration, data)
+            if not calibration.save(folder, run.calibration, data, weights=run.weights):
+                sys.stderr.write(f"note: {folder} has a better model by now; evaluate it again\n")
         except OSError as error:
             sys.stderr.write(f"note: {calibration.FILE} is not kept in {folder}: {error}\n")
     return run

@@ -45,7 +45,7 @@ from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
 from dist_train.score_table import table_rows
 from dist_train.throughput import Throughput
-from dist_train.tracking import Tracker
+from dist_train.tracking import WAIT_FOR_WANDB_S, Tracker
 from dist_train.trainer import Trainer, peak_device_gib
 from dist_train.training_state import TrainingState
 from dist_train.wandb_run import WandbRun
@@ -202,13 +202,11 @@ class _Run:
 
     def close_tracker(self, error: Exception) -> None:
         """Close the run of wandb before any rank ends: a launcher ends the others then."""
-        progress.enter("closing wandb", patience=self._wandb_patience)
         with distributed.agree_or_raise("Closing wandb"):
             self.tracker.close_wandb(error)
 
     def _finish_tracker(self, step: int, result: dict[str, Any], scores: dict[str, Scores]) -> None:
         """Give wandb what is there at the end, and close it; on the main rank."""
-        progress.enter("closing wandb", patience=self._wandb_patience)
         columns, rows = table_rows(scores)
         names = [*report.FILES, run_folder.RESULT_FILE, calibration.FILE]
         self.tracker.finish(
@@ -219,13 +217,10 @@ class _Run:
             checkpoint=self.folder / BEST,
         )
 
-    @property
-    def _wandb_patience(self) -> float:
-        """How many times train.watchdog_s an upload may take."""
-        return 1 + (self.config.tracking.finish_timeout_s + 60) / self.config.train.watchdog_s
-
     def _start_wandb(self, config: RunConfig) -> WandbRun:
-        wandb = WandbRun(self.folder, config.tracking)
+        # Less than the others wait in the collective that it is closed in.
+        longest_s = config.train.collective_timeout_s - WAIT_FOR_WANDB_S
+        wandb = WandbRun(self.folder, config.tracking, longest_upload_s=longest_s)
         if self.main:
             progress.enter("starting wandb", patience=3)
             facts = {
@@ -274,6 +269,7 @@ class _Run:
                 resume_at=state.step if self.known else None,
                 validates_again=state.validated_step < state.step,
                 wandb=self._start_wandb(config),
+                watchdog_s=config.train.watchdog_s,
             )
         )
         writer = CheckpointWriter(

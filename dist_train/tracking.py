@@ -16,12 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dist_train import stop_signals
+from dist_train import progress, stop_signals
 from dist_train.metric_catalog import PANEL
 from dist_train.wandb_run import WandbRun
 from memory_index.atomic_file import write_text
 
 FILE = "metrics.jsonl"
+WAIT_FOR_WANDB_S = 60.0
+"""Seconds that closing a run of wandb may take beside its upload."""
+
 SUPERSEDED = "metrics.superseded.jsonl"
 
 
@@ -36,6 +39,7 @@ class Tracker:
         resume_at: int | None = None,
         validates_again: bool = False,
         wandb: WandbRun | None = None,
+        watchdog_s: float = 600.0,
     ) -> None:
         """Open the file.
 
@@ -46,7 +50,9 @@ class Tracker:
                 done again, are moved to ``metrics.superseded.jsonl``. None: a run from the start.
             validates_again: Whether that step's validation comes once more too.
             wandb: Gets all of it too, and more; closed with this. None: no wandb.
+            watchdog_s: The watchdog's patience, which an upload needs more of.
         """
+        self._watchdog_s = watchdog_s
         self.wandb = wandb if enabled else None
         self._started = time.monotonic()
         self._path = folder / FILE
@@ -157,6 +163,8 @@ class Tracker:
         """
         if self.wandb is None or not self.wandb.is_running:
             return
+        patience = 1 + (self.wandb.upload_s + WAIT_FOR_WANDB_S) / self._watchdog_s
+        progress.enter("closing wandb", patience=patience)
         if error is None:
             self.wandb.finish()
         elif isinstance(error, stop_signals.StopRequestedError):

@@ -48,7 +48,8 @@ class TrackingConfig:
     """What wandb gets of best/: names and checksums of its files, the files, or nothing."""
 
     finish_timeout_s: float = 300.0
-    """Seconds at the end that an upload may take; what is missing then is left to wandb sync."""
+    """Seconds at the end that an upload may take, and twice train.watchdog_s at most, for the other
+    ranks wait; what is missing then is left to wandb sync."""
 
     quiet: bool = False
     """Print errors, warnings and the last line only; --quiet is short for it."""

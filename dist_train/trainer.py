@@ -477,7 +477,6 @@ class Trainer:
             )
         self._last_val_mse = mse
         self.tracker.log(step, {"val/mse": mse})
-        self.draw_panel(step)
         state = self.state
         if mse < state.best_val_mse:
             state.best_val_mse, state.best_step, state.counter = mse, step, 0
@@ -485,6 +484,7 @@ class Trainer:
             self._save_best()
         else:
             state.counter += 1
+        self.draw_panel(step)
 
     def draw_panel(self, step: int, calibration: Calibration | None = None) -> None:
         """Forecast a few fixed windows and draw them; collective where the run's wandb is on.
@@ -501,6 +501,7 @@ class Trainer:
             self.data,
             self.prompt_builder,
             count=tracking.panel_windows,
+            batch_size=self.config.train.eval_batch_size,
             anchored=self.config.gram.retrieval_key == "anchored",
             calibration=calibration,
         )

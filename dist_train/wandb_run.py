@@ -10,6 +10,7 @@ begins anew offline: a step that is done again has two rows at one place.
 
 import contextlib
 import io
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,13 +36,18 @@ GIVE_UP_AFTER = 3
 class WandbRun:
     """A run of wandb that is open, or one that could not be opened and swallows all it is given."""
 
-    def __init__(self, folder: Path, tracking: TrackingConfig) -> None:
+    def __init__(
+        self, folder: Path, tracking: TrackingConfig, *, longest_upload_s: float = math.inf
+    ) -> None:
         """Prepare; :meth:`start` opens it.
 
         Args:
             folder: Of the run.
             tracking: Where it goes.
+            longest_upload_s: What the end may take, whatever ``tracking.finish_timeout_s`` says:
+                other ranks wait for it.
         """
+        self.upload_s = min(tracking.finish_timeout_s, longest_upload_s)
         self._folder = folder
         self._tracking = tracking
         self._run: Any = None
@@ -197,7 +203,7 @@ class WandbRun:
     def finish(self, *, exit_code: int = 0) -> None:
         """Close it as finished (0), pre-empted (75, see stop_signals) or failed.
 
-        Blocks for as long as the upload takes, ``tracking.finish_timeout_s`` at most.
+        Blocks for as long as the upload takes, :attr:`upload_s` at most.
         """
         run, self._run = self._run, None
         if run is None:
@@ -246,7 +252,7 @@ class WandbRun:
                 disable_git=True,  # the address of a repository may hold a password
                 save_code=False,
                 init_timeout=START_TIMEOUT_S,
-                finish_timeout=tracking.finish_timeout_s,
+                finish_timeout=self.upload_s,
             ),
         )
         self._run.define_metric(STEP)

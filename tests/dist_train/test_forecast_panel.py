@@ -25,8 +25,8 @@ def repeat_last(batch: WindowBatch) -> tuple[Tensor, RetrievedWindows | None]:
 
 
 def test_the_windows_are_those_of_the_file_and_the_same_each_time():
-    first = forecast_panel.collect(repeat_last, DATA, None, count=3, anchored=True)
-    again = forecast_panel.collect(repeat_last, DATA, None, count=3, anchored=True)
+    first = forecast_panel.collect(repeat_last, DATA, None, count=3, batch_size=2, anchored=True)
+    again = forecast_panel.collect(repeat_last, DATA, None, count=3, batch_size=2, anchored=True)
     series, windows = DATA.series_set.series[0], DATA.windows[forecast_panel.SPLIT]
     assert [window.title.rsplit(": ")[-1] for window in first] == ["v0", "v1", "v0"]
     for place, (window, other) in enumerate(zip(first, again, strict=True)):
@@ -55,7 +55,9 @@ def test_retrieved_futures_stand_where_retrieval_alone_forecasts():
             forecast = retriever.forecast(batch, forecast_panel.SPLIT)  # noqa: B023
             return forecast, retriever.retrieve(batch, forecast_panel.SPLIT)  # noqa: B023
 
-        drawn = forecast_panel.collect(alone, DATA, None, count=2, anchored=key == "anchored")
+        drawn = forecast_panel.collect(
+            alone, DATA, None, count=2, batch_size=4, anchored=key == "anchored"
+        )
         for window in drawn:
             assert window.neighbours is not None
             assert window.neighbours.shape == (1, H)  # the only one, and so the forecast
@@ -66,7 +68,7 @@ def test_retrieved_futures_stand_where_retrieval_alone_forecasts():
 def test_intervals_are_those_of_the_calibration_in_original_units():
     known = calibrate(lambda batch: repeat_last(batch)[0], DATA, batch_size=16)
     drawn = forecast_panel.collect(
-        repeat_last, DATA, None, count=3, anchored=True, calibration=known
+        repeat_last, DATA, None, count=3, batch_size=2, anchored=True, calibration=known
     )
     batch = Collator(DATA.windows[forecast_panel.SPLIT], None)(
         [int(n) for n in DATA.windows[forecast_panel.SPLIT].even_sample(3)]
@@ -86,7 +88,7 @@ def test_intervals_are_those_of_the_calibration_in_original_units():
 
 
 def test_a_picture_is_a_png_with_a_caption():
-    windows = forecast_panel.collect(repeat_last, DATA, None, count=1, anchored=True)
+    windows = forecast_panel.collect(repeat_last, DATA, None, count=1, batch_size=1, anchored=True)
     png, caption = forecast_panel.draw(windows, 50)
     assert png.startswith(b"\x89PNG")
     assert caption == "validation windows after step 50"

@@ -18,6 +18,8 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.metric_catalog import HISTOGRAMS, PANEL, STEP, TABLE
 from dist_train.reproducibility import code_fingerprint, environment
 from dist_train.stop_signals import EXIT_STOPPED
+from dist_train.tracking_config import TrackingConfig
+from dist_train.wandb_run import WandbRun
 from tests.helpers import wandb_files
 from tests.helpers.wandb_files import Record, config_of, exit_code, of_kind, rows
 
@@ -59,6 +61,12 @@ def test_two_ranks_leave_one_file_for_each_start_under_one_id(tracked: Tracked):
     assert name == (folder / wandb_identity.ID_FILE).read_text().strip()
     assert {of_kind(start, "run")[0]["resume"] for start in tracked.starts} == {True}
     assert not (ROOT / "wandb").exists()
+
+
+def test_an_upload_takes_no_longer_than_other_ranks_wait(tmp_path: Path):
+    tracking = TrackingConfig(finish_timeout_s=500)
+    assert WandbRun(tmp_path, tracking).upload_s == 500
+    assert WandbRun(tmp_path, tracking, longest_upload_s=120).upload_s == 120
 
 
 @pytest.mark.ranks

@@ -4,8 +4,9 @@ Shape legend (this file):
     T  rows of the frame     S  series
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -85,7 +86,8 @@ class Frame:
         known = [
             nw.from_native(column, series_only=True).alias(name) for name, column in made.items()
         ]
-        new = nw.from_dict({**dates, **columns}, backend=kind)
+        stamps = {name: self._to_utc(part) for name, part in dates.items()}
+        new = nw.from_dict({**stamps, **columns}, backend=kind)
         new = new.with_columns(self._expression(name) for name in dates)
         return new.select(*known, *new.columns).to_native()
 
@@ -104,23 +106,28 @@ class Frame:
         return nw.from_dict(plain, backend=self.native.implementation).to_native()
 
     def _pandas_dates(self, dates: Dates) -> "pd.Series[Any]":
-        column = pd.Series(pd.DatetimeIndex(dates))
+        column = pd.Series(pd.DatetimeIndex(self._to_utc(dates)))
         if self.zone is not None:
-            column = (
-                column.dt.tz_localize(self.zone, ambiguous=True, nonexistent="shift_forward")
-                if self.shows_clocks
-                else column.dt.tz_localize("UTC").dt.tz_convert(self.zone)
-            )
+            column = column.dt.tz_localize("UTC").dt.tz_convert(self.zone)
         original = self.native[self.date_column].to_native().dtype
         return column.astype(original) if _is_time(self.native, self.date_column) else column
+
+    def _to_utc(self, dates: Dates) -> Dates:
+        """What clocks of the zone show, in UTC; a time that they skip is the next one there is."""
+        if not self.shows_clocks:
+            return dates
+        shown = pd.DatetimeIndex(dates)
+        zoned = shown.tz_localize(
+            self.zone, ambiguous=np.ones(len(shown), dtype=bool), nonexistent="shift_forward"
+        )
+        utc: Dates = zoned.tz_convert("UTC").tz_localize(None).to_numpy()
+        return utc
 
     def _expression(self, name: str) -> Any:
         """The stamps with zone and type of those given, for other kinds than pandas."""
         column = nw.col(name)
-        if self.zone is not None and not self.shows_clocks:
+        if self.zone is not None:
             column = column.dt.replace_time_zone("UTC").dt.convert_time_zone(self.zone)
-        elif self.zone is not None:
-            column = column.dt.replace_time_zone(self.zone)
         if _is_time(self.native, self.date_column):
             column = column.cast(self.native.schema[self.date_column])
         return column
@@ -154,6 +161,8 @@ def read_frame(
     shows_clocks = zone is not None and is_daily_or_longer(expected.frequency)
     if shows_clocks:
         table[date_column] = table[date_column].dt.tz_localize(None)
+    elif zone is None:
+        _refuse_offsets(table[date_column], date_column)
     table[date_column] = parse_dates(table[date_column], date_column)
     table, rows = _sort(table, layout, date_column)
     if missing == "interpolate":
@@ -165,6 +174,9 @@ def read_frame(
         table, config, name=expected.name, rows=rows, frequency=expected.frequency
     )
     _check_frequency(series_set, expected.frequency)
+    # A "y" stands for the one variate of the training, whatever that was called.
+    named = tuple(replace(one, columns=expected.columns) for one in series_set.series)
+    series_set = replace(series_set, series=named)
     first_rows: dict[str, int] = {}
     if layout == "long":
         codes, names = pd.factorize(table[ID_COLUMN].astype(str))
@@ -276,6 +288,25 @@ def _check_numbers(native: Any, name: str) -> None:
 
 def _is_time(native: Any, name: str) -> bool:
     return isinstance(native.schema[name], (nw.Datetime, nw.Date))
+
+
+def _refuse_offsets(column: "pd.Series[Any]", name: str) -> None:
+    """Refuse cells that tell their zone where the column does not: it would be lost."""
+    known = column.dropna()
+    if not len(known) or pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is no date is refused with its row later
+        try:
+            zone = getattr(pd.to_datetime(known.iloc[0], errors="coerce"), "tzinfo", None)
+        except (ValueError, TypeError, OverflowError):
+            return
+    if zone is not None:
+        raise DataError(
+            f"data.date_column={name}: {quote(known.iloc[0])} has an offset from UTC, and the "
+            "column has no time zone to go on in: make it one, pd.to_datetime(df[NAME], "
+            "utc=True).dt.tz_convert('Europe/Berlin') with your zone."
+        )
 
 
 def _sort(table: pd.DataFrame, layout: str, date_column: str) -> tuple[pd.DataFrame, Rows]:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from dist_train.data.config import DataConfig, DataError, quote
 from dist_train.data.dates import Dates, follows, infer_frequency, parse_dates
+from dist_train.data.frequency import at_frequency
 from dist_train.data.series import SeriesSet, from_table
 from dist_train.data.tables import refuse_repeated
 from dist_train.data.values import Rows
@@ -173,7 +174,7 @@ def read_frame(
     series_set = from_table(
         table, config, name=expected.name, rows=rows, frequency=expected.frequency
     )
-    _check_frequency(series_set, expected.frequency)
+    series_set = at_frequency(series_set, expected.frequency, _LABEL)
     # A "y" stands for the one variate of the training, whatever that was called.
     named = tuple(replace(one, columns=expected.columns) for one in series_set.series)
     series_set = replace(series_set, series=named)
@@ -357,23 +358,3 @@ def _grid_around(dates: Dates, frequency: str) -> Dates | None:
         return None
     grid: Dates = pd.date_range(dates[0], dates[-1], freq=frequency).as_unit("ns").to_numpy()
     return grid if np.isin(dates, grid).all() else None
-
-
-def _check_frequency(series_set: SeriesSet, expected: str | None) -> None:
-    found = series_set.frequency
-    if expected is None or found is None or found == expected:
-        return
-    first = series_set.series[0].dates
-    if len(first) > 2 and _step(found) is not None and _step(found) == _step(expected):
-        return  # weeks that begin on another day
-    raise DataError(
-        f"the time stamps of {_LABEL} have the frequency {found}, the model was trained on "
-        f"{expected}: bring them to {expected}, or train a model for {found}."
-    )
-
-
-def _step(frequency: str) -> int | None:
-    """Nanoseconds of a step; None where steps differ in length."""
-    dates = pd.date_range("2001-01-01", periods=40, freq=frequency).as_unit("ns").to_numpy()
-    steps = np.unique(np.diff(dates.astype(np.int64)))
-    return int(steps[0]) if len(steps) == 1 else None

@@ -16,13 +16,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from dist_train.data.config import DataConfig, DataError, quote
-from dist_train.data.dates import Dates, follows, infer_frequency, parse_dates
+from dist_train.data.dates import Dates, parse_dates
+from dist_train.data.frame_gaps import ID_COLUMN, Filled, fill_gaps, newest_filled
 from dist_train.data.frequency import at_frequency
 from dist_train.data.series import SeriesSet, from_table
 from dist_train.data.tables import refuse_repeated
 from dist_train.data.values import Rows
 
-ID_COLUMN = "unique_id"
 _LABEL = "the frame"
 _NUMBERS = (int, float, Decimal, np.number)
 
@@ -61,6 +61,9 @@ class Frame:
     shows_clocks: bool
     first_rows: Mapping[str, int]
     """A row of each series, by id."""
+
+    filled: Mapping[str, Filled]
+    """The newest value of each series that was filled, by id; of those that have one."""
 
     def give_back(
         self,
@@ -167,7 +170,8 @@ def read_frame(
     table[date_column] = parse_dates(table[date_column], date_column)
     table, rows = _sort(table, layout, date_column)
     if missing == "interpolate":
-        table, rows = _fill_gaps(table, rows, layout, date_column, expected.frequency)
+        table, rows = fill_gaps(table, rows, layout, date_column, expected.frequency)
+    filled = newest_filled(table, layout, date_column, columns, expected.name)
     config = DataConfig(
         path=_LABEL, layout=layout, date_column=date_column, columns=columns, missing=missing
     )
@@ -191,6 +195,7 @@ def read_frame(
         zone=zone,
         shows_clocks=shows_clocks,
         first_rows=first_rows,
+        filled=filled,
     )
 
 
@@ -320,41 +325,3 @@ def _sort(table: pd.DataFrame, layout: str, date_column: str) -> tuple[pd.DataFr
         keys.append(codes)
     rows = np.lexsort(keys).astype(np.intp)
     return table.iloc[rows].reset_index(drop=True), rows
-
-
-def _fill_gaps(
-    table: pd.DataFrame, rows: Rows, layout: str, date_column: str, frequency: str | None
-) -> tuple[pd.DataFrame, Rows]:
-    """Add a row without values for every time stamp that was skipped."""
-    if frequency is None:
-        return table, rows
-    ids = table[ID_COLUMN].astype(str) if layout == "long" else pd.Series("", index=table.index)
-    parts, places = [], []
-    for positions in table.groupby(ids, sort=True).indices.values():
-        own, seen = table.iloc[positions], rows[positions]
-        grid = _grid_around(own[date_column].to_numpy(), frequency)
-        if grid is not None:
-            at = np.searchsorted(own[date_column].to_numpy(), grid)
-            own = own.set_index(date_column).reindex(grid).rename_axis(date_column).reset_index()
-            if layout == "long":
-                own[ID_COLUMN] = table[ID_COLUMN].iloc[positions[0]]
-            own, seen = own[list(table.columns)], seen[at]
-        parts.append(own)
-        places.append(seen)
-    return pd.concat(parts, ignore_index=True), np.concatenate(places)
-
-
-def _grid_around(dates: Dates, frequency: str) -> Dates | None:
-    """All stamps from first to last, where those that are there lie on them and are most of them.
-
-    One wrong year would otherwise ask for millions of values that nobody knows.
-    """
-    if len(dates) < 2 or follows(dates, frequency) or infer_frequency(dates) is not None:
-        return None
-    if (np.diff(dates.astype(np.int64)) <= 0).any():
-        return None
-    stamps_ns = dates.astype(np.int64)
-    if stamps_ns[-1] - stamps_ns[0] > 2 * len(dates) * np.median(np.diff(stamps_ns)):
-        return None
-    grid: Dates = pd.date_range(dates[0], dates[-1], freq=frequency).as_unit("ns").to_numpy()
-    return grid if np.isin(dates, grid).all() else None

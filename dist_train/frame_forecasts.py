@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.data.config import DataError
+from dist_train.data.config import DataError, quote
+from dist_train.data.dates import show
 from dist_train.data.frames import Expected, Frame, read_frame
 from dist_train.explanation import DIRECTIONS, MAGNITUDES, RowExplanation, explain
 from dist_train.figures.forecast import save_forecast_figure
@@ -76,7 +77,8 @@ def cross_validate_frame(
     """Forecast from several cutoffs of each series, the newest one ending with the frame.
 
     Raises:
-        DataError: As :func:`predict_frame`, or a number of windows or steps is none.
+        DataError: As :func:`predict_frame`, a number of windows or steps is none, or a value that
+            was filled lies in what the windows read or are compared with.
     """
     levels = _levels(run, level)
     horizon = check_horizon(horizon, run.config.data.pred_len)
@@ -85,6 +87,7 @@ def cross_validate_frame(
             raise DataError(f"{key}={value!r}: must be a whole number, at least 1.")
     read = read_frame(frame, _expected(run), missing)
     cutoffs = [horizon + step_size * number for number in reversed(range(n_windows))]
+    _refuse_filled(read, cutoffs[0] + run.config.data.seq_len)
     forecasts = predict(run, read.series_set, horizon=horizon, levels=levels, cutoffs=cutoffs)
     columns = _columns(read, forecasts, levels)
     truth = [one.series.values[one.end : one.end + horizon] for one in forecasts]
@@ -98,6 +101,20 @@ def cross_validate_frame(
         ),
     }
     return read.give_back(_ids(forecasts), dates, columns)
+
+
+def _refuse_filled(read: Frame, rows: int) -> None:
+    """Refuse values filled in the newest rows: what comes after a cutoff would be in them."""
+    for series in read.series_set.series:
+        filled = read.filled.get(series.id)
+        if filled is None or filled.row < len(series.values) - rows:
+            continue
+        raise DataError(
+            f"missing='interpolate': column {quote(filled.column)} of series {quote(series.id)} "
+            f"has no value at {show(filled.date)}, among the newest {rows} rows that the windows "
+            "of cross_validation read or are compared with, and would be filled from after a "
+            "cutoff: fill it yourself, from what was known by then, or ask for fewer windows."
+        )
 
 
 def explain_frame(run: "LoadedRun", frame: Any, *, missing: Missing) -> Explanation:

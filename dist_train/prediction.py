@@ -17,6 +17,7 @@ from dist_train.config import RunConfig
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataConfig, DataError, quote
 from dist_train.data.dates import Dates, continue_dates
+from dist_train.data.frequency import at_frequency
 from dist_train.data.series import Series, SeriesSet, load_series
 from dist_train.retrieval import Neighbours, Retriever
 from dist_train.series_facts import Known, KnownSeries
@@ -93,10 +94,12 @@ def predict(
 
     Raises:
         DataError: A series is too short, lacks a variate, is unknown to the run, or has time
-            stamps that cannot be continued; the horizon or a level cannot be had.
+            stamps of another frequency than the training's or that cannot be continued; the
+            horizon or a level cannot be had.
     """
     horizon = check_horizon(horizon, run.config.data.pred_len)
     check_levels(run, levels)
+    series_set = at_frequency(series_set, run.series["frequency"], series_set.name)
     known = KnownSeries(run.series)
     windows = [
         _Window(series=one, known=entry, end=len(one.values) - cutoff)

@@ -129,7 +129,8 @@ class TimeLLM(nn.Module):
             step_size: Steps between cutoffs.
             horizon: As in :meth:`predict`.
             level: As in :meth:`predict`.
-            missing: As in :meth:`predict`.
+            missing: As in :meth:`predict`, but only before the first row that a window reads:
+                from there on, values would be filled from after a cutoff, and are refused.
 
         Returns:
             As :meth:`predict`, with ``cutoff``, the newest stamp that was seen, and the truth:

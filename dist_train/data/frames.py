@@ -4,8 +4,9 @@ Shape legend (this file):
     T  rows of the frame     S  series
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -15,12 +16,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from dist_train.data.config import DataConfig, DataError, quote
-from dist_train.data.dates import Dates, follows, infer_frequency, parse_dates
+from dist_train.data.dates import Dates, parse_dates
+from dist_train.data.frame_gaps import ID_COLUMN, Filled, fill_gaps, newest_filled
+from dist_train.data.frequency import at_frequency
 from dist_train.data.series import SeriesSet, from_table
 from dist_train.data.tables import refuse_repeated
 from dist_train.data.values import Rows
 
-ID_COLUMN = "unique_id"
 _LABEL = "the frame"
 _NUMBERS = (int, float, Decimal, np.number)
 
@@ -60,6 +62,9 @@ class Frame:
     first_rows: Mapping[str, int]
     """A row of each series, by id."""
 
+    filled: Mapping[str, Filled]
+    """The newest value of each series that was filled, by id; of those that have one."""
+
     def give_back(
         self,
         ids: Sequence[str],
@@ -85,7 +90,8 @@ class Frame:
         known = [
             nw.from_native(column, series_only=True).alias(name) for name, column in made.items()
         ]
-        new = nw.from_dict({**dates, **columns}, backend=kind)
+        stamps = {name: self._to_utc(part) for name, part in dates.items()}
+        new = nw.from_dict({**stamps, **columns}, backend=kind)
         new = new.with_columns(self._expression(name) for name in dates)
         return new.select(*known, *new.columns).to_native()
 
@@ -104,23 +110,28 @@ class Frame:
         return nw.from_dict(plain, backend=self.native.implementation).to_native()
 
     def _pandas_dates(self, dates: Dates) -> "pd.Series[Any]":
-        column = pd.Series(pd.DatetimeIndex(dates))
+        column = pd.Series(pd.DatetimeIndex(self._to_utc(dates)))
         if self.zone is not None:
-            column = (
-                column.dt.tz_localize(self.zone, ambiguous=True, nonexistent="shift_forward")
-                if self.shows_clocks
-                else column.dt.tz_localize("UTC").dt.tz_convert(self.zone)
-            )
+            column = column.dt.tz_localize("UTC").dt.tz_convert(self.zone)
         original = self.native[self.date_column].to_native().dtype
         return column.astype(original) if _is_time(self.native, self.date_column) else column
+
+    def _to_utc(self, dates: Dates) -> Dates:
+        """What clocks of the zone show, in UTC; a time that they skip is the next one there is."""
+        if not self.shows_clocks:
+            return dates
+        shown = pd.DatetimeIndex(dates)
+        zoned = shown.tz_localize(
+            self.zone, ambiguous=np.ones(len(shown), dtype=bool), nonexistent="shift_forward"
+        )
+        utc: Dates = zoned.tz_convert("UTC").tz_localize(None).to_numpy()
+        return utc
 
     def _expression(self, name: str) -> Any:
         """The stamps with zone and type of those given, for other kinds than pandas."""
         column = nw.col(name)
-        if self.zone is not None and not self.shows_clocks:
+        if self.zone is not None:
             column = column.dt.replace_time_zone("UTC").dt.convert_time_zone(self.zone)
-        elif self.zone is not None:
-            column = column.dt.replace_time_zone(self.zone)
         if _is_time(self.native, self.date_column):
             column = column.cast(self.native.schema[self.date_column])
         return column
@@ -154,17 +165,23 @@ def read_frame(
     shows_clocks = zone is not None and is_daily_or_longer(expected.frequency)
     if shows_clocks:
         table[date_column] = table[date_column].dt.tz_localize(None)
+    elif zone is None:
+        _refuse_offsets(table[date_column], date_column)
     table[date_column] = parse_dates(table[date_column], date_column)
     table, rows = _sort(table, layout, date_column)
     if missing == "interpolate":
-        table, rows = _fill_gaps(table, rows, layout, date_column, expected.frequency)
+        table, rows = fill_gaps(table, rows, layout, date_column, expected.frequency)
+    filled = newest_filled(table, layout, date_column, columns, expected.name)
     config = DataConfig(
         path=_LABEL, layout=layout, date_column=date_column, columns=columns, missing=missing
     )
     series_set = from_table(
         table, config, name=expected.name, rows=rows, frequency=expected.frequency
     )
-    _check_frequency(series_set, expected.frequency)
+    series_set = at_frequency(series_set, expected.frequency, _LABEL)
+    # A "y" stands for the one variate of the training, whatever that was called.
+    named = tuple(replace(one, columns=expected.columns) for one in series_set.series)
+    series_set = replace(series_set, series=named)
     first_rows: dict[str, int] = {}
     if layout == "long":
         codes, names = pd.factorize(table[ID_COLUMN].astype(str))
@@ -178,6 +195,7 @@ def read_frame(
         zone=zone,
         shows_clocks=shows_clocks,
         first_rows=first_rows,
+        filled=filled,
     )
 
 
@@ -278,6 +296,25 @@ def _is_time(native: Any, name: str) -> bool:
     return isinstance(native.schema[name], (nw.Datetime, nw.Date))
 
 
+def _refuse_offsets(column: "pd.Series[Any]", name: str) -> None:
+    """Refuse cells that tell their zone where the column does not: it would be lost."""
+    known = column.dropna()
+    if not len(known) or pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is no date is refused with its row later
+        try:
+            zone = getattr(pd.to_datetime(known.iloc[0], errors="coerce"), "tzinfo", None)
+        except (ValueError, TypeError, OverflowError):
+            return
+    if zone is not None:
+        raise DataError(
+            f"data.date_column={name}: {quote(known.iloc[0])} has an offset from UTC, and the "
+            "column has no time zone to go on in: make it one, pd.to_datetime(df[NAME], "
+            "utc=True).dt.tz_convert('Europe/Berlin') with your zone."
+        )
+
+
 def _sort(table: pd.DataFrame, layout: str, date_column: str) -> tuple[pd.DataFrame, Rows]:
     """Put rows in order of series and time; returns where each of them was too."""
     stamps = table[date_column].to_numpy()
@@ -288,61 +325,3 @@ def _sort(table: pd.DataFrame, layout: str, date_column: str) -> tuple[pd.DataFr
         keys.append(codes)
     rows = np.lexsort(keys).astype(np.intp)
     return table.iloc[rows].reset_index(drop=True), rows
-
-
-def _fill_gaps(
-    table: pd.DataFrame, rows: Rows, layout: str, date_column: str, frequency: str | None
-) -> tuple[pd.DataFrame, Rows]:
-    """Add a row without values for every time stamp that was skipped."""
-    if frequency is None:
-        return table, rows
-    ids = table[ID_COLUMN].astype(str) if layout == "long" else pd.Series("", index=table.index)
-    parts, places = [], []
-    for positions in table.groupby(ids, sort=True).indices.values():
-        own, seen = table.iloc[positions], rows[positions]
-        grid = _grid_around(own[date_column].to_numpy(), frequency)
-        if grid is not None:
-            at = np.searchsorted(own[date_column].to_numpy(), grid)
-            own = own.set_index(date_column).reindex(grid).rename_axis(date_column).reset_index()
-            if layout == "long":
-                own[ID_COLUMN] = table[ID_COLUMN].iloc[positions[0]]
-            own, seen = own[list(table.columns)], seen[at]
-        parts.append(own)
-        places.append(seen)
-    return pd.concat(parts, ignore_index=True), np.concatenate(places)
-
-
-def _grid_around(dates: Dates, frequency: str) -> Dates | None:
-    """All stamps from first to last, where those that are there lie on them and are most of them.
-
-    One wrong year would otherwise ask for millions of values that nobody knows.
-    """
-    if len(dates) < 2 or follows(dates, frequency) or infer_frequency(dates) is not None:
-        return None
-    if (np.diff(dates.astype(np.int64)) <= 0).any():
-        return None
-    stamps_ns = dates.astype(np.int64)
-    if stamps_ns[-1] - stamps_ns[0] > 2 * len(dates) * np.median(np.diff(stamps_ns)):
-        return None
-    grid: Dates = pd.date_range(dates[0], dates[-1], freq=frequency).as_unit("ns").to_numpy()
-    return grid if np.isin(dates, grid).all() else None
-
-
-def _check_frequency(series_set: SeriesSet, expected: str | None) -> None:
-    found = series_set.frequency
-    if expected is None or found is None or found == expected:
-        return
-    first = series_set.series[0].dates
-    if len(first) > 2 and _step(found) is not None and _step(found) == _step(expected):
-        return  # weeks that begin on another day
-    raise DataError(
-        f"the time stamps of {_LABEL} have the frequency {found}, the model was trained on "
-        f"{expected}: bring them to {expected}, or train a model for {found}."
-    )
-
-
-def _step(frequency: str) -> int | None:
-    """Nanoseconds of a step; None where steps differ in length."""
-    dates = pd.date_range("2001-01-01", periods=40, freq=frequency).as_unit("ns").to_numpy()
-    steps = np.unique(np.diff(dates.astype(np.int64)))
-    return int(steps[0]) if len(steps) == 1 else None

@@ -102,6 +102,40 @@ def test_cross_validation_of_a_wide_frame_names_the_truth_of_each_variate(wide_r
     np.testing.assert_array_equal(result["v1-y"], frame_of(wide_run)["v1"].iloc[-2:])
 
 
+def folds(run: LoadedRun, frame: Any) -> Any:
+    """Two windows, which read and are compared with the newest 4 + 5 + 48 rows."""
+    return cross_validate_frame(
+        run, frame, n_windows=2, step_size=5, horizon=4, level=[], missing="interpolate"
+    )
+
+
+@pytest.mark.parametrize("what", ["gap", "empty", "infinite"])
+def test_cross_validation_fills_nothing_that_its_windows_see(wide_run: LoadedRun, what: str):
+    table = frame_of(wide_run)
+    whole = folds(wide_run, table)
+
+    def lacking(place: int) -> pd.DataFrame:
+        if what == "gap":
+            return table.drop(index=[len(table) - place])
+        cell = np.nan if what == "empty" else np.inf
+        return table.assign(v1=table["v1"].where(table.index != len(table) - place, cell))
+
+    assert folds(wide_run, lacking(58)).equals(whole)
+    # The oldest row that is read, a row between the cutoffs, a row that is forecast.
+    for place in (57, 7, 2):
+        stamp = pd.Timestamp(table["date"].iloc[-place])
+        message = f"column 'v1' of series 'series' has no value at {stamp}, among the newest 57"
+        with pytest.raises(DataError, match=message):
+            folds(wide_run, lacking(place))
+
+
+def test_cross_validation_names_the_series_that_lacks_a_value(long_run: LoadedRun):
+    table = frame_of(long_run)
+    last = table.index[table["unique_id"] == "b"][-10]
+    with pytest.raises(DataError, match="missing='interpolate': column 'y' of series 'b' has no"):
+        folds(long_run, pl.from_pandas(table.drop(index=[last])))
+
+
 @pytest.mark.parametrize("kind", ["pandas", "polars"])
 def test_an_explanation_is_a_frame_of_the_kind_that_was_given(long_run: LoadedRun, kind: str):
     table: Any = frame_of(long_run)

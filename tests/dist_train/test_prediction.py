@@ -138,6 +138,15 @@ def test_refuses_dates_without_a_frequency(finished_run: Path, tmp_path: Path):
         predict(run, series_set)
 
 
+def test_refuses_a_file_of_another_frequency(finished_run: Path, tmp_path: Path):
+    run = load_run(finished_run)
+    path = Path(file_with(tmp_path, rows=100))
+    frame = pd.read_csv(path)
+    frame.assign(date=pd.date_range("2031", periods=100, freq="D")).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"of new have the frequency D, the model was trained on h"):
+        predict(run, load_newest(run.config, str(path)))
+
+
 def series_of(forecasts: list[SeriesForecast]) -> dict[str, np.ndarray]:
     return {one.series.id: one.values for one in forecasts}
 

@@ -77,6 +77,19 @@ def test_names_of_the_date_column():
     assert read_frame(wide().rename(columns={"date": "when"}), own).date_column == "when"
 
 
+def test_y_stands_for_the_one_variate_of_the_training():
+    demand = Expected(
+        name="own", columns=("Demand",), num_series=1, frequency="h", date_column=None
+    )  # fmt: skip
+    (series,) = read_frame(long(ids=("x",)), demand).series_set.series
+    assert series.columns == ("Demand",)
+    np.testing.assert_array_equal(series.values[:, 0], np.arange(20))
+    both = long(ids=("x",)).assign(Demand=7.0)
+    assert read_frame(both, demand).series_set.series[0].values[0, 0] == 7
+    with pytest.raises(DataError, match="'y' of series 'x' has no value at row 4"):  # as written
+        read_frame(changed(long(ids=("x",)), "y", 3, np.nan), demand)
+
+
 @pytest.mark.parametrize("dtype", ["int64", "int8", "float32", "Int64", "Float64", object])
 def test_numbers_of_every_type_are_numbers(dtype: Any):
     table = wide()
@@ -137,6 +150,16 @@ def test_days_are_those_of_the_zone(kind: str):
     assert [str(stamp) for stamp in result["date"].to_list()] == [
         f"2024-04-{day:02d} 00:00:00+02:00" for day in (9, 10, 11)
     ]
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_a_midnight_that_clocks_skip_is_the_first_hour_there_is(kind: str):
+    table = wide(freq="D", start="2023-04-07", tz="Africa/Cairo")  # no midnight on April 28
+    given = table if kind == "pandas" else pl.from_pandas(table)
+    result = continued(read_frame(given, like(WIDE, "D")))
+    assert [str(stamp) for stamp in result["date"].to_list()] == [
+        "2023-04-27 00:00:00+02:00", "2023-04-28 01:00:00+03:00", "2023-04-29 00:00:00+03:00",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -234,6 +257,12 @@ REFUSED = {
         lambda: wide(rows=60, start="2024-10-26", tz="Europe/Berlin").assign(
             date=lambda t: t["date"].dt.tz_localize(None)), WIDE,
         r"02:00:00 after 2024-10-27 02:00:00.*daylight saving there"),
+    "text with an offset": (
+        lambda: wide(tz="Australia/Sydney").assign(date=lambda t: t["date"].astype(str)), WIDE,
+        r"data.date_column=date: '2024-01-01 00:00:00\+11:00' has an offset from UTC, .* make it"),
+    "text in UTC": (lambda: pl.from_pandas(wide().assign(
+        date=lambda t: t["date"].dt.strftime("%Y-%m-%dT%H:%M:%SZ"))), WIDE, "has an offset from"),
+    "zoned objects": (lambda: wide(tz="Asia/Tokyo").astype({"date": object}), WIDE, "an offset fr"),
     "periods": (lambda: wide().assign(date=pd.period_range("2024", periods=20, freq="h")), WIDE,
                 r"data.date_column=date: .*not.*date"),
 }  # fmt: skip

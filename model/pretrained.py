@@ -81,7 +81,7 @@ class TimeLLM(nn.Module):
         """
         from dist_train.export import export
 
-        export(self._run, self._folder, Path(folder).expanduser())
+        export(self._run, self._folder, Path(folder).expanduser(), told=f"folder={folder}")
 
     def predict(
         self,

@@ -95,7 +95,7 @@ def test_it_is_saved_and_comes_back(long_model: TimeLLM, long_frame: pd.DataFram
     long_model.save_pretrained(tmp_path / "saved")
     again = TimeLLM.from_pretrained(tmp_path / "saved")
     pd.testing.assert_frame_equal(again.predict(long_frame), long_model.predict(long_frame))
-    with pytest.raises(ValueError, match="exists already; name a new folder"):
+    with pytest.raises(ValueError, match=r"^folder=.*saved: exists already; name a new folder"):
         long_model.save_pretrained(tmp_path / "saved")
 
 

@@ -40,18 +40,28 @@ CARD = "README.md"
 CALIBRATION = "calibration.safetensors"
 
 
-def open_run(folder: Path, root: str | None = None, backbone: str | None = None) -> LoadedRun:
+def open_run(
+    folder: Path,
+    root: str | None = None,
+    backbone: str | None = None,
+    *,
+    needs_data: bool = False,
+) -> LoadedRun:
     """Load the folder of a run, or an exported one.
 
     Args:
         folder: Which.
-        root: Folder of the catalog's files, for a run with a memory.
+        root: Folder of the catalog's files, instead of the run's ``data.root``.
         backbone: Where the language model of an exported one lies here; None: where it did.
+        needs_data: The series it was trained on will be read.
 
     Raises:
         CheckpointError: It is neither, or damaged, or its backbone is not the one found here.
+        ConfigError: It needs its data, and an exported one does not know where they lie.
     """
-    return load_export(folder, backbone) if is_export(folder) else load_run(folder, root)
+    if is_export(folder):
+        return load_export(folder, backbone, root, needs_data=needs_data)
+    return load_run(folder, root)
 
 
 def is_export(folder: Path) -> bool:
@@ -126,16 +136,25 @@ def export(
     return out
 
 
-def load_export(folder: Path, backbone: str | None = None) -> LoadedRun:
+def load_export(
+    folder: Path,
+    backbone: str | None = None,
+    root: str | None = None,
+    *,
+    needs_data: bool = False,
+) -> LoadedRun:
     """Load an exported folder.
 
     Args:
         folder: Which.
         backbone: Where the language model lies here; None: where it did, or in the folder.
+        root: Folder of the catalog's files; the folder does not say where they lay.
+        needs_data: As in :func:`open_run`.
 
     Raises:
         CheckpointError: A file is missing or altered, or the backbone is not the one it was
             trained with.
+        ConfigError: As in :func:`open_run`.
     """
     _verify(folder)
     try:
@@ -149,6 +168,13 @@ def load_export(folder: Path, backbone: str | None = None) -> LoadedRun:
         raise CheckpointError(
             f"{folder}: cannot be read ({error}); export the run anew."
         ) from error
+    if needs_data and config.data.path is not None:
+        raise ConfigError(
+            f"--data.path: {folder} is an exported model, which does not know where its data "
+            f"({config.data.path}) lie; name the file to forecast with --data.path FILE."
+        )
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=root))
     if backbone is None and told["included"]:
         backbone = str(folder / "backbone")
     if backbone is not None:

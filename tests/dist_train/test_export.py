@@ -237,6 +237,11 @@ def test_the_backbone_may_lie_elsewhere(exported: Path, tmp_path: Path):
     assert run.config.backbone.name == str(elsewhere)
 
 
+def test_the_catalog_of_an_export_lies_where_it_is_told(exported: Path, tmp_path: Path):
+    assert open_run(exported).config.data.root is None
+    assert open_run(exported, str(tmp_path)).config.data.root == str(tmp_path)
+
+
 def test_nothing_is_overwritten(finished_run: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")

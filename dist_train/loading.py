@@ -121,7 +121,8 @@ class LoadedRun:
         if self.calibration is None:
             if asked is None:
                 _warn(
-                    "the run has no calibration; timellm evaluate --run RUN makes one, which an export takes along"
+                    "the run has no calibration; timellm evaluate --run RUN makes one, which an "
+                    "export takes along"
                 )
             return asked or ()
         if self.is_changed:
@@ -140,7 +141,7 @@ class LoadedRun:
             _warn(
                 f"{self.calibration.num_windows} validation windows bound no more than "
                 f"{highest:g} %",
-                "".join(f" of {one:g} %" for one in TOLD_LEVELS if one > highest),
+                " of " + " and ".join(f"{one:g} %" for one in TOLD_LEVELS if one > highest),
             )
         return tuple(level for level in TOLD_LEVELS if level <= highest)
 

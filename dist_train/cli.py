@@ -76,22 +76,22 @@ def predict(argv: Sequence[str]) -> int:
     parser = _parser("timellm predict", predict)
     parser.add_argument("--run", type=Path, required=True, help="Folder of a run or an export.")
     parser.add_argument("--out", type=Path, required=True, help="Folder for tables and picture.")
-    parser.add_argument("--data.path", type=str, help="CSV or Parquet; default the run's own data.")
+    parser.add_argument("--data.path", type=str, help="CSV or Parquet; default a run's own data.")
     parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
     parser.add_argument("--horizon", type=int, help="Steps; default all the model was trained for.")
     parser.add_argument(
         "--level", type=float, nargs="+",
-        help="Of the intervals, in percent; default 80 95 where the run is calibrated.",
+        help="Of the intervals, in percent; default those of 80 and 95 that validation supports.",
     )  # fmt: skip
     options = _parse(parser, argv)
 
     from dist_train.export import open_run
     from dist_train.forecast_files import PredictOptions, predict_file
 
-    run = open_run(options["run"], options["data"]["root"])
+    path = options["data"]["path"]
+    run = open_run(options["run"], options["data"]["root"], needs_data=path is None)
     wanted = PredictOptions(
-        out=options["out"], path=options["data"]["path"], horizon=options["horizon"],
-        levels=options["level"],
+        out=options["out"], path=path, horizon=options["horizon"], levels=options["level"],
     )  # fmt: skip
     for path in predict_file(run, wanted):
         print(path)

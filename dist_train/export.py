@@ -10,7 +10,7 @@ manifest.json             written last: the checksum of each file, and of itself
 """
 
 import json
-import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,28 @@ CARD = "README.md"
 CALIBRATION = "calibration.safetensors"
 
 
-def open_run(folder: Path, root: str | None = None, backbone: str | None = None) -> LoadedRun:
+def open_run(
+    folder: Path,
+    root: str | None = None,
+    backbone: str | None = None,
+    *,
+    needs_data: bool = False,
+) -> LoadedRun:
     """Load the folder of a run, or an exported one.
 
     Args:
         folder: Which.
-        root: Folder of the catalog's files, for a run with a memory.
+        root: Folder of the catalog's files, instead of the run's ``data.root``.
         backbone: Where the language model of an exported one lies here; None: where it did.
+        needs_data: The series it was trained on will be read.
 
     Raises:
         CheckpointError: It is neither, or damaged, or its backbone is not the one found here.
+        ConfigError: It needs its data, and an exported one does not know where they lie.
     """
-    return load_export(folder, backbone) if is_export(folder) else load_run(folder, root)
+    if is_export(folder):
+        return load_export(folder, backbone, root, needs_data=needs_data)
+    return load_run(folder, root)
 
 
 def is_export(folder: Path) -> bool:
@@ -73,7 +83,7 @@ def export_run(
     Raises:
         CheckpointError: There is no run, or it has not finished.
     """
-    _check_is_new(out)
+    _check_is_new(out, f"--out {out}")
     if folder.is_dir() and not is_export(folder) and run_folder.find_result(folder) is None:
         raise CheckpointError(
             f"--run {folder}: not a finished run (it has no {run_folder.RESULT_FILE}): finish it "
@@ -82,7 +92,14 @@ def export_run(
     return export(open_run(folder, root), folder, out, include_backbone=include_backbone)
 
 
-def export(run: LoadedRun, source: Path, out: Path, *, include_backbone: bool = False) -> Path:
+def export(
+    run: LoadedRun,
+    source: Path,
+    out: Path,
+    *,
+    include_backbone: bool = False,
+    told: str | None = None,
+) -> Path:
     """Write a folder from which a run is loaded without itself, its data and the training stack.
 
     Written beside its place and renamed.
@@ -93,6 +110,7 @@ def export(run: LoadedRun, source: Path, out: Path, *, include_backbone: bool = 
         out: A new folder.
         include_backbone: Copy the kept layers of the language model too; else it has to be where
             the folder is loaded.
+        told: How the user named ``out``, for errors; None: as ``--out``.
 
     Returns:
         ``out``.
@@ -100,31 +118,43 @@ def export(run: LoadedRun, source: Path, out: Path, *, include_backbone: bool = 
     Raises:
         CheckpointError: ``out`` holds something.
     """
-    _check_is_new(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        _write(run, source, beside, include_backbone)
-        beside.replace(out)  # an empty folder at that place is taken over
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    sync_folder(out.parent)
+    told = told or f"--out {out}"
+    place = out.resolve()  # a link is not renamed over
+    _check_is_new(place, told)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Of this export alone: another one to the same place, or a folder of the user's, is left be.
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as beside:
+        made = Path(beside) / "made"  # the folder around it is for this user alone, it is not
+        made.mkdir()
+        _write(run, source, made, include_backbone)
+        try:
+            made.replace(place)  # an empty folder at that place is taken over
+        except OSError:
+            _check_is_new(place, told)  # something has come there meanwhile
+            raise
+    sync_folder(place.parent)
     return out
 
 
-def load_export(folder: Path, backbone: str | None = None) -> LoadedRun:
+def load_export(
+    folder: Path,
+    backbone: str | None = None,
+    root: str | None = None,
+    *,
+    needs_data: bool = False,
+) -> LoadedRun:
     """Load an exported folder.
 
     Args:
         folder: Which.
         backbone: Where the language model lies here; None: where it did, or in the folder.
+        root: Folder of the catalog's files; the folder does not say where they lay.
+        needs_data: As in :func:`open_run`.
 
     Raises:
         CheckpointError: A file is missing or altered, or the backbone is not the one it was
             trained with.
+        ConfigError: As in :func:`open_run`.
     """
     _verify(folder)
     try:
@@ -138,6 +168,13 @@ def load_export(folder: Path, backbone: str | None = None) -> LoadedRun:
         raise CheckpointError(
             f"{folder}: cannot be read ({error}); export the run anew."
         ) from error
+    if needs_data and config.data.path is not None:
+        raise ConfigError(
+            f"--data.path: {folder} is an exported model, which does not know where its data "
+            f"({config.data.path}) lie; name the file to forecast with --data.path FILE."
+        )
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=root))
     if backbone is None and told["included"]:
         backbone = str(folder / "backbone")
     if backbone is not None:
@@ -245,9 +282,10 @@ def _read_calibration(folder: Path) -> Calibration | None:
     return Calibration.from_tensors(tensors, facts)
 
 
-def _check_is_new(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out}: exists already; name a new folder.")
+def _check_is_new(out: Path, told: str) -> None:
+    # The working directory would be replaced under the user's feet.
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(Path.cwd())):
+        raise ConfigError(f"{told}: exists already; name a new folder.")
 
 
 def _seal(folder: Path) -> None:

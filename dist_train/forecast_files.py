@@ -20,7 +20,6 @@ from dist_train.prediction import SeriesForecast, load_newest, predict
 from memory_index.atomic_file import write_text
 
 MAX_DRAWN = 5
-LEVELS = (80.0, 95.0)
 TABLE, FIGURE, RETRIEVED = "forecast.csv", "forecast.png", "retrieved.csv"
 
 
@@ -34,7 +33,7 @@ class PredictOptions:
 
     horizon: int | None = None
     levels: Sequence[float] | None = None
-    """None: 80 and 95 where the run is calibrated."""
+    """None: see :meth:`dist_train.loading.LoadedRun.choose_levels`."""
 
 
 def predict_file(run: LoadedRun, options: PredictOptions) -> list[Path]:
@@ -50,11 +49,7 @@ def predict_file(run: LoadedRun, options: PredictOptions) -> list[Path]:
     for name in (TABLE, FIGURE, RETRIEVED):
         if (options.out / name).exists():
             raise DataError(f"--out {options.out}: {name} already exists; name another folder.")
-    levels = options.levels
-    if levels is None:
-        levels = () if run.calibration is None else LEVELS
-        if run.calibration is None:
-            print("note: no intervals, for the run has no calibration; timellm evaluate makes one")
+    levels = run.choose_levels(options.levels)
     series_set = load_newest(run.config, options.path)
     forecasts = predict(
         run,

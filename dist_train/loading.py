@@ -3,8 +3,9 @@
 The series it was trained on are needed only where the run has a memory: they are its entries.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dist_train.config import RunConfig, load_saved_config
 from dist_train.conformal import Calibration
+from dist_train.coverage import TOLD_LEVELS
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataError
 from dist_train.data.prompts import PromptBuilder
@@ -49,6 +51,9 @@ class LoadedRun:
 
     calibration: Calibration | None = None
     """How its intervals are made; None in a run from before, see :meth:`calibrated`."""
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """A copy of the trained weights as they were loaded, on the CPU: those calibrated for."""
 
     def forecast(self, batch: WindowBatch, split: str) -> Tensor:
         """Forecast a batch of a split of the run's own data. Returns (B, H, N), standardised."""
@@ -90,6 +95,59 @@ class LoadedRun:
         """Where the model is."""
         return next(self.module.parameters()).device
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether the weights were trained on since they were loaded; another type is no change."""
+        own = self.module.trained_state_dict()
+        return any(
+            not torch.equal(loaded.to(own[name].dtype), own[name].cpu())
+            for name, loaded in self.weights.items()
+        )
+
+    def choose_levels(self, asked: Sequence[float] | None) -> Sequence[float]:
+        """Choose the levels of intervals: those asked for, or else what can be had.
+
+        What is left out of :data:`~dist_train.coverage.TOLD_LEVELS` is warned of.
+
+        Args:
+            asked: In percent, not yet checked; empty: none; None: not asked.
+
+        Returns:
+            ``asked``, or those that validation supports: none without a calibration, and none
+            once the weights are other ones.
+
+        Raises:
+            DataError: Levels are asked for, and the weights were trained on.
+        """
+        if asked is not None and (not isinstance(asked, Sequence) or not asked):
+            return asked
+        if self.calibration is None:
+            if asked is None:
+                _warn(
+                    "the run has no calibration; timellm evaluate --run RUN makes one, which an "
+                    "export takes along"
+                )
+            return asked or ()
+        if self.is_changed:
+            if asked is not None:
+                raise DataError(
+                    f"level={asked!r}: the weights were trained on, and what is known of errors "
+                    "is of those that were loaded; ask for level=[] and get the forecasts alone, "
+                    "or load the folder again."
+                )
+            _warn("the weights were trained on, and what is known of errors is of others")
+            return ()
+        if asked is not None:
+            return asked
+        highest = self.calibration.levels[-1]
+        if highest < TOLD_LEVELS[-1]:
+            _warn(
+                f"{self.calibration.num_windows} validation windows bound no more than "
+                f"{highest:g} %",
+                " of " + " and ".join(f"{one:g} %" for one in TOLD_LEVELS if one > highest),
+            )
+        return tuple(level for level in TOLD_LEVELS if level <= highest)
+
     def calibrated(self, data: ForecastData) -> "LoadedRun":
         """Give a run that has no calibration one, from the data it was trained on; collective.
 
@@ -106,6 +164,10 @@ class LoadedRun:
             num_workers=self.config.data.num_workers,
         )
         return replace(self, calibration=made)
+
+
+def _warn(why: str, which: str = "") -> None:
+    warnings.warn(f"no intervals{which}: {why}.", stacklevel=4)
 
 
 def load_run(folder: Path, root: str | None = None) -> LoadedRun:
@@ -193,6 +255,7 @@ def assemble(
         retriever=retriever,
         series=series,
         calibration=known_errors,
+        weights={name: value.cpu() for name, value in module.trained_state_dict().items()},
     )
 
 

@@ -163,7 +163,8 @@ def check_levels(run: "LoadedRun", levels: Sequence[float]) -> None:
     if run.calibration is None:
         raise DataError(
             f"level={list(levels)}: this run has no calibration, so no intervals; make one with "
-            "timellm evaluate --run RUN, or ask for level=[] and get the forecasts alone."
+            "timellm evaluate --run RUN (then export it anew), or ask for level=[] and get the "
+            "forecasts alone."
         )
     for level in levels:
         run.calibration.check_level(level)

@@ -81,13 +81,13 @@ class TimeLLM(nn.Module):
         """
         from dist_train.export import export
 
-        export(self._run, self._folder, Path(folder).expanduser())
+        export(self._run, self._folder, Path(folder).expanduser(), told=f"folder={folder}")
 
     def predict(
         self,
         df: Any,
         horizon: int | None = None,
-        level: Sequence[float] = (80, 95),
+        level: Sequence[float] | None = None,
         *,
         missing: Missing = "error",
     ) -> Any:
@@ -96,7 +96,8 @@ class TimeLLM(nn.Module):
         Args:
             df: Histories of at least ``seq_len`` steps.
             horizon: Steps, at most ``pred_len``; None: all of these.
-            level: Of the intervals, in percent; empty: no intervals.
+            level: Of the intervals, in percent; empty: no intervals; None: those of 80 and 95 that
+                validation supports, and none, with a warning, once the weights were trained on.
             missing: ``interpolate`` fills missing values and skipped time stamps.
 
         Returns:
@@ -109,7 +110,8 @@ class TimeLLM(nn.Module):
         from dist_train.frame_forecasts import predict_frame
 
         with self._evaluating():
-            return predict_frame(self._run, df, horizon=horizon, level=level, missing=missing)
+            levels = self._run.choose_levels(level)
+            return predict_frame(self._run, df, horizon=horizon, level=levels, missing=missing)
 
     def cross_validation(
         self,
@@ -118,7 +120,7 @@ class TimeLLM(nn.Module):
         step_size: int = 1,
         *,
         horizon: int | None = None,
-        level: Sequence[float] = (80, 95),
+        level: Sequence[float] | None = None,
         missing: Missing = "error",
     ) -> Any:
         """Forecast parts of a frame from what comes before them; the weights stay as they are.
@@ -144,7 +146,7 @@ class TimeLLM(nn.Module):
         with self._evaluating():
             return cross_validate_frame(
                 self._run, df, n_windows=n_windows, step_size=step_size, horizon=horizon,
-                level=level, missing=missing,
+                level=self._run.choose_levels(level), missing=missing,
             )  # fmt: skip
 
     def explain(self, df: Any, *, missing: Missing = "error") -> "Explanation":
@@ -172,7 +174,7 @@ class TimeLLM(nn.Module):
         path: str | Path,
         *,
         unique_id: str | None = None,
-        level: Sequence[float] = (80, 95),
+        level: Sequence[float] | None = None,
         missing: Missing = "error",
     ) -> None:
         """Draw a forecast with its intervals and what followed the histories found, as PNG.
@@ -191,8 +193,8 @@ class TimeLLM(nn.Module):
 
         with self._evaluating():
             plot_frame(
-                self._run, df, Path(path).expanduser(), unique_id=unique_id, level=level,
-                missing=missing,
+                self._run, df, Path(path).expanduser(), unique_id=unique_id,
+                level=self._run.choose_levels(level), missing=missing,
             )  # fmt: skip
 
     def forward(

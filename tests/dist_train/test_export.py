@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -236,6 +237,11 @@ def test_the_backbone_may_lie_elsewhere(exported: Path, tmp_path: Path):
     assert run.config.backbone.name == str(elsewhere)
 
 
+def test_the_catalog_of_an_export_lies_where_it_is_told(exported: Path, tmp_path: Path):
+    assert open_run(exported).config.data.root is None
+    assert open_run(exported, str(tmp_path)).config.data.root == str(tmp_path)
+
+
 def test_nothing_is_overwritten(finished_run: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
@@ -249,6 +255,48 @@ def test_an_export_that_fails_leaves_nothing(finished_run: Path, tmp_path: Path)
     with pytest.raises(KeyError):
         export(run, finished_run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_beside_the_place_is_left_be(further_runs: dict[str, Path], tmp_path: Path):
+    for name in (".out.new", ".out.other"):  # of the user's, or of another export to this place
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("half")
+    run = load_run(further_runs["plain"])
+    export(run, further_runs["plain"], tmp_path / "out")
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".out.new", ".out.other", "out"]
+    assert (tmp_path / ".out.new/half").read_text() == "half"
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_of_two_exports_to_one_place_the_later_is_refused_and_the_first_stays_whole(
+    further_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from dist_train import export as module
+
+    run, source, write = load_run(further_runs["plain"]), further_runs["plain"], module._write
+
+    def overtaken(*given: Any) -> None:
+        monkeypatch.setattr(module, "_write", write)
+        export(run, source, tmp_path / "out")
+        write(*given)
+
+    monkeypatch.setattr(module, "_write", overtaken)
+    with pytest.raises(ConfigError, match=r"--out .*out: exists already"):
+        export(run, source, tmp_path / "out")
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+    assert load_export(tmp_path / "out").config.data.seq_len == 48
+
+
+def test_the_working_directory_is_not_replaced(
+    further_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match=r"--out \.: exists already"):
+        export_run(further_runs["plain"], Path())
+    assert Path.cwd().exists()
+    assert [one.name for one in tmp_path.rglob("*")] == ["here"]
 
 
 def test_an_unfinished_and_a_missing_run_are_named(finished_run: Path, tmp_path: Path):

@@ -1,5 +1,6 @@
 """dist_train/forecast_files.py: what ``timellm predict`` leaves in its folder."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dist_train.cli import main
+from dist_train.conformal import supported_levels
 from dist_train.data.config import DataError
 from dist_train.export import export_run
 from dist_train.forecast_files import PredictOptions, predict_file
@@ -74,16 +76,47 @@ def test_the_picture_shows_intervals_and_histories(
 
 
 def test_a_run_without_calibration_says_so_and_forecasts(
-    further_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    further_runs: dict[str, Path], tmp_path: Path
 ):
     run = replace(load_run(further_runs["plain"]), calibration=None)
-    written = predict_file(run, PredictOptions(out=tmp_path / "out"))
+    with pytest.warns(UserWarning, match="no intervals: the run has no calibration"):
+        written = predict_file(run, PredictOptions(out=tmp_path / "out"))
     assert [path.name for path in written] == ["forecast.csv", "forecast.png"]
-    assert "no intervals, for the run has no calibration" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "out/forecast.csv")
     assert list(table.columns) == ["unique_id", "ds", "variate", "forecast"]
     with pytest.raises(DataError, match="no calibration, so no intervals"):
         predict_file(run, PredictOptions(out=tmp_path / "other", levels=[80]))
+
+
+def test_a_short_validation_gives_the_levels_it_supports(
+    further_runs: dict[str, Path], tmp_path: Path
+):
+    whole = load_run(further_runs["plain"])
+    assert whole.calibration is not None
+    kept = supported_levels(30)
+    few = replace(whole.calibration, levels=kept, num_windows=30)
+    run = replace(whole, calibration=few)
+    with pytest.warns(UserWarning, match="of 95 %: 30 validation windows bound no more than 92 %"):
+        predict_file(run, PredictOptions(out=tmp_path / "out"))
+    columns = list(pd.read_csv(tmp_path / "out/forecast.csv").columns)
+    assert columns == ["unique_id", "ds", "variate", "forecast", "lo-80", "hi-80"]
+    with pytest.raises(ValueError, match="level=95: 30 validation windows bound"):
+        predict_file(run, PredictOptions(out=tmp_path / "other", levels=[80, 95]))
+
+
+def test_an_export_asks_for_the_file_that_it_does_not_know(
+    further_runs: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    exported = export_run(further_runs["plain"], tmp_path / "model")
+    name = json.loads((exported / "config.json").read_text())["config"]["data"]["path"]
+    write_series(tmp_path / name, rows=300, seed=5)  # another file that happens to be called so
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--run", str(exported), "--out", str(tmp_path / "out")]) == 2
+    assert f"--data.path: {exported} is an exported model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_series_are_one_table(further_runs: dict[str, Path], tmp_path: Path):

@@ -95,7 +95,7 @@ def test_it_is_saved_and_comes_back(long_model: TimeLLM, long_frame: pd.DataFram
     long_model.save_pretrained(tmp_path / "saved")
     again = TimeLLM.from_pretrained(tmp_path / "saved")
     pd.testing.assert_frame_equal(again.predict(long_frame), long_model.predict(long_frame))
-    with pytest.raises(ValueError, match="exists already; name a new folder"):
+    with pytest.raises(ValueError, match=r"^folder=.*saved: exists already; name a new folder"):
         long_model.save_pretrained(tmp_path / "saved")
 
 
@@ -196,6 +196,27 @@ def test_an_experiment_of_tslib_trains_it_as_it_is(
     pd.testing.assert_frame_equal(
         tuned.predict(frame, level=[]), plain_model.predict(frame, level=[])
     )
+
+
+def test_other_weights_have_no_intervals(plain_model: TimeLLM):
+    frame = pd.read_csv(str(plain_model._run.config.data.path)).tail(60)
+    before = plain_model.predict(frame)
+    assert {"v0-lo-80", "v0-hi-95"} <= set(before.columns)
+    pd.testing.assert_frame_equal(plain_model.double().float().predict(frame), before)
+    data = load_forecast_data(plain_model._run.config.data)
+    experiment = Experiment(plain_model, data)
+    optimizer = torch.optim.SGD(plain_model.parameters(), lr=1e-2)
+    plain_model.train()
+    outputs, target = experiment.outputs(next(experiment.batches("train")))
+    nn.functional.mse_loss(outputs, target[:, -12:]).backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="no intervals: the weights were trained on"):
+        after = plain_model.predict(frame)
+    assert list(after.columns) == ["date", "v0", "v1"]
+    for call in (plain_model.predict, plain_model.cross_validation):
+        with pytest.raises(ValueError, match=r"level=\[80\]: the weights were trained on"):
+            call(frame, level=[80])
+    assert len(plain_model.predict(frame, level=[])) == 12
 
 
 def test_with_a_memory_it_is_evaluated_and_not_trained(finished_run: Path, tmp_path: Path):

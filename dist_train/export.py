@@ -242,10 +242,9 @@ def _weights(run: LoadedRun, source: Path) -> tuple[dict[str, Tensor], dict[str,
             "code": manifest.get("code"),
             "result": run_folder.find_result(source),
         }
-    own = {name: value.cpu() for name, value in run.module.trained_state_dict().items()}
-    # They are kept in float32 and computed with in the run's own type.
-    if all(torch.equal(saved[name].to(value.dtype), value) for name, value in own.items()):
+    if not run.is_changed:  # kept in float32, and computed with in the run's own type
         return saved, facts, False
+    own = {name: value.cpu() for name, value in run.module.trained_state_dict().items()}
     floating = {name: v.float() if v.is_floating_point() else v for name, v in own.items()}
     return floating, facts | {"dtype": dtype_name(_dtype_of(run))}, True
 

@@ -46,7 +46,7 @@ class LoadedRun:
     series: dict[str, Any]
     """What the checkpoint knows of the series: columns, scalers, frequency, description."""
 
-    weights: str | None = None
+    checksum: str | None = None
     """Checksum of the checkpoint's weights; None in an exported folder."""
 
     calibration: Calibration | None = None
@@ -202,7 +202,7 @@ def load_run(folder: Path, root: str | None = None) -> LoadedRun:
         retriever=_load_retriever(config, checkpoint, folder),
         known_errors=known_errors,
     )
-    return replace(loaded, weights=checkpoint.manifest["sha256"]["model.safetensors"])
+    return replace(loaded, checksum=checkpoint.manifest["sha256"]["model.safetensors"])
 
 
 def check_backbone(config: RunConfig, files: BackboneFiles, expected: str) -> None:

@@ -9,7 +9,6 @@ from dist_train.conformal import Calibration
 from dist_train.data.catalog import CATALOG
 from memory_index.atomic_file import write_text
 
-CARD_LEVELS = (80.0, 95.0)
 MAX_NAMES = 12
 
 

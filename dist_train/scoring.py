@@ -94,7 +94,7 @@ def _calibrated(run: LoadedRun, folder: Path, data: ForecastData) -> LoadedRun:
     assert run.calibration is not None
     if run.calibration is not before and distributed.is_main_rank():
         try:
-            if not calibration.save(folder, run.calibration, data, weights=run.weights):
+            if not calibration.save(folder, run.calibration, data, weights=run.checksum):
                 sys.stderr.write(f"note: {folder} has a better model by now; evaluate it again\n")
         except OSError as error:
             sys.stderr.write(f"note: {calibration.FILE} is not kept in {folder}: {error}\n")

@@ -138,10 +138,10 @@ def test_a_saved_calibration_is_read_with_its_run(finished_run: Path, tmp_path: 
     data = load_forecast_data(run.config.data)
     known = run.calibrated(data).calibration
     assert known is not None
-    assert run.weights is not None
+    assert run.checksum is not None
     assert calibration.save(folder, known, data, weights="of a model from before") is None
     assert not (folder / calibration.FILE).exists()
-    assert calibration.save(folder, known, data, weights=run.weights) is not None
+    assert calibration.save(folder, known, data, weights=run.checksum) is not None
     again = load_run(folder).calibration
     assert again is not None
     np.testing.assert_array_equal(again.lower, known.lower)

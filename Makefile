@@ -37,7 +37,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
 
 # Executes docs/quickstart.ipynb from scratch; ARGS=--in_place keeps the outputs.
 notebook: setup

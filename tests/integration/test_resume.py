@@ -58,6 +58,7 @@ def check_equal(whole: RunConfig, stopped: RunConfig) -> None:
     best = [load_checkpoint(c.run_folder / "best") for c in (whole, stopped)]
     assert all(torch.equal(best[0].model[key], best[1].model[key]) for key in best[0].model)
     clocks = {"run", "train_s", "total_s", "windows_per_s", "peak_rss_gib", "identity"}
+    clocks |= {"seconds", "gib", "peak_device_gib"}
     results = [{k: v for k, v in result_of(c).items() if k not in clocks} for c in (whole, stopped)]
     assert results[0] == results[1]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # Before anything of Hugging Face is imported: a test never looks for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tests share their machine: how long one example takes says nothing.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 # Nor does a training that is not about wandb wait for its start, of some seconds.
 os.environ["WANDB_MODE"] = "disabled"
 

@@ -66,6 +66,7 @@ def run_baselines(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
         ConfigError: The folder holds something else.
         DataError: The series cannot be used.
     """
+    code = code_fingerprint()  # asked first: a checkout may change while this runs
     data = load_forecast_data(config.data)
     folder = config.run_folder
     with run_folder.locked(folder):
@@ -100,7 +101,7 @@ def run_baselines(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
             "peak_rss_gib": round(peak_rss_gib(), 3),
             "peak_device_gib": peak_device_gib(),
             "ranks": 1,
-            "code": code_fingerprint(),
+            "code": code,
             "data": data.series_set.checksum,
         }
         errors.write(folder / run_folder.ERRORS_FILE)

@@ -22,7 +22,6 @@ from dist_train.figures.samples import ForecastSample
 from dist_train.memory_account import account
 from dist_train.metrics import Scores
 from dist_train.report import RunReport
-from dist_train.reproducibility import code_fingerprint
 from dist_train.score_table import closing, table
 from dist_train.trainer import FitResult, Trainer
 from dist_train.window_errors import WindowErrors
@@ -114,7 +113,6 @@ def result_of(
         "use_gram": config.gram.use_gram,
         "windows_per_s": round(fit.windows_per_s, 2),
         "peak_rss_gib": round(fit.peak_rss_gib, 3),
-        "code": code_fingerprint(),
         **coverage.summary(outcome.measured),
         "scores": {name: asdict(row) for name, row in scores.items()},
         "intervals": [asdict(one) for one in outcome.measured],

@@ -134,6 +134,8 @@ class _Run:
         if self.known is not None and config.train.precision == "auto":
             self.dtype = precision.DTYPES[self.known.manifest["dtype"]]
         self.settings = engine.deepspeed_json(config, distributed.world_size(), self.dtype)
+        # Asked once and first: a checkout may change while the run goes on.
+        self.code, self.backbone = code_fingerprint(), fingerprint(self.files)
 
     def train(self, run_identity: str) -> dict[str, Any]:
         """Do it all; collective."""
@@ -141,7 +143,7 @@ class _Run:
             write_text(self.folder / "deepspeed.json", json.dumps(self.settings, indent=2))
             world_size = distributed.world_size()
             self._say(opening.opening(self.config, self.data, world_size, self.dtype))
-            self._say(*_opening_of(self.resumption))
+            self._say(*_opening_of(self.resumption, self.code))
         banks = bank_root(self.folder)
         if self.known is not None:
             closed, ridge_val_mse = closed_form.unpack(
@@ -191,7 +193,8 @@ class _Run:
             "frozen_parameters": sizes.frozen,
             "peak_device_gib": device_gib,
             "data": self.data.series_set.checksum,
-            "backbone": fingerprint(self.files),
+            "code": self.code,
+            "backbone": self.backbone,
         }
         progress.enter("writing the report", patience=3)
         with distributed.agree_or_raise("Writing the report"):
@@ -224,7 +227,7 @@ class _Run:
         if self.main:
             progress.enter("starting wandb", patience=3)
             facts = {
-                "code": code_fingerprint(),
+                "code": self.code,
                 "environment": environment(),
                 "ranks": distributed.world_size(),
                 "dtype": precision.dtype_name(self.dtype),
@@ -232,7 +235,7 @@ class _Run:
                     "name": self.data.series_set.name,
                     "checksum": self.data.series_set.checksum,
                 },
-                "backbone": fingerprint(self.files),
+                "backbone": self.backbone,
                 "deepspeed_json": self.settings,
             }
             where = wandb.start(config.name, config_to_dict(config) | {"facts": facts})
@@ -290,10 +293,8 @@ class _Run:
             ),
             facts={
                 "dtype": precision.dtype_name(self.dtype),
-                "backbone": {
-                    "name": config.backbone.name, "fingerprint": fingerprint(self.files)
-                },
-                "code": code_fingerprint(),
+                "backbone": {"name": config.backbone.name, "fingerprint": self.backbone},
+                "code": self.code,
             },
         )  # fmt: skip
         return trainer, writer
@@ -408,7 +409,7 @@ def _open_folder(folder: Path, config: RunConfig, resumption: Resumption | None)
         resume.write_down(folder / RESUMES_FILE, resumption, environment())
 
 
-def _opening_of(resumption: Resumption | None) -> list[str]:
+def _opening_of(resumption: Resumption | None, code: str) -> list[str]:
     """Say where a resumed run goes on, and what was passed over."""
     if resumption is None:
         return []
@@ -417,7 +418,7 @@ def _opening_of(resumption: Resumption | None) -> list[str]:
     if resumption.is_exact:
         state = TrainingState.from_json(checkpoint.training["state"])
         lines.append(f"resume: {checkpoint.folder}, {training_state.describe(state)}")
-        if checkpoint.manifest.get("code") != code_fingerprint():
+        if checkpoint.manifest.get("code") != code:
             lines.append("note: the code is not the one that saved it; numbers may differ")
         ranks = checkpoint.training["ranks"]
         if ranks != distributed.world_size():

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,11 +33,10 @@ from dist_train.evaluation import Forecast, finish_scores, score_split
 from dist_train.memory_build import bank_root
 from dist_train.reproducibility import code_fingerprint
 from dist_train.retrieval import Retriever
-from dist_train.retrieval_ridge import judge_retrieval
+from dist_train.retrieval_ridge import anchor_forecast, judge_retrieval
 from dist_train.trainer import peak_device_gib, peak_rss_gib
 from dist_train.window_errors import WindowErrors
 from memory_index.atomic_file import write_text
-from model.batch import from_rows, to_rows
 from model.linear_anchor import LinearAnchor
 
 ForSplit = Callable[[str], Forecast]
@@ -69,9 +69,9 @@ def run_baselines(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     code = code_fingerprint()  # asked first: a checkout may change while this runs
     data = load_forecast_data(config.data)
     folder = config.run_folder
-    with run_folder.locked(folder):
+    with run_folder.locked(folder), ExitStack() as held:
         write_text(folder / "config.yaml", config_to_yaml(config))
-        fitted = _fit_all(config, data, names)
+        fitted = _fit_all(config, data, names, held)
         score = partial(score_split, data=data, batch_size=config.train.eval_batch_size)
         chosen = {BASELINES[name]: one for name, one in fitted.items()}
         selection = score(
@@ -109,12 +109,14 @@ def run_baselines(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def _fit_all(config: RunConfig, data: ForecastData, names: Sequence[str]) -> dict[str, Fitted]:
+def _fit_all(
+    config: RunConfig, data: ForecastData, names: Sequence[str], held: ExitStack
+) -> dict[str, Fitted]:
     fitted: dict[str, Fitted] = {}
     retrieving = {"ridge_retrieval", "retrieval"} & set(names)
     if retrieving:
         check_clock(data.series_set)
-        fitted |= _fit_retrieving(config, data)
+        fitted |= _fit_retrieving(config, data, held)
     for name in set(names) - retrieving:
         progress.enter(name)
         began = time.monotonic()
@@ -142,7 +144,7 @@ def _fit(name: str, config: RunConfig, data: ForecastData) -> tuple[Forecast, in
     return baselines.repeat_last, 0
 
 
-def _fit_retrieving(config: RunConfig, data: ForecastData) -> dict[str, Fitted]:
+def _fit_retrieving(config: RunConfig, data: ForecastData, held: ExitStack) -> dict[str, Fitted]:
     """Fit what reads the memory, by its anchored key, which no training moves."""
     began = time.monotonic()
     gram = replace(config.gram, use_gram=True, retrieval_key="anchored", neighbours="nearest")
@@ -152,6 +154,7 @@ def _fit_retrieving(config: RunConfig, data: ForecastData) -> dict[str, Fitted]:
     anchor.set_solution(fit.weight, fit.norm)
     anchor.to(distributed.device())
     retriever = Retriever(data, gram, config.bank, root)
+    held.callback(retriever.close)
     retriever.refresh({})
     found: list[tuple[WindowBatch, Tensor]] = []
 
@@ -164,18 +167,12 @@ def _fit_retrieving(config: RunConfig, data: ForecastData) -> dict[str, Fitted]:
     def alone(split: str) -> Forecast:
         return lambda batch: retrieved(batch, split).to(batch.target.device)
 
-    def ridge(split: str) -> Forecast:
-        def forecast(batch: WindowBatch) -> Tensor:
-            rows_RL = to_rows(batch.context)
-            retrieved_RH = to_rows(retrieved(batch, split)).to(rows_RL.device)
-            return from_rows(anchor(rows_RL, retrieved_RH), batch.context.shape[2])
-
-        return forecast
-
     seconds = time.monotonic() - began
     return {
         "ridge_retrieval": Fitted(
-            forecast=ridge, train_s=seconds, trained_parameters=fit.weight.numel()
+            forecast=lambda split: anchor_forecast(anchor, retrieved, split),
+            train_s=seconds,
+            trained_parameters=fit.weight.numel(),
         ),
         "retrieval": Fitted(forecast=alone, train_s=seconds, trained_parameters=0),
     }

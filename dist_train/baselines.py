@@ -44,10 +44,14 @@ def ridge_forecast(fit: AnchorFit) -> Forecast:
     pred_len, seq_len = fit.weight.shape
     anchor = LinearAnchor(seq_len, pred_len)
     anchor.set_solution(fit.weight, fit.norm)
-    anchor.to(distributed.device())
+    return row_forecast(anchor.to(distributed.device()))
+
+
+def row_forecast(module: nn.Module) -> Forecast:
+    """Forecast with a module that maps rows (R, L) to rows (R, H), each variate by itself."""
 
     def forecast(batch: WindowBatch) -> Tensor:
-        return from_rows(anchor(to_rows(batch.context)), batch.context.shape[2])
+        return from_rows(module(to_rows(batch.context)), batch.context.shape[2])
 
     return forecast
 
@@ -108,12 +112,7 @@ def fit_dlinear(data: ForecastData, seed: int) -> Forecast:
             _train_dlinear(module, data)
     for parameter in module.parameters():
         parameter.data.copy_(distributed.broadcast(parameter.data))
-    module.to(distributed.device())
-
-    def forecast(batch: WindowBatch) -> Tensor:
-        return from_rows(module(to_rows(batch.context)), batch.context.shape[2])
-
-    return forecast
+    return row_forecast(module.to(distributed.device()))
 
 
 def _train_dlinear(module: DLinear, data: ForecastData) -> None:

@@ -79,7 +79,7 @@ def set_solutions(
         fit = closed.verdict.with_retrieval
         model.anchor.set_solution(fit.weight, fit.norm)
         anchor = copy.deepcopy(model.anchor).to(distributed.device())
-        candidates["retrieval"] = anchor_forecast(anchor, retriever, "val_selection")
+        candidates["retrieval"] = anchor_forecast(anchor, retriever.forecast, "val_selection")
     batch_size = config.train.eval_batch_size
     sums = score_split(candidates, data, "val_selection", batch_size=batch_size)
     mse = {name: total.mse() for name, total in sums.items()}

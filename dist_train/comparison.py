@@ -60,5 +60,7 @@ def score_beside_baselines(
     if config.model.anchor == "ridge_retrieval":
         assert module.anchor is not None
         assert retriever is not None
-        others = {"ridge + retrieval": anchor_forecast(module.anchor, retriever, split)} | others
+        others = {
+            "ridge + retrieval": anchor_forecast(module.anchor, retriever.forecast, split)
+        } | others
     return finish_scores(sums | score(watch(others)), data)

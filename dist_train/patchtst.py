@@ -5,16 +5,16 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from dist_train import distributed, progress
+from dist_train.baselines import row_forecast
 from dist_train.config import RunConfig, count_steps
-from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import Forecast, score_split
 from dist_train.optim import build_optimizer, build_schedule
 from dist_train.reproducibility import seed_everything
-from model.batch import from_rows, to_rows
+from model.batch import to_rows
 from model.patch_transformer import PatchTransformer
 
 
@@ -69,19 +69,12 @@ def fit_patchtst(data: ForecastData, config: RunConfig) -> tuple[Forecast, nn.Mo
                     break
     module.load_state_dict(best_state)
     module.eval()
-    return _forecast_with(module), module
-
-
-def _forecast_with(module: nn.Module) -> Forecast:
-    def forecast(batch: WindowBatch) -> Tensor:
-        return from_rows(module(to_rows(batch.context)), batch.context.shape[2])
-
-    return forecast
+    return row_forecast(module), module
 
 
 def _validate(module: nn.Module, data: ForecastData, batch_size: int) -> float:
     module.eval()
-    forecasts = {"PatchTST": _forecast_with(module)}
+    forecasts = {"PatchTST": row_forecast(module)}
     sums = score_split(forecasts, data, "val_selection", batch_size=batch_size)
     module.train()
     progress.enter("training PatchTST")

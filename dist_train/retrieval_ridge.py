@@ -1,5 +1,6 @@
 """Whether retrieval helps, answered by closed form before training: ridge with and without it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,18 +82,20 @@ def judge_retrieval(
     )
 
 
-def anchor_forecast(anchor: LinearAnchor, retriever: Retriever, split: str) -> Forecast:
+def anchor_forecast(
+    anchor: LinearAnchor, retrieve: Callable[[WindowBatch, str], Tensor], split: str
+) -> Forecast:
     """Forecast with the closed form alone: the row that tells what training adds to it.
 
     Args:
         anchor: A solved anchor that reads the retrieved future.
-        retriever: With the anchored key.
+        retrieve: Forecasts by retrieval alone, see :meth:`Retriever.forecast`; anchored keys.
         split: Key of ``data.windows`` that the batches come from.
     """
 
     def forecast(batch: WindowBatch) -> Tensor:
         rows_RL = to_rows(batch.context)
-        retrieved_RH = to_rows(retriever.forecast(batch, split)).to(rows_RL.device)
+        retrieved_RH = to_rows(retrieve(batch, split)).to(rows_RL.device)
         return from_rows(anchor(rows_RL, retrieved_RH), batch.context.shape[2])
 
     return forecast

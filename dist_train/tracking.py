@@ -111,7 +111,7 @@ class Tracker:
             step: Optimizer steps done.
             collect: Makes the arrays; not called where nobody keeps them.
         """
-        if self.wandb is not None and self.wandb.is_open:
+        if self.wandb is not None and self.takes_pictures:
             self.wandb.histograms(step, collect())
 
     def picture(self, step: int, draw: Callable[[], tuple[bytes, str]]) -> None:

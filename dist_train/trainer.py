@@ -89,13 +89,13 @@ class Trainer:
         *,
         retriever: Retriever | None,
         total_steps: int,
+        throughput: Throughput,
         facts: dict[str, Any],
         writer: CheckpointWriter,
         profiler: NoProfiler | None = None,
         state: TrainingState | None = None,
         is_saved: bool = False,
         closed_form: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
-        throughput: Throughput | None = None,
     ) -> None:
         """Take what a run has built.
 
@@ -114,7 +114,7 @@ class Trainer:
             state: Where to go on; None: at the beginning.
             is_saved: Whether a ``step_<n>`` of the run holds that state already.
             closed_form: Tensors and facts of the ridges, kept in every checkpoint.
-            throughput: Counts the work of the steps; None: nobody asks for it.
+            throughput: Counts the work of the steps.
         """
         self.config = config
         self.engine = engine
@@ -379,7 +379,7 @@ class Trainer:
             with part("optimizer"):
                 applied = self.engine.step()
             with part("metrics"):
-                sums.add(loss, terms, output, retrieved, self._work_of(batch))
+                sums.add(loss, terms, output, retrieved, self._throughput.work_of(batch))
             losses.append(loss.detach())
         every = self.config.tracking.histograms_every
         if every and (step + 1) % every == 0:
@@ -393,9 +393,6 @@ class Trainer:
             if self.state.left_out > before == 0:  # the first; train/steps_left_out counts them
                 text = f"step {step + 1} was left out, its loss or gradient is not finite"
                 self.tracker.alert("loss is not finite", text, "WARN")
-
-    def _work_of(self, batch: WindowBatch) -> Work | None:
-        return None if self._throughput is None else self._throughput.work_of(batch)
 
     def _refresh_on_schedule(self, step: int) -> None:
         """Begin to encode the memory anew, or take over what was begun; at fixed steps."""
@@ -452,7 +449,7 @@ class Trainer:
     def _rates(self, metrics: dict[str, float], num_steps: int, seconds: float) -> dict[str, float]:
         """Take the work out of the means of a micro-batch, and return its rates."""
         work = Work(*(metrics.pop(f"perf/{name}", 0.0) for name in Work._fields))
-        if self._throughput is None or not num_steps:
+        if not num_steps:
             return {}
         ranks = distributed.world_size()
         micro_batches = num_steps * self.sampler.accumulation_steps * ranks
@@ -487,20 +484,20 @@ class Trainer:
         self.draw_panel(step)
 
     def draw_panel(self, step: int, calibration: Calibration | None = None) -> None:
-        """Forecast a few fixed windows and draw them; collective where the run's wandb is on.
+        """Forecast a few fixed windows and draw them, where anybody takes pictures; collective.
 
         Args:
             step: Optimizer steps done.
             calibration: Draws intervals; None: none yet.
         """
-        tracking = self.config.tracking
-        if tracking.wandb_mode == "disabled" or not tracking.panel_windows:
+        count = self.config.tracking.panel_windows
+        if not count or not distributed.any_rank(self.tracker.takes_pictures):
             return
         windows = forecast_panel.collect(
             partial(self.forecast_with_neighbours, split=forecast_panel.SPLIT),
             self.data,
             self.prompt_builder,
-            count=tracking.panel_windows,
+            count=count,
             batch_size=self.config.train.eval_batch_size,
             anchored=self.config.gram.retrieval_key == "anchored",
             calibration=calibration,

@@ -192,10 +192,6 @@ class WandbRun:
             reference = how == "reference"
             self.artifact(f"model-{name}", "model", [checkpoint], reference=reference)
 
-    def describe(self, config: Mapping[str, Any]) -> None:
-        """Add to what wandb shows beside the metrics."""
-        self._do(lambda run: run.config.update(redacted(config), allow_val_change=True))
-
     def summarise(self, values: Mapping[str, Any]) -> None:
         """Set what the table of runs shows of this one."""
         self._do(lambda run: run.summary.update(dict(values)))

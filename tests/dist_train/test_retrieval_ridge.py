@@ -95,7 +95,7 @@ def test_the_anchor_alone_scores_what_the_verdict_says():
     retriever = Retriever(data, gram, BankConfig())
     retriever.refresh({})
     batch = Collator(data.windows["val"], None)(list(range(len(data.windows["val"]))))
-    mse = (anchor_forecast(anchor, retriever, "val")(batch) - batch.target).square().mean()
+    mse = (anchor_forecast(anchor, retriever.forecast, "val")(batch) - batch.target).square().mean()
     assert float(mse) == pytest.approx(fit.validation_mse, rel=1e-4)
 
 

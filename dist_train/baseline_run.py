@@ -31,10 +31,10 @@ from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.evaluation import Forecast, finish_scores, score_split
 from dist_train.memory_build import bank_root
+from dist_train.node_stats import peak_device_gib, peak_rss_gib
 from dist_train.reproducibility import code_fingerprint
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast, judge_retrieval
-from dist_train.trainer import peak_device_gib, peak_rss_gib
 from dist_train.window_errors import WindowErrors
 from memory_index.atomic_file import write_text
 from model.linear_anchor import LinearAnchor

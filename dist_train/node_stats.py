@@ -4,7 +4,6 @@ What is read is a file of /proc or two and a counter of torch, about 0.1 ms; whe
 its metrics are left out.
 """
 
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from dist_train import distributed
-from dist_train.process_memory import measure
+from dist_train.process_memory import measure, peak_resident
 
 _PROC = Path("/proc")
 _GIB = 2**30
@@ -68,15 +67,15 @@ class NodeMeter:
     def read(self) -> Reading:
         """Read this rank's. Not collective."""
         before, self._cpu = self._cpu, _cpu_ticks()
-        on_gpu = torch.cuda.is_available()
+        use = measure()
         return Reading(
             node=distributed.node_name(),
-            peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            rss=measure().resident,
+            peak_rss=peak_resident(),
+            rss=use.resident,
             cpu_percent=_busy_percent(before, self._cpu),
             memory_percent=_memory_percent(),
-            gpu_peak=torch.cuda.max_memory_allocated() if on_gpu else 0,
-            gpu=torch.cuda.memory_allocated() if on_gpu else 0,
+            gpu_peak=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+            gpu=use.gpu,
             gpu_percent=self._gpu_percent(),
         )
 
@@ -90,6 +89,22 @@ class NodeMeter:
         except Exception:
             self._asks_driver = False
             return None
+
+
+def peak_rss_gib() -> float:
+    """Largest resident memory so far of any rank, in GiB; collective."""
+    return max(float(str(value)) for value in distributed.gather_objects(peak_resident())) / _GIB
+
+
+def peak_device_gib() -> float | None:
+    """Largest GPU memory that torch has held on any rank so far, in GiB; None on a CPU.
+
+    Collective.
+    """
+    device = distributed.device()
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    peak = max(float(str(value)) for value in distributed.gather_objects(used)) / _GIB
+    return round(peak, 3) if peak else None
 
 
 def summarise(readings: Sequence[Reading]) -> dict[str, float]:

@@ -113,6 +113,7 @@ def result_of(
         "use_gram": config.gram.use_gram,
         "windows_per_s": round(fit.windows_per_s, 2),
         "peak_rss_gib": round(fit.peak_rss_gib, 3),
+        "peak_device_gib": fit.peak_device_gib,
         **coverage.summary(outcome.measured),
         "scores": {name: asdict(row) for name, row in scores.items()},
         "intervals": [asdict(one) for one in outcome.measured],

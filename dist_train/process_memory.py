@@ -55,6 +55,11 @@ def measure() -> MemoryUse:
     )
 
 
+def peak_resident() -> int:
+    """The most resident memory that this process has had, in bytes, pages of files included."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def host_limit() -> tuple[int, Literal["address space", "cgroup", "machine"]]:
     """The most host memory that this process may use, in bytes, and what limits it."""
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]

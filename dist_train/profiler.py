@@ -11,7 +11,6 @@ Nothing is attached to the model outside these steps. What a run computes stays 
 bit; a profile that fails is reported and lost, the training is not.
 """
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,9 +22,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function
 
-from dist_train import distributed, profile_report, progress
+from dist_train import distributed, profile_report, progress, terminal
 from dist_train.config import SKIPPED_STEPS, RunConfig
 from dist_train.engine import Engine, whole_numel
+from dist_train.process_memory import peak_resident
 from dist_train.profile_report import Operator, Recording, Sizes
 from dist_train.step_breakdown import PREFIX, break_down
 from memory_index.atomic_file import write_text
@@ -75,7 +75,9 @@ class NoProfiler:
 class StepProfiler(NoProfiler):
     """Record steps and write them down; a context manager around the training."""
 
-    def __init__(self, folder: Path, run: str, engine: Engine, num_steps: int) -> None:
+    def __init__(
+        self, folder: Path, run: str, engine: Engine, num_steps: int, *, quiet: bool = False
+    ) -> None:
         """Prepare; nothing is attached yet.
 
         Args:
@@ -83,7 +85,9 @@ class StepProfiler(NoProfiler):
             run: Its name, for the title.
             engine: Its module gets hooks while steps are recorded.
             num_steps: Steps to record.
+            quiet: Do not say where the profile lies.
         """
+        self._quiet = quiet
         self._folder = folder
         self._run = run
         self._engine = engine
@@ -207,7 +211,7 @@ class StepProfiler(NoProfiler):
             operators=operators,
             parameters=_sizes(self._engine.module),
             optimizer_bytes=self._engine.optimizer_bytes(),
-            peak_rss=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            peak_rss=peak_resident(),
             device_start=self._device_start,
         )
 
@@ -215,7 +219,7 @@ class StepProfiler(NoProfiler):
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "summary.md"
         write_text(path, profile_report.summarize(self._run, recordings))
-        print(f"profile: {path}", flush=True)
+        terminal.say(f"profile: {path}", quiet=self._quiet)
 
     def _guarded(self, what: str, action: Callable[[], T]) -> T | None:
         """Do something that may fail without harm; a failure is told once and ends the profile."""
@@ -276,7 +280,9 @@ def build_profiler(config: RunConfig, engine: Engine) -> NoProfiler:
     if not config.train.profile:
         return NoProfiler()
     folder = config.run_folder / "profile"
-    return StepProfiler(folder, config.name, engine, config.train.profile_steps)
+    return StepProfiler(
+        folder, config.name, engine, config.train.profile_steps, quiet=config.tracking.quiet
+    )
 
 
 def _warm_up_then_record(step: int) -> ProfilerAction:

@@ -46,7 +46,7 @@ from dist_train.retrieval import Retriever
 from dist_train.score_table import table_rows
 from dist_train.throughput import Throughput
 from dist_train.tracking import WAIT_FOR_WANDB_S, Tracker
-from dist_train.trainer import Trainer, peak_device_gib
+from dist_train.trainer import Trainer
 from dist_train.training_state import TrainingState
 from dist_train.wandb_run import WandbRun
 from memory_index import atomic_file
@@ -176,7 +176,6 @@ class _Run:
             self._enter_training(trainer)
             with stop_signals.finishing_steps():
                 fit = trainer.fit()
-            device_gib = peak_device_gib()
             with distributed.agree_or_raise("Saving the best model"):
                 writer.close()
             trainer.restore_best()
@@ -191,7 +190,6 @@ class _Run:
             "ridge_val_mse": ridge_val_mse,
             "trained_parameters": sizes.trained,
             "frozen_parameters": sizes.frozen,
-            "peak_device_gib": device_gib,
             "data": self.data.series_set.checksum,
             "code": self.code,
             "backbone": self.backbone,
@@ -243,14 +241,16 @@ class _Run:
         return wandb
 
     def _say(self, *lines: str) -> None:
-        terminal.say(*lines, quiet=self.config.tracking.quiet)
+        """Tell the reader, on the main rank."""
+        if self.main:
+            terminal.say(*lines, quiet=self.config.tracking.quiet)
 
     def _build_trainer(
         self, config: RunConfig, model: Forecaster, retriever: Retriever | None, closed: Any
     ) -> tuple[Trainer, CheckpointWriter]:
         sampler = _build_sampler(config, self.data, self.settings)
         total_steps = count_steps(config.train, sampler.steps_per_epoch)
-        if self.main and self.known and self.known.training["total_steps"] != total_steps:
+        if self.known and self.known.training["total_steps"] != total_steps:
             self._say(
                 f"note: the run now has {total_steps} steps, not "
                 f"{self.known.training['total_steps']}: the learning rate takes another course"
@@ -319,8 +319,7 @@ class _Run:
             return
         if self.resumption is not None:
             told = trainer.engine.warm_start(partial(take_over, self.resumption.checkpoint.model))
-            if self.main:
-                self._say(*told)
+            self._say(*told)
         if retriever is not None and retriever.needs_refresh:
             trainer.refresh_memory()
         if retriever is not None:
@@ -339,8 +338,7 @@ class _Run:
         text = leak_alarm.message(leaks)
         if leaks.alarm:
             self.tracker.alert("leak ratio", text, "ERROR" if leaks.overlaps else "WARN")
-        if self.main:
-            self._say(text)
+        self._say(text)
 
     def _find_best(self, trainer: Trainer, known: Checkpoint) -> None:
         """Load the best model so far, which the run ends with unless a better one comes."""
@@ -358,8 +356,7 @@ class _Run:
             best = known if is_best else None
             told = "" if is_best else f"{error} The next validation makes another best/."
         trainer.adopt_best(best)
-        if self.main:
-            self._say(*([f"warning: {told}"] if told else []))
+        self._say(*([f"warning: {told}"] if told else []))
         if best is not None and not (self.folder / BEST).exists():
             made = {"format", "sha256", "manifest_sha256"}
             facts = {key: value for key, value in best.manifest.items() if key not in made}

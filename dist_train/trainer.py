@@ -1,7 +1,6 @@
 """The training loop: what happens in a step, and every so many steps."""
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dist_train import distributed, forecast_panel, histograms, progress, stop_signals
@@ -24,7 +22,7 @@ from dist_train.data.windows import ForecastData
 from dist_train.engine import Engine
 from dist_train.evaluation import score_split
 from dist_train.memory_account import account
-from dist_train.node_stats import NodeMeter
+from dist_train.node_stats import NodeMeter, peak_device_gib, peak_rss_gib
 from dist_train.nonfinite import NonFiniteSteps
 from dist_train.objective import TrainingSums, Work, loss_terms
 from dist_train.profiler import NoProfiler
@@ -73,6 +71,9 @@ class FitResult:
 
     peak_rss_gib: float
     """Largest resident memory of any rank, in GiB."""
+
+    peak_device_gib: float | None
+    """Largest GPU memory that torch has held on any rank, in GiB; None on a CPU."""
 
 
 class Trainer:
@@ -195,6 +196,7 @@ class Trainer:
             train_s=state.fit_s,
             windows_per_s=state.windows_timed / max(state.train_s, 1e-9),
             peak_rss_gib=peak_rss_gib(),
+            peak_device_gib=peak_device_gib(),
         )
 
     def _between_steps(
@@ -572,20 +574,3 @@ class Trainer:
             self.state.step,
             shown=distributed.is_main_rank() and not self.config.tracking.quiet,
         )
-
-
-def peak_rss_gib() -> float:
-    """Largest resident memory so far of any rank, in GiB; collective."""
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return max(float(str(value)) for value in distributed.gather_objects(kib)) / 2**20
-
-
-def peak_device_gib() -> float | None:
-    """Largest GPU memory that torch has held on any rank so far, in GiB; None on a CPU.
-
-    Collective.
-    """
-    device = distributed.device()
-    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    peak = max(float(str(value)) for value in distributed.gather_objects(used)) / 2**30
-    return round(peak, 3) if peak else None

@@ -220,11 +220,36 @@ def save(
         return None
     tied = {"model": found, "data": data.series_set.checksum}
     calibration = replace(calibration, facts={**calibration.facts, **tied})
+    with replacing(folder / FILE) as beside:
+        write(beside, calibration)
+    return calibration
+
+
+def write(path: Path, calibration: Calibration) -> None:
+    """Write a calibration as a safetensors file with a checksum of its own; not atomic.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     tensors, facts = calibration.to_tensors()
     metadata = {"facts": json.dumps(facts), "sha256": _checksum(tensors, facts)}
-    with replacing(folder / FILE) as beside:
-        write_tensors(beside, tensors, metadata)
-    return calibration
+    write_tensors(path, tensors, metadata)
+
+
+def read(path: Path) -> Calibration:
+    """Read what :func:`write` has written.
+
+    Raises:
+        SafetensorError: It is no safetensors file; also OSError, ValueError, KeyError, TypeError
+            and RecursionError, for what else may lie there.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    facts = json.loads(metadata["facts"])
+    if metadata["sha256"] != _checksum(tensors, facts):
+        raise ValueError("altered since it was saved (checksum differs)")
+    return Calibration.from_tensors(tensors, facts)
 
 
 def load(folder: Path) -> Calibration | None:
@@ -237,13 +262,7 @@ def load(folder: Path) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts = json.loads(metadata["facts"])
-        if metadata["sha256"] != _checksum(tensors, facts):
-            raise ValueError("altered since it was saved (checksum differs)")
-        calibration = Calibration.from_tensors(tensors, facts)
+        calibration = read(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not a calibration ({error}); move it away, and timellm evaluate --run "

@@ -20,10 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dist_train import run_folder
+from dist_train import calibration, run_folder
 from dist_train.checkpoint import CheckpointError, load_checkpoint
 from dist_train.config import ConfigError, RunConfig, config_from_dict, config_to_dict
-from dist_train.conformal import Calibration
 from dist_train.exported_memory import read_memory, write_memory
 from dist_train.licences import backbone_licence
 from dist_train.loading import LoadedRun, assemble, check_backbone, load_run
@@ -37,7 +36,6 @@ from model.backbone_loading import save_kept_layers
 FORMAT = 1
 KIND = "timellm-enhanced"
 CARD = "README.md"
-CALIBRATION = "calibration.safetensors"
 
 
 def open_run(
@@ -163,7 +161,8 @@ def load_export(
         told, series = content["backbone"], content["series"]
         dtype, memory = DTYPES[content["dtype"]], content["memory"]
         state = load_file(folder / "model.safetensors")
-        known_errors = _read_calibration(folder)
+        place = folder / calibration.FILE
+        known_errors = calibration.read(place) if place.is_file() else None
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: cannot be read ({error}); export the run anew."
@@ -194,8 +193,7 @@ def _write(run: LoadedRun, source: Path, folder: Path, include_backbone: bool) -
     write_tensors(folder / "model.safetensors", state)
     kept_errors = None if is_changed else run.calibration
     if kept_errors is not None:
-        tensors, told = kept_errors.to_tensors()
-        write_tensors(folder / CALIBRATION, tensors, {"facts": json.dumps(told)})
+        calibration.write(folder / calibration.FILE, kept_errors)
     memory = None
     if run.retriever is not None:
         memory = write_memory(folder / "memory", run.retriever)
@@ -237,6 +235,11 @@ def _weights(run: LoadedRun, source: Path) -> tuple[dict[str, Tensor], dict[str,
     else:
         checkpoint = load_checkpoint(source / "best")
         saved, manifest = checkpoint.model, checkpoint.manifest
+        if run.checksum != manifest["sha256"]["model.safetensors"]:
+            raise CheckpointError(
+                f"{checkpoint.folder}: has changed since it was loaded, as that of a run that "
+                "still trains does; load it again, and export that."
+            )
         facts = {
             "dtype": manifest["dtype"],
             "code": manifest.get("code"),
@@ -267,18 +270,6 @@ def _portable(config: RunConfig) -> dict[str, Any]:
 def _write_backbone(config: RunConfig, files: BackboneFiles, folder: Path) -> BackboneFiles:
     save_kept_layers(config.backbone, files, folder, with_tokenizer=config.model.prompt != "none")
     return locate_backbone(str(folder), kind=config.backbone.kind)
-
-
-def _read_calibration(folder: Path) -> Calibration | None:
-    from safetensors import safe_open
-
-    path = folder / CALIBRATION
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads((file.metadata() or {})["facts"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Calibration.from_tensors(tensors, facts)
 
 
 def _check_is_new(out: Path, told: str) -> None:

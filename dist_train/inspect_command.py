@@ -10,7 +10,7 @@ from dist_train.config import ConfigError
 from dist_train.data.windows import ForecastData, WindowSet
 from dist_train.inspect_figure import PatchPanel, save_inspect_figure
 from dist_train.inspection import InspectedWindow, inspect_windows, inspect_words, sum_attention
-from dist_train.loading import LoadedRun, load_run, load_training_data
+from dist_train.loading import LoadedRun, load_run, training_data_of
 from dist_train.token_text import token_texts
 from memory_index.atomic_file import write_text
 from model.backbone_files import locate_backbone
@@ -89,7 +89,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     """
     began = time.monotonic()
     run = load_run(options.run, options.root)
-    data = load_training_data(run.config, run.series)
+    data = training_data_of(run)
     windows = data.windows[options.split]
     _check(options, run, windows)
     variates = _variates(options, data)

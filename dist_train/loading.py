@@ -53,15 +53,11 @@ class LoadedRun:
     """How its intervals are made; None in a run from before, see :meth:`calibrated`."""
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    """A copy of the trained weights as they were loaded, on the CPU: those calibrated for."""
+    """The trained weights as they were loaded, on the CPU: those calibrated for."""
 
     def forecast(self, batch: WindowBatch, split: str) -> Tensor:
         """Forecast a batch of a split of the run's own data. Returns (B, H, N), standardised."""
         retrieved = None if self.retriever is None else self.retriever.retrieve(batch, split)
-        return self.forecast_with(batch, retrieved)
-
-    def forecast_with(self, batch: WindowBatch, retrieved: RetrievedWindows | None) -> Tensor:
-        """Forecast any batch with neighbours found elsewhere. Returns (B, H, N)."""
         return self.output_with(batch, retrieved).forecast
 
     def output_with(self, batch: WindowBatch, retrieved: RetrievedWindows | None) -> ForecastOutput:
@@ -98,7 +94,7 @@ class LoadedRun:
     @property
     def is_changed(self) -> bool:
         """Whether the weights were trained on since they were loaded; another type is no change."""
-        own = self.module.trained_state_dict()
+        own = self.module.state_dict()
         return any(
             not torch.equal(loaded.to(own[name].dtype), own[name].cpu())
             for name, loaded in self.weights.items()
@@ -248,6 +244,7 @@ def assemble(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     module.to(distributed.device()).eval()
+    own = module.state_dict()
     return LoadedRun(
         config=config,
         module=module,
@@ -255,8 +252,19 @@ def assemble(
         retriever=retriever,
         series=series,
         calibration=known_errors,
-        weights={name: value.cpu() for name, value in module.trained_state_dict().items()},
+        weights={name: value.to(own[name].dtype) for name, value in state.items()},
     )
+
+
+def training_data_of(run: LoadedRun) -> ForecastData:
+    """Read the series of a run of :func:`load_run`, unless its memory has read them already.
+
+    Raises:
+        DataError: As :func:`load_training_data`.
+    """
+    if run.retriever is not None:
+        return run.retriever.data
+    return load_training_data(run.config, run.series)
 
 
 def load_training_data(config: RunConfig, facts: dict[str, Any]) -> ForecastData:

@@ -14,7 +14,7 @@ from dist_train.config import TrainConfig
 from dist_train.coverage import Coverage, CoverageSums
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import Observer
-from dist_train.loading import LoadedRun, load_run, load_training_data
+from dist_train.loading import LoadedRun, load_run, training_data_of
 from dist_train.metrics import Scores
 from dist_train.saved_forecasts import ForecastFile
 from dist_train.score_table import table
@@ -60,7 +60,7 @@ def evaluate_run(asked: Evaluation) -> dict[str, Any] | None:
         saved_forecasts.check_path(asked.save_forecasts)
     with _joined():
         run = load_run(asked.run, asked.root)
-        data = load_training_data(run.config, run.series)
+        data = training_data_of(run)
         run = _calibrated(run, asked.run, data)
         scores, measured = _score(run, data, asked)
         if not distributed.is_main_rank():

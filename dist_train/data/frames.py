@@ -169,9 +169,10 @@ def read_frame(
         _refuse_offsets(table[date_column], date_column)
     table[date_column] = parse_dates(table[date_column], date_column)
     table, rows = _sort(table, layout, date_column)
+    filled: dict[str, Filled] = {}
     if missing == "interpolate":
         table, rows = fill_gaps(table, rows, layout, date_column, expected.frequency)
-    filled = newest_filled(table, layout, date_column, columns, expected.name)
+        filled = newest_filled(table, layout, date_column, columns, expected.name)
     config = DataConfig(
         path=_LABEL, layout=layout, date_column=date_column, columns=columns, missing=missing
     )

@@ -12,7 +12,6 @@ from dist_train.figures import style
 if TYPE_CHECKING:
     from dist_train.figures.style import Axes
 
-MAX_NAMED = 40
 TOLERANCE = 3.0
 """Points that coverage may be off and still be called right."""
 
@@ -31,37 +30,34 @@ def save_coverage_figure(
         names: Of the channels.
         split: Where it was measured.
     """
-    rows = min(len(names), MAX_NAMED)
-    height = 1.2 if len(names) > MAX_NAMED else max(0.6, 0.3 + rows * 0.22 / 2.6)
-    figure, (levels, steps, variates) = style.panels(3, heights=[1.4, 1.1, height])
+    many = len(names) > style.MAX_NAMED
+    heights = [1.4, 1.1, style.height_of(names)]
+    figure, (levels, steps, variates) = style.panels(3, heights=heights)
     _draw_levels(levels, measured, split)
     for number, one in enumerate(told(measured)):
         kind: dict[str, Any] = {"color": COLOURS[number], "label": f"{one.level:g} % interval"}
         mark = "o" if len(one.per_step) == 1 else None
         places = np.arange(1, len(one.per_step) + 1)
         steps.plot(places, one.per_step, marker=mark, **kind)
-        if len(names) > MAX_NAMED:
+        if many:
             order = np.arange(1, len(names) + 1)
             variates.plot(order, sorted(one.per_channel), ".", ms=4, **kind)
         else:
             variates.plot(one.per_channel, np.arange(len(names))[::-1], MARKS[number], **kind)
         for axes in (steps, variates):
-            across = axes.axvline if axes is variates and len(names) <= MAX_NAMED else axes.axhline
+            across = axes.axvline if axes is variates and not many else axes.axhline
             across(one.level, color=COLOURS[number], ls="--", lw=0.8)
     steps.set(xlabel="forecast step", ylabel=f"covered on {split} (%)")
     style.use_whole_numbers(steps)
-    if len(names) > MAX_NAMED:
+    if many:
         variates.set(
             xlabel=f"the {len(names)} variates, in the order of their coverage",
             ylabel=f"covered on {split} (%)",
         )
         style.use_whole_numbers(variates)
     else:
-        places = np.arange(len(names))[::-1]
-        variates.set_yticks(places, [style.shorten(name) for name in names], fontsize=8)
-        variates.set_ylim(-0.6, len(names) - 0.4)
+        style.name_rows(variates, names)
         variates.set_xlabel(f"covered on {split} (%); dashed: the level")
-        variates.grid(axis="y", lw=0.4)
     for axes in (steps, variates):
         style.legend_beside(axes)
     style.save(figure, path)

@@ -13,9 +13,6 @@ from dist_train.metrics import Scores
 if TYPE_CHECKING:
     from dist_train.figures.style import Axes
 
-MAX_NAMED = 40
-"""More variates than this are drawn in the order of their errors, without names."""
-
 MARKS = {"Time-LLM": "o", "ridge": "D", "ridge + retrieval": "s"}
 
 
@@ -27,12 +24,10 @@ def save_error_figure(path: Path, scores: Mapping[str, Scores], names: tuple[str
         scores: By forecaster, the model first.
         names: Of the channels.
     """
-    rows = min(len(names), MAX_NAMED)
-    height = 1.2 if len(names) > MAX_NAMED else max(0.6, 0.3 + rows * 0.22 / 2.6)
-    figure, (steps, variates) = style.panels(2, heights=[1.2, height])
+    figure, (steps, variates) = style.panels(2, heights=[1.2, style.height_of(names)])
     draw_errors_per_step(steps, {name: row.mse_per_step for name, row in scores.items()})
     compared = {name: row for name, row in scores.items() if name in MARKS}
-    if len(names) > MAX_NAMED:
+    if len(names) > style.MAX_NAMED:
         _draw_ordered(variates, compared)
     else:
         _draw_named(variates, compared, names)
@@ -44,11 +39,9 @@ def _draw_named(axes: "Axes", scores: Mapping[str, Scores], names: tuple[str, ..
     for name, row in list(scores.items())[::-1]:
         axes.plot(row.mse_per_channel, places, MARKS[name], color=style.colour(name), label=name,
                   ms=6, alpha=0.85)  # fmt: skip
-    axes.set_yticks(places, [style.shorten(name) for name in names], fontsize=8)
-    axes.set_ylim(-0.6, len(names) - 0.4)
+    style.name_rows(axes, names)
     axes.set_xlabel("test MSE (standardised)")
     _spread(axes, scores, "x")
-    axes.grid(axis="y", lw=0.4)
     style.legend_beside(axes)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory_index.atomic_file import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
@@ -26,6 +28,9 @@ DASHES = ("-", "--", ":", "-.")
 PANEL_SIZE = 9.0, 2.6  # inches
 DOTS_PER_INCH = 120
 SCREEN_DOTS_PER_INCH = 90  # one of many in a dashboard
+MAX_NAMED = 40
+"""More variates than this are drawn in an order, without names."""
+
 MAX_NAME = 24
 """Letters of a variate's name that fit beside an axis."""
 
@@ -53,6 +58,21 @@ def line_style(number: int) -> tuple[str, str]:
 def shorten(name: str) -> str:
     """Cut a name to what fits beside an axis."""
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+
+
+def height_of(names: Sequence[str]) -> float:
+    """Usual heights that a panel needs with a row for each name, or for many without names."""
+    if len(names) > MAX_NAMED:
+        return 1.2
+    return max(0.6, 0.3 + len(names) * 0.22 / PANEL_SIZE[1])
+
+
+def name_rows(axes: "Axes", names: Sequence[str]) -> None:
+    """Give a panel a row for each name, the first on top: row n is at ``len(names) - 1 - n``."""
+    places = range(len(names))[::-1]
+    axes.set_yticks(places, [shorten(name) for name in names], fontsize=8)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.grid(axis="y", lw=0.4)
 
 
 def panels(
@@ -115,13 +135,11 @@ def save(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, whole or not at all, and close it."""
     from matplotlib import pyplot
 
-    beside = path.with_name(f".{path.name}")
     try:
-        figure.savefig(beside, dpi=DOTS_PER_INCH, format="png")
-        beside.replace(path)
+        with replacing(path) as beside:
+            figure.savefig(beside, dpi=DOTS_PER_INCH, format="png")
     finally:
         pyplot.close(figure)
-        beside.unlink(missing_ok=True)
 
 
 def to_png(figure: "Figure") -> bytes:

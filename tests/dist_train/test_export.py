@@ -313,3 +313,12 @@ def test_a_run_and_an_export_are_told_apart(finished_run: Path, exported: Path):
     assert is_export(exported)
     assert not is_export(finished_run)
     assert open_run(finished_run).config.name == open_run(exported).config.name
+
+
+def test_a_best_model_that_has_changed_since_it_was_loaded_is_not_exported(
+    finished_run: Path, tmp_path: Path
+):
+    run = replace(load_run(finished_run), checksum="of another model")
+    with pytest.raises(CheckpointError, match="has changed since it was loaded.*load it again"):
+        export(run, finished_run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dist_train.figures.errors import MAX_NAMED, save_error_figure
+from dist_train.figures.errors import save_error_figure
+from dist_train.figures.style import MAX_NAMED
 from dist_train.metrics import Scores
 from tests.helpers.figures import overlapping_texts, texts_outside
 

@@ -31,13 +31,17 @@ from benchmarks.accuracy_records import (
     BEST,
     RESULTS,
     Record,
+    check_new,
     read_records,
+    record_name,
     rows_of,
     to_markdown,
     write_record,
 )
 from benchmarks.retrieval_leak import commit
-from dist_train.ablation.cells import settings_hash
+from dist_train.ablation.cells import Cell, settings_hash
+from dist_train.ablation.results import MODEL, facts_of, is_finished
+from dist_train.ablation.running import command_of
 from dist_train.baseline_names import BASELINES, DETERMINISTIC
 from dist_train.config import ConfigError, RunConfig, fail, load_run_config, load_saved_config
 from dist_train.run_folder import RESULT_FILE, find_result
@@ -63,29 +67,30 @@ class Wanted:
     overrides: tuple[str, ...] = ()
 
 
-def measure(wanted: Wanted, command: str) -> Record:
+def measure(wanted: Wanted, command: str, out: Path | None = None) -> Record:
     """Train and score one model in a process of its own, or read what it has done before.
 
+    Args:
+        wanted: The record.
+        command: What makes it again.
+        out: Folder where it must not be yet; None: it is not kept.
+
     Raises:
-        ConfigError: There is no preset, or the run is refused or fails; its own message was shown.
+        ConfigError: There is no preset, or the record is there already, or the run is refused or
+            fails; its own message was shown.
     """
-    is_baseline = wanted.model in BASELINES
-    file = wanted.config or _preset(wanted.dataset, needed=not is_baseline)
-    name = f"accuracy_{wanted.dataset}_{wanted.horizon}_{wanted.model}_{wanted.seed}"
-    keys = [
-        f"--data.dataset={wanted.dataset}", f"--data.pred_len={wanted.horizon}",
-        f"--train.seed={wanted.seed}", f"--name={name}", f"--runs_dir={wanted.runs_dir}",
-        *wanted.overrides,
-    ]  # fmt: skip
-    if wanted.root is not None:
-        keys.append(f"--data.root={wanted.root}")
+    file = wanted.config or _preset(wanted.dataset, needed=wanted.model not in BASELINES)
+    at = commit()  # asked first: a checkout may move while the run goes on
     with tempfile.TemporaryDirectory(prefix="timellm-accuracy-") as folder:
         if file is None:
             file = Path(folder) / "defaults.yaml"
             file.write_text("name: defaults\n", encoding="utf-8")
-        config = load_run_config(file, keys)
-        result = _run(wanted, config, ["--config", str(file), *keys])
-    return _record(config, result, wanted.model, command)
+        cell = _cell_of(wanted, file)
+        if out is not None:  # before it takes hours
+            check_new(out / record_name(*_identity(cell.config, wanted.model)))
+        _run(wanted, cell, file)
+    result: dict[str, Any] = json.loads((cell.folder / RESULT_FILE).read_text(encoding="utf-8"))
+    return _record(cell.config, result, wanted.model, command, at)
 
 
 def record_of_run(folder: Path, model: str, command: str) -> Record:
@@ -97,7 +102,7 @@ def record_of_run(folder: Path, model: str, command: str) -> Record:
     result = find_result(folder)
     if result is None:
         raise ConfigError(f"--run {folder}: holds no finished training; name the folder of one.")
-    return _record(load_saved_config(folder / "config.yaml"), result, model, command)
+    return _record(load_saved_config(folder / "config.yaml"), result, model, command, commit())
 
 
 def _preset(dataset: str, *, needed: bool) -> Path | None:
@@ -112,53 +117,60 @@ def _preset(dataset: str, *, needed: bool) -> Path | None:
     return None
 
 
-def _run(wanted: Wanted, config: RunConfig, arguments: list[str]) -> dict[str, Any]:
-    if wanted.model in BASELINES:
-        names = list(dict.fromkeys(["ridge", wanted.model]))
-        command = ["dist_train.baseline_run", "--baselines", *names, *arguments]
-    elif wanted.ranks > 1:
-        command = ["launch.local", str(wanted.ranks), *arguments, "--resume", "auto"]
-    else:
-        command = ["dist_train.train", *arguments, "--resume", "auto"]
-    path = config.run_folder / RESULT_FILE
-    if not path.exists() or wanted.model not in BASELINES:
-        done = subprocess.run([sys.executable, "-m", *command], stdout=sys.stderr, check=False)
-        if done.returncode != 0:
-            raise ConfigError(
-                f"--model {wanted.model}: its run ended with code {done.returncode}; its message "
-                f"is above, its folder is {config.run_folder}."
-            )
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    saved = load_saved_config(config.run_folder / "config.yaml")
-    names = [wanted.model] if wanted.model in BASELINES else []
-    same = settings_hash(saved, names) == settings_hash(config, names)
-    if not same or saved.train.seed != config.train.seed:
+def _cell_of(wanted: Wanted, file: Path) -> Cell:
+    """The run that a record is made of; the ridge stands beside every baseline."""
+    is_baseline = wanted.model in BASELINES
+    name = f"accuracy_{wanted.dataset}_{wanted.horizon}_{wanted.model}_{wanted.seed}"
+    keys = [
+        f"--data.dataset={wanted.dataset}", f"--data.pred_len={wanted.horizon}",
+        f"--train.seed={wanted.seed}", f"--name={name}", f"--runs_dir={wanted.runs_dir}",
+        *wanted.overrides,
+    ]  # fmt: skip
+    if wanted.root is not None:
+        keys.append(f"--data.root={wanted.root}")
+    return Cell(
+        kind="baselines" if is_baseline else "training",
+        config=load_run_config(file, keys),
+        arguments=tuple(keys),
+        names=tuple(dict.fromkeys(["ridge", wanted.model])) if is_baseline else (),
+    )
+
+
+def _run(wanted: Wanted, cell: Cell, file: Path) -> None:
+    if is_finished(cell):
+        return
+    command = command_of(cell, str(file), wanted.ranks)
+    # Standard error by its number: sys.stderr need not be a file.
+    done = subprocess.run(command, stdout=2, check=False)
+    if done.returncode != 0 or not is_finished(cell):
         raise ConfigError(
-            f"{config.run_folder}: holds a run of other settings; move it away, or give another "
-            "--runs_dir."
+            f"--model {wanted.model}: its run ended with code {done.returncode}; its message is "
+            f"above, its folder is {cell.folder}."
         )
-    return result
 
 
-def _record(config: RunConfig, result: dict[str, Any], model: str, command: str) -> Record:
+def _identity(config: RunConfig, model: str) -> tuple[str, int, str, int | None]:
+    """Data set, horizon, model and seed: what tells one record from another."""
+    dataset = Path(config.data.path).stem if config.data.path else config.data.dataset
+    seed = None if model in DETERMINISTIC else config.train.seed
+    return dataset, config.data.pred_len, model, seed
+
+
+def _record(
+    config: RunConfig, result: dict[str, Any], model: str, command: str, at: str | None
+) -> Record:
     names = [model] if model in BASELINES else []
-    if names:
-        own = result["rows"][BASELINES[model]]
-        scores, ridge_mse = own["scores"], result["rows"]["ridge"]["scores"]["mse"]
-    else:
-        own, scores, ridge_mse = (
-            result,
-            result["scores"]["Time-LLM"],
-            result["scores"]["ridge"]["mse"],
-        )
+    own, scores = facts_of(result, BASELINES.get(model, MODEL))
+    ridge = facts_of(result, BASELINES["ridge"])[1] if names else result["scores"]["ridge"]
+    dataset, horizon, _, seed = _identity(config, model)
     return Record(
-        dataset=Path(config.data.path).stem if config.data.path else config.data.dataset,
-        horizon=config.data.pred_len,
+        dataset=dataset,
+        horizon=horizon,
         model=model,
-        seed=None if model in DETERMINISTIC else config.train.seed,
+        seed=seed,
         mse=scores["mse"],
         mae=scores["mae"],
-        ridge_mse=ridge_mse,
+        ridge_mse=ridge["mse"],
         val_mse=own["val_mse"],
         num_windows=scores["num_windows"],
         seq_len=config.data.seq_len,
@@ -166,7 +178,7 @@ def _record(config: RunConfig, result: dict[str, Any], model: str, command: str)
         ranks=result["ranks"],
         config=settings_hash(config, names),
         code=result["code"],
-        commit=commit() or "unknown",
+        commit=at or "unknown",
         hardware=hardware(),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         command=command,
@@ -221,12 +233,7 @@ def _one(options: Any, command: str) -> Record:
                 "--config FILE."
             )
         wanted = _wanted(options, options.dataset, options.horizon, options.model)
-        if (Path(options.out) / _file_of(wanted)).exists():  # before it takes hours
-            raise ConfigError(
-                f"{Path(options.out) / _file_of(wanted)}: there is a record of this run already; "
-                "move it away, or give another --out."
-            )
-        record = measure(wanted, command)
+        record = measure(wanted, command, Path(options.out))
     path = write_record(record, Path(options.out))
     sys.stderr.write(f"written: {path}\n")
     return record
@@ -238,11 +245,6 @@ def _wanted(options: Any, dataset: str, horizon: int, model: str) -> Wanted:
         config=None if options.config is None else Path(options.config),
         root=options.data.root, ranks=options.ranks, runs_dir=options.runs_dir,
     )  # fmt: skip
-
-
-def _file_of(wanted: Wanted) -> str:
-    seed = "" if wanted.model in DETERMINISTIC else f"_seed{wanted.seed}"
-    return f"{wanted.dataset}_{wanted.horizon}_{wanted.model}{seed}.json"
 
 
 def _parser() -> ArgumentParser:

@@ -54,8 +54,7 @@ class Record:
     @property
     def file_name(self) -> str:
         """Where it lies in a folder of records."""
-        seed = "" if self.seed is None else f"_seed{self.seed}"
-        return f"{self.dataset}_{self.horizon}_{self.model}{seed}.json"
+        return record_name(self.dataset, self.horizon, self.model, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +74,24 @@ class Row:
     ridge_mse: float
 
 
+def record_name(dataset: str, horizon: int, model: str, seed: int | None) -> str:
+    """Name of a record's file; no seed where none changes the numbers."""
+    told = "" if seed is None else f"_seed{seed}"
+    return f"{dataset}_{horizon}_{model}{told}.json"
+
+
+def check_new(path: Path) -> None:
+    """Refuse to write over a record.
+
+    Raises:
+        ConfigError: There is one of that run already.
+    """
+    if path.exists():
+        raise ConfigError(
+            f"{path}: there is a record of this run already; move it away, or give another --out."
+        )
+
+
 def write_record(record: Record, folder: Path) -> Path:
     """Add a record to a folder; returns its file.
 
@@ -82,10 +99,7 @@ def write_record(record: Record, folder: Path) -> Path:
         ConfigError: There is one of that run already.
     """
     path = folder / record.file_name
-    if path.exists():
-        raise ConfigError(
-            f"{path}: there is a record of this run already; move it away, or give another --out."
-        )
+    check_new(path)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(asdict(record), indent=2) + "\n")
     return path

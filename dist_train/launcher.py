@@ -12,6 +12,9 @@ import socket
 import subprocess
 from collections.abc import Mapping
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher sets for each of its ranks; a process without them is on its own."""
+
 FIRST_PORT, NUM_PORTS = 20_000, 12_000
 """Below the ports that Linux gives to outgoing connections (32768 on)."""
 

@@ -7,7 +7,7 @@ again. Before and after the training there is nothing to save, and the run stops
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -43,6 +43,31 @@ def listening() -> Iterator[None]:
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
     try:
         yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def recorded(numbers: Sequence[signal.Signals]) -> Iterator[list[signal.Signals]]:
+    """Write down signals during a block, in the order of their coming; in the main thread.
+
+    Those that are ignored here (nohup) stay ignored.
+
+    Args:
+        numbers: Which ones.
+    """
+    got: list[signal.Signals] = []
+
+    def record(number: int, frame: FrameType | None) -> None:
+        got.append(signal.Signals(number))
+
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, record)
+    try:
+        yield got
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -19,7 +19,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+
+from dist_train.stop_signals import recorded
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 """What asks the ranks to save and stop; they get a closed terminal's SIGHUP as SIGTERM."""
@@ -61,7 +62,7 @@ def supervise(command: Sequence[str], *, grace_s: float = GRACE_S) -> Ended:
         grace_s: Seconds that ranks may take to save and end.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    with _recorded_signals() as received:
+    with recorded(STOP_SIGNALS) as received:
         launcher = subprocess.Popen(command, start_new_session=True)
         try:
             first = _Watch(launcher, received, grace_s).wait()
@@ -149,25 +150,6 @@ class _Watch:
         _continue(_descendants())
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._launcher.wait(_LAUNCHER_GRACE_S)
-
-
-@contextlib.contextmanager
-def _recorded_signals() -> Iterator[list[signal.Signals]]:
-    """Write down the stop signals; those that are ignored here (nohup) stay ignored."""
-    received: list[signal.Signals] = []
-
-    def record(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, record)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _has_local_rank(pid: int) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from dist_train.launcher import RANK_VARIABLES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -26,10 +28,9 @@ os.environ["WANDB_MODE"] = "disabled"
 @pytest.fixture(autouse=True)
 def launcher_variables() -> Iterator[None]:
     """What a launcher sets for its ranks does not outlive the test that set it."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    before = {name: os.environ[name] for name in names if name in os.environ}
+    before = {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
     yield
-    for name in names:
+    for name in RANK_VARIABLES:
         os.environ.pop(name, None)
     os.environ.update(before)
 

@@ -151,7 +151,7 @@ def make_plan(
     base = _parse(arguments, "")
     folder = Path(base.runs_dir) / f"{base.name}-ablation"
     seeds = tuple(range(base.train.seed, base.train.seed + num_seeds))
-    overrides = tuple(_without_config(arguments))
+    overrides = tuple(split_config(arguments)[1])
     variants: list[Variant] = []
     folders: dict[str, Path] = {}
     for row in grid.rows:
@@ -170,6 +170,24 @@ def make_plan(
         base=base, folder=folder, grid=grid, seeds=seeds, variants=tuple(variants),
         baselines=tuple(beside),
     )  # fmt: skip
+
+
+def split_config(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the command line of a configuration.
+
+    Returns:
+        The files that ``--config`` names, and the overrides: all other words, in their order.
+    """
+    files: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        option, equals, name = word.partition("=")
+        if option == "--config":
+            files.append(name if equals else next(rest, ""))
+        else:
+            overrides.append(word)
+    return files, overrides
 
 
 def settings_hash(config: RunConfig, baselines: Sequence[str] = ()) -> str:
@@ -235,17 +253,6 @@ def _parse(arguments: Sequence[str], row: str) -> RunConfig:
         raise ConfigError(f"row {row}: {error}" if row else str(error)) from error
 
 
-def _without_config(arguments: Sequence[str]) -> list[str]:
-    """The overrides alone; a cell is started with the same file."""
-    kept, rest = [], iter(arguments)
-    for word in rest:
-        if word == "--config":
-            next(rest, None)
-        elif not word.startswith("--config="):
-            kept.append(word)
-    return kept
-
-
 def _fit_anchor(arguments: Sequence[str], base: RunConfig, row: Row) -> tuple[str, ...]:
     """Anchor a row without a memory to the ridge, where the configuration's anchor reads one.
 
@@ -282,7 +289,7 @@ def _baselines(
     folders: dict[str, Path],
 ) -> list[Variant]:
     """Cells of baselines that run together; PatchTST gets the learning rates that rows get."""
-    overrides = tuple(_without_config(arguments))
+    overrides = tuple(split_config(arguments)[1])
     once = all(name in DETERMINISTIC for name in names)
     label = "baselines" if len(names) > 1 else names[0]
     rates = learning_rates if "patchtst" in names else ()

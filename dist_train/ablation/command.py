@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train import preflight
-from dist_train.ablation.cells import Cell, Plan, lines_of, make_plan
+from dist_train.ablation.cells import Cell, Plan, lines_of, make_plan, split_config
 from dist_train.ablation.grid import read_grid
 from dist_train.ablation.running import Limits, run_cells
 from dist_train.ablation.table import Table, make_table, to_csv, to_markdown
@@ -46,35 +46,32 @@ def main(argv: Sequence[str]) -> int:
         "what exceeds it, a CSV and a picture. The same command goes on where it was."
     )
     _add_options(parser)
-    config_arguments, _ = _split(argv)
+    config_arguments = _of_configuration(argv)
     _, values = parse_run_config(parser, argv)
-    files = [word for word in config_arguments if word.startswith("--config")]
+    files, _ = split_config(config_arguments)
     if len(files) != 1:
         raise ConfigError(f"timellm ablate: give one --config FILE, got {len(files)}.")
-    place = config_arguments.index(files[0])
-    _, equals, name = files[0].partition("=")
     options = AblateOptions(**{item.name: values[item.name] for item in fields(AblateOptions)})
-    return ablate(config_arguments, name if equals else config_arguments[place + 1], options)
+    return ablate(config_arguments, files[0], options)
 
 
 def _add_options(parser: Any) -> None:
-    beside = list(AblateOptions().baselines)
     explained: dict[str, tuple[str, dict[str, Any]]] = {
         "grid": (
             "A name (configs/ablation/NAME.grid), or a file with a line of keys for each row.",
-            {"type": str, "default": "modules"},
+            {"type": str},
         ),
-        "seeds": ("Seeds of each row, counted up from train.seed.", {"type": int, "default": 3}),
+        "seeds": ("Seeds of each row, counted up from train.seed.", {"type": int}),
         "learning_rates": (
             "Peaks tried for every row; the one that validation prefers is reported.",
-            {"type": float, "nargs": "+", "default": []},
+            {"type": float, "nargs": "+"},
         ),
         "baselines": (
             f"Scored on the same windows: {', '.join(BASELINES)}; or none.",
-            {"type": str, "nargs": "+", "default": beside},
+            {"type": str, "nargs": "+"},
         ),
-        "ranks": ("Ranks of each training, on this machine.", {"type": int, "default": 1}),
-        "jobs": ("Cells that run at once.", {"type": int, "default": 1}),
+        "ranks": ("Ranks of each training, on this machine.", {"type": int}),
+        "jobs": ("Cells that run at once.", {"type": int}),
         "only": (
             "Run this training alone, counted from 1 as --lines writes them; no table.",
             {"type": int},
@@ -86,19 +83,22 @@ def _add_options(parser: Any) -> None:
         ),
     }
     for name, (text, kind) in explained.items():
-        parser.add_argument(f"--{name}", help=text, **kind)
+        default = getattr(AblateOptions(), name)
+        default = list(default) if "nargs" in kind else default
+        parser.add_argument(f"--{name}", help=text, default=default, **kind)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part the arguments of the configuration from those of this command."""
+def _of_configuration(argv: Sequence[str]) -> list[str]:
+    """The arguments of the configuration, without those of this command."""
     own = {item.name for item in fields(AblateOptions)}
-    parts: tuple[list[str], list[str]] = ([], [])
+    kept: list[str] = []
     is_own = False
     for word in argv:
         if word.startswith("--"):
             is_own = word[2:].partition("=")[0] in own
-        parts[is_own].append(word)
-    return parts
+        if not is_own:
+            kept.append(word)
+    return kept
 
 
 def ablate(arguments: Sequence[str], config_file: str, options: AblateOptions) -> int:

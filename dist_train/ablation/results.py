@@ -184,6 +184,24 @@ def is_finished(cell: Cell) -> bool:
     return True
 
 
+def facts_of(
+    result: Mapping[str, Any], forecaster: str
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Find a forecaster in the result of the run that made it.
+
+    Args:
+        result: Of a training for :data:`MODEL`, else of a run of baselines.
+        forecaster: As the result names it.
+
+    Returns:
+        What it cost and how validation judged it; and its scores on the test split.
+    """
+    if forecaster == MODEL:
+        return result, result["scores"][MODEL]
+    own = result["rows"][forecaster]
+    return own, own["scores"]
+
+
 def _pairs(row: RowResult, base: RowResult) -> list[tuple[Measured, Measured]]:
     if row.measured and row.deterministic:
         return [(row.measured[0], other) for other in base.measured]
@@ -220,11 +238,7 @@ def _read(variant: Variant, name: str, forecaster: str) -> RowResult:
 
 
 def _measured(cell: Cell, result: Mapping[str, Any], forecaster: str) -> Measured:
-    if cell.kind == "training":
-        own, scores = result, result["scores"][forecaster]
-    else:
-        own = result["rows"][forecaster]
-        scores = own["scores"]
+    own, scores = facts_of(result, forecaster)
     return Measured(
         seed=cell.config.train.seed,
         test_mse=scores["mse"],

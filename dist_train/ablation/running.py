@@ -7,28 +7,24 @@ ablation was killed notices it as it would the end of a launcher, and saves too.
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 from dist_train.ablation.cells import Cell
 from dist_train.ablation.results import is_finished
 from dist_train.config import ConfigError
-from dist_train.stop_signals import EXIT_STOPPED, SIGNALS, StopRequestedError
+from dist_train.launcher import RANK_VARIABLES
+from dist_train.stop_signals import EXIT_STOPPED, SIGNALS, StopRequestedError, recorded
 from memory_index.atomic_file import write_text
 
 _TICK_S = 0.2
-_OF_A_RANK = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID",
-    "TIMELLM_STARTED_AT",
-)  # fmt: skip
+_OF_A_RANK = (*RANK_VARIABLES, "SLURM_STEP_ID", "TIMELLM_STARTED_AT")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
@@ -72,14 +68,18 @@ def run_cells(
     if len(cells) > len(waiting):
         say(f"{len(cells) - len(waiting)} of {len(cells)} runs have finished before")
     running: list[_Running] = []
-    with _recorded_signals() as signals:
+    num_passed_on = 0
+    with recorded(SIGNALS) as signals:
         while waiting or running:
-            stopping = signals.first is not None
+            stopping = bool(signals)
             running = [one for one in running if not _has_ended(one, stopping, say)]
-            if signals.first is not None:
+            if signals:
                 if not running:
-                    raise StopRequestedError(signals.first.name)
-                signals.pass_on(running)
+                    raise StopRequestedError(signals[0].name)
+                new = signals[num_passed_on:]  # a second Ctrl-C ends a run at once
+                num_passed_on += len(new)
+                for number, one in product(new, running):
+                    one.process.send_signal(number)
             elif waiting and len(running) < limits.jobs:
                 slot = min(set(range(limits.jobs)) - {one.slot for one in running})
                 cell = waiting.pop(0)
@@ -176,34 +176,3 @@ def _devices_of_slots(limits: Limits) -> list[str | None]:
         )
     size = limits.ranks
     return [",".join(names[slot * size : (slot + 1) * size]) for slot in range(limits.jobs)]
-
-
-class _Signals:
-    """The signals that this process got while cells ran."""
-
-    def __init__(self) -> None:
-        self.first: signal.Signals | None = None
-        self._waiting: list[signal.Signals] = []
-
-    def record(self, number: int, frame: FrameType | None) -> None:
-        """Remember one; the handler."""
-        self._waiting.append(signal.Signals(number))
-        self.first = self.first or self._waiting[-1]
-
-    def pass_on(self, running: Sequence[_Running]) -> None:
-        """Send on what has come since the last call: a second Ctrl-C ends a run at once."""
-        while self._waiting:
-            number = self._waiting.pop(0)
-            for one in running:
-                one.process.send_signal(number)
-
-
-@contextmanager
-def _recorded_signals() -> Iterator[_Signals]:
-    signals = _Signals()
-    before = {number: signal.signal(number, signals.record) for number in SIGNALS}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

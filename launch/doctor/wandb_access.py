@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from dist_train.wandb_identity import wanted_mode
 from launch.doctor.check import Visit
 from launch.doctor.finding import Finding
 from launch.doctor.report import Report, group_by, name_all
@@ -15,15 +16,16 @@ from launch.doctor.report import Report, group_by, name_all
 CHECK = "wandb"
 _ANSWER_S = 5.0
 _DEFAULT_URL = "https://api.wandb.ai"
-_OFF = {"offline", "disabled", "dryrun"}
+_OFF = {"offline", "disabled"}
 
 
 def examine(visit: Visit) -> dict[str, Any]:
     """Find out the mode; ask the server where there is a key for it."""
-    mode = os.environ.get("WANDB_MODE", "").lower()
+    asked = visit.config.tracking.wandb_mode
     url = os.environ.get("WANDB_BASE_URL") or _DEFAULT_URL
-    if mode in _OFF:
-        return {"state": "off", "found": f"WANDB_MODE={mode}"}
+    if wanted_mode(asked, os.environ) in _OFF:
+        told = os.environ.get("WANDB_MODE") if asked == "auto" else asked
+        return {"state": "off", "found": f"{_decides(visit)}={told}"}
     if not has_key(url):
         return {"state": "off", "found": "offline: no key (WANDB_API_KEY or netrc)"}
     timeout_s = min(_ANSWER_S, visit.options.timeout_s)
@@ -56,9 +58,14 @@ def judge(reports: Sequence[Report], visit: Visit) -> list[Finding]:
         f"{text} on {name_all(ranks)}" if several else text for text, ranks in groups.items()
     )
     if lost:
-        remedy = "Set WANDB_MODE=offline and run `wandb sync` later, or open the way to it."
+        remedy = f"Set {_decides(visit)}=offline and run `wandb sync` later, or open the way to it."
         return [Finding(check=CHECK, status="warn", found=found, remedy=remedy)]
     return [Finding(check=CHECK, status="ok", found=found)]
+
+
+def _decides(visit: Visit) -> str:
+    """What the mode is told by: the environment, unless the run's own key says it."""
+    return "WANDB_MODE" if visit.config.tracking.wandb_mode == "auto" else "tracking.wandb_mode"
 
 
 def _host(url: str) -> str:

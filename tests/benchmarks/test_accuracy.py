@@ -9,8 +9,9 @@ import pytest
 from benchmarks import accuracy
 from benchmarks.accuracy import main, record_of_run
 from benchmarks.accuracy_records import write_record
-from dist_train.config import ConfigError
+from dist_train.config import ConfigError, config_to_yaml
 from tests.benchmarks.test_accuracy_records import RECORD
+from tests.helpers.runs import tiny_run
 
 KEYS = {
     "dataset", "horizon", "model", "seeds", "deterministic", "mse_mean", "mse_std", "mae_mean",
@@ -75,6 +76,22 @@ def test_a_record_that_is_there_is_refused_before_the_run(
     options = ["--dataset", "ETTh1", "--horizon", "96", "--model", "ridge", "--out", str(tmp_path)]
     assert main(options) == 2
     assert "ETTh1_96_ridge.json: there is a record of this run already" in capsys.readouterr().err
+
+
+def test_a_record_is_looked_for_under_the_name_that_it_will_get(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = tiny_run(tmp_path)  # its series is a file: what the catalog calls it says nothing
+    (tmp_path / "run.yaml").write_text(config_to_yaml(config))
+    out = tmp_path / "records"
+    write_record(replace(RECORD, dataset="series", horizon=12, model="ridge", seed=None), out)
+    options = [
+        "--config", str(tmp_path / "run.yaml"), "--dataset", "ETTh1", "--horizon", "12",
+        "--model", "ridge", "--out", str(out), "--runs_dir", str(tmp_path / "runs"),
+    ]  # fmt: skip
+    assert main(options) == 2
+    assert "series_12_ridge.json: there is a record of this run" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.launcher import address_of, adopt_launcher, first_host, slurm_ranks
+from dist_train.launcher import RANK_VARIABLES, address_of, adopt_launcher, first_host, slurm_ranks
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TASK = {
     "SLURM_JOB_ID": "41",
     "SLURM_STEP_ID": "0",
@@ -22,7 +21,7 @@ TASK = {
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in [name for name in os.environ if name.startswith("SLURM") or name in NAMES]:
+    for name in [name for name in os.environ if name.startswith("SLURM") or name in RANK_VARIABLES]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return monkeypatch
@@ -32,7 +31,7 @@ def adopted() -> list[str]:
     """What a process sees after it has adopted its launcher; itself, and not this one."""
     script = (
         "import os; from dist_train.launcher import adopt_launcher; adopt_launcher(); "
-        f"print(*[os.environ.get(name, '-') for name in {NAMES}])"
+        f"print(*[os.environ.get(name, '-') for name in {RANK_VARIABLES}])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

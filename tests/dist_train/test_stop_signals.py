@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from dist_train import stop_signals
-from dist_train.stop_signals import StopRequestedError, finishing_steps, listening
+from dist_train.stop_signals import StopRequestedError, finishing_steps, listening, recorded
 
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
 
@@ -89,3 +89,17 @@ def test_what_is_refused_while_a_signal_waits_is_told_first():
             {}[os.kill(os.getpid(), signal.SIGTERM) or "own"]
         with pytest.raises(StopRequestedError, match="SIGTERM"), stop_signals.checking():
             pass
+
+
+def test_what_is_recorded_keeps_its_order_and_what_is_ignored_stays_so():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with recorded(NUMBERS) as got:
+            for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2):
+                send(number)
+        assert got == [signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2]
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert signal.getsignal(signal.SIGTERM) is handler

@@ -14,6 +14,7 @@ import pytest
 from dist_train import train
 from dist_train.config import RunConfig, config_to_yaml, load_run_config
 from dist_train.engine import deepspeed_json
+from dist_train.launcher import RANK_VARIABLES
 from dist_train.precision import DTYPES
 from dist_train.reproducibility import environment
 from tests.helpers.runs import tiny_run
@@ -32,7 +33,7 @@ def trained(config: RunConfig) -> subprocess.CompletedProcess[str]:
     """``python -m dist_train.train`` without any launcher."""
     path = Path(config.runs_dir).parent / "run.yaml"
     path.write_text(config_to_yaml(config))
-    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TIMELLM_STARTED_AT"}
+    launched = {*RANK_VARIABLES, "TIMELLM_STARTED_AT"}
     environment = {key: value for key, value in os.environ.items() if key not in launched}
     return subprocess.run(
         [sys.executable, "-m", "dist_train.train", "--config", str(path)],

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 
 from dist_train.config import RunConfig
+from dist_train.launcher import RANK_VARIABLES
 from launch.doctor import command
 from launch.doctor.check import Visit
 from launch.doctor.meeting import Arrival
@@ -24,7 +25,7 @@ from launch.doctor.report import Report
 from tests.helpers.jobs import ROOT, Ended, free_port
 from tests.helpers.ranks import fork_context
 
-_LAUNCHED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"}
+_LAUNCHED = {*RANK_VARIABLES, "GROUP_RANK"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from dist_train.config import config_to_yaml
 from dist_train.data import series
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.series import load_series
+from dist_train.launcher import RANK_VARIABLES
 from dist_train.loading import load_training_data
 from memory_index.manifest import write_manifest
 from memory_index.store import versions
@@ -29,8 +30,7 @@ TRAIN = (
 
 
 def train_without_roots_power(config_file: Path) -> "subprocess.CompletedProcess[str]":
-    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    plain = {key: value for key, value in os.environ.items() if key not in launched}
+    plain = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     return subprocess.run(
         [sys.executable, "-c", TRAIN, "--config", str(config_file)],
         cwd=ROOT, env=plain | {"DS_ACCELERATOR": "cpu"}, text=True, capture_output=True,

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from dist_train.config import ConfigError, RunConfig, config_to_yaml
+from dist_train.launcher import RANK_VARIABLES
 from dist_train.preflight import check
 from dist_train.session import train_and_score
 from tests.helpers.ranks import run_ranks
@@ -144,7 +145,7 @@ def command_line(options: tuple[str, ...], folder: Path) -> list[str]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"}
+    launched = {*RANK_VARIABLES, "PYTHONPATH"}
     plain = {key: value for key, value in os.environ.items() if key not in launched}
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{plain.get('PATH', '')}"
     return plain | {"PATH": scripts, "DS_ACCELERATOR": "cpu"} | changes

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import RunConfig, config_to_yaml, fail, load_run_config
+from dist_train.launcher import RANK_VARIABLES
 from dist_train.tracking_config import TrackingConfig
 from tests.helpers.runs import tiny_run
 
@@ -17,8 +18,7 @@ VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_
 
 
 def start(command: list[str], **changes: str) -> "subprocess.CompletedProcess[str]":
-    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    plain = {key: value for key, value in os.environ.items() if key not in launched}
+    plain = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     return subprocess.run(
         [sys.executable, "-m", "dist_train.cli", *command],
         cwd=ROOT, env=plain | {"DS_ACCELERATOR": "cpu"} | changes, text=True,

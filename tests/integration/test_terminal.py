@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import config_to_yaml
+from dist_train.launcher import RANK_VARIABLES
 from dist_train.tracking_config import TrackingConfig
 from tests.helpers.runs import tiny_run
 
@@ -32,8 +33,7 @@ def command(folder: Path, *further: str) -> list[str]:
 
 
 def surroundings(**changes: str) -> dict[str, str]:
-    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    plain = {key: value for key, value in os.environ.items() if key not in launched}
+    plain = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return plain | {"PATH": path, "RANKS": "2", "TERM": "xterm"} | changes
 

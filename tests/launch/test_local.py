@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dist_train.config import RunConfig, config_to_yaml, load_run_config
+from dist_train.launcher import RANK_VARIABLES
 from launch import local
 from launch.supervisor import Ended
 from model.config import GramConfig
@@ -45,7 +46,7 @@ class Finished:
 
 
 def start(config: Path, *options: str) -> "subprocess.Popen[str]":
-    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "TIMELLM_STARTED_AT"}
+    launched = {*RANK_VARIABLES, "TIMELLM_STARTED_AT"}
     environment = {key: value for key, value in os.environ.items() if key not in launched}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment |= {"RANKS": str(RANKS), "OMP_NUM_THREADS": "1"}

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.ablation.cells import differing_budget, lines_of, make_plan, settings_hash
+from dist_train.ablation.cells import (
+    differing_budget,
+    lines_of,
+    make_plan,
+    settings_hash,
+    split_config,
+)
 from dist_train.ablation.grid import Grid, Row, read_grid, split_line
 from dist_train.config import ConfigError, load_run_config
 from tests.dist_train.ablation.ablations import base_run, plan_of
@@ -31,6 +37,13 @@ def test_the_arguments_of_a_cell_give_its_configuration(file: Path):
     for cell in plan_of(file, more=["--train.max_steps", "7"]).trainings:
         assert load_run_config(file, cell.arguments) == cell.config
         assert cell.config.train.max_steps == 7
+
+
+def test_the_files_of_a_command_line_are_parted_from_its_overrides():
+    words = ["--a.b", "1", "--config", "x=y.yaml", "--configs=3", "--config=p=q.yaml", "--c=2"]
+    assert split_config(words) == (
+        ["x=y.yaml", "p=q.yaml"], ["--a.b", "1", "--configs=3", "--c=2"],
+    )  # fmt: skip
 
 
 def test_what_nothing_reads_makes_no_second_run(file: Path):

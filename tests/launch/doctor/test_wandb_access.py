@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dist_train.config import RunConfig
+from dist_train.tracking_config import TrackingConfig
 from launch.doctor import wandb_access
 from launch.doctor.finding import Finding
 from tests.helpers.doctors import report, visit
@@ -45,9 +47,10 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def look() -> Finding:
-    facts = wandb_access.examine(visit())
-    (finding,) = wandb_access.judge([report(**facts)], visit())
+def look(asked: str = "auto") -> Finding:
+    config = RunConfig(tracking=TrackingConfig(wandb_mode=asked))
+    facts = wandb_access.examine(visit(config))
+    (finding,) = wandb_access.judge([report(**facts)], visit(config))
     assert KEY not in finding.found
     return finding
 
@@ -63,6 +66,26 @@ def test_offline_on_purpose_asks_nobody(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert (look().status, look().found) == ("ok", "WANDB_MODE=offline")
+
+
+@pytest.mark.parametrize("asked", ["offline", "disabled"])
+def test_a_run_that_is_to_be_off_asks_nobody(asked: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")  # nobody is there
+    finding = look(asked)
+    assert (finding.status, finding.found) == ("ok", f"tracking.wandb_mode={asked}")
+
+
+def test_a_run_that_is_to_be_online_is_so_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
+    finding = look("online")
+    assert finding.status == "warn"
+    assert "tracking.wandb_mode=offline" in finding.remedy  # WANDB_MODE would change nothing
 
 
 def test_any_answer_is_an_answer(monkeypatch: pytest.MonkeyPatch):

@@ -37,14 +37,18 @@ class Metric:
 
     def names(self, logged: str) -> bool:
         """Whether a logged name is this metric's."""
-        pattern = re.escape(self.name).replace(r"\*", "[^/]+")
-        return re.fullmatch(pattern, logged) is not None
+        return re.fullmatch(pattern_of(self.name), logged) is not None
+
+
+def pattern_of(name: str) -> str:
+    """Regular expression of what a name of the catalog stands for; wandb reads it too."""
+    return re.escape(name).replace(r"\*", "[^/]+").replace(r"\-", "-")
 
 
 FORECASTERS = ("Time-LLM", "ridge", "ridge + retrieval", "DLinear", "seasonal naive", "repeat last")
 """Rows of the scores, where a run has them."""
 
-LOSS_TERMS = {  # name -> what it is, and what builds it
+LOSS_TERMS: dict[str, tuple[str, When]] = {  # name -> what it is, and what builds it
     "forecast": ("squared error of the forecast, standardised", "always"),
     "direction": ("cross-entropy of the direction of the change", "trend"),
     "magnitude": ("cross-entropy of its magnitude", "trend"),
@@ -66,10 +70,10 @@ def _terms() -> list[Metric]:
     for term, (what, when) in LOSS_TERMS.items():
         metrics += [
             Metric(name=f"train/loss_{term}", unit="", meaning=what, section="losses",
-                   panel=f"loss: {term}", when=when),  # type: ignore[arg-type]
+                   panel=f"loss: {term}", when=when),
             Metric(name=f"train/weight_{term}", unit="",
                    meaning=f"weight of the {term} loss after warm-up", section="losses",
-                   panel="weights of the loss terms", when=when),  # type: ignore[arg-type]
+                   panel="weights of the loss terms", when=when),
         ]  # fmt: skip
     return metrics
 

@@ -13,7 +13,6 @@ Exit codes: 0 made or printed, 2 refused.
 
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from dist_train.metric_catalog import (
     STEP,
     TABLE,
     Metric,
+    pattern_of,
 )
 from dist_train.wandb_identity import project_of
 from dist_train.wandb_run import has_key
@@ -151,12 +151,8 @@ def build(plan: Layout, *, entity: str, project: str, title: str) -> Any:
 def _lines(reports: Any, panel: Panel) -> Any:
     options: dict[str, Any] = {"title": panel.title, "x": STEP, "title_y": panel.unit or None}
     if any("*" in name for name in panel.metrics):
-        return reports.LinePlot(metric_regex=_pattern(panel.metrics[0]), **options)
+        return reports.LinePlot(metric_regex=pattern_of(panel.metrics[0]), **options)
     return reports.LinePlot(y=list(panel.metrics), **options)
-
-
-def _pattern(name: str) -> str:
-    return re.escape(name).replace(r"\*", "[^/]+").replace(r"\-", "-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

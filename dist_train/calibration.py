@@ -232,8 +232,8 @@ def write(path: Path, calibration: Calibration) -> None:
         OSError: It cannot be written.
     """
     tensors, facts = calibration.to_tensors()
-    metadata = {"facts": json.dumps(facts), "sha256": _checksum(tensors, facts)}
-    write_tensors(path, tensors, metadata)
+    described = {"facts": facts, "sha256": _checksum(tensors, facts)}
+    write_tensors(path, tensors, {"calibration": json.dumps(described)})
 
 
 def read(path: Path) -> Calibration:
@@ -244,12 +244,11 @@ def read(path: Path) -> Calibration:
             and RecursionError, for what else may lie there.
     """
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+        described = json.loads((file.metadata() or {})["calibration"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    facts = json.loads(metadata["facts"])
-    if metadata["sha256"] != _checksum(tensors, facts):
+    if described["sha256"] != _checksum(tensors, described["facts"]):
         raise ValueError("altered since it was saved (checksum differs)")
-    return Calibration.from_tensors(tensors, facts)
+    return Calibration.from_tensors(tensors, described["facts"])
 
 
 def load(folder: Path) -> Calibration | None:

@@ -54,6 +54,12 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file; not atomic.
 
+    Args:
+        path: Where to.
+        tensors: What it holds.
+        metadata: One entry at most where equal content must be equal bytes: safetensors writes
+            several in any order.
+
     Raises:
         OSError: It cannot be written; safetensors has an error of its own for that.
     """

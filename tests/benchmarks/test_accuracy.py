@@ -95,10 +95,10 @@ def test_a_record_is_looked_for_under_the_name_that_it_will_get(
 
 
 @pytest.mark.slow
-def test_quick_runs_for_real_and_keeps_nothing(capsys: pytest.CaptureFixture[str]):
+def test_quick_runs_for_real_and_keeps_nothing(capfd: pytest.CaptureFixture[str]):
     before = sorted(accuracy.RESULTS.iterdir())
     assert main(["--quick"]) == 0
-    row = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][0]
+    row = json.loads(capfd.readouterr().out.splitlines()[-1])["rows"][0]
     assert (row["dataset"], row["horizon"], row["model"]) == ("vic_elec", 24, "ridge")
     assert row["mse_mean"] == row["ridge_mse"]
     assert 0 < row["mse_mean"] < 1

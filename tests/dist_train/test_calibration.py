@@ -150,6 +150,14 @@ def test_a_saved_calibration_is_read_with_its_run(finished_run: Path, tmp_path: 
     assert not [path for path in folder.iterdir() if path.name.startswith(f".{calibration.FILE}")]
 
 
+def test_equal_calibrations_are_equal_bytes(finished_run: Path, tmp_path: Path):
+    made = calibration.load(finished_run)
+    assert made is not None
+    for number in range(10):  # safetensors orders several entries of metadata by chance
+        calibration.write(tmp_path / str(number), made)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(10)}) == 1
+
+
 def test_one_of_an_older_model_is_not_taken(finished_run: Path, tmp_path: Path):
     folder = copy_of(finished_run, tmp_path)
     data = load_forecast_data(load_run(folder).config.data)

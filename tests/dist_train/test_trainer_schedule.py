@@ -98,6 +98,7 @@ class Rehearsal(Trainer):
             RunConfig(gram=gram, train=TrainConfig(eval_every=1, patience=1)),
             nothing, nothing, SimpleNamespace(steps_per_epoch=steps_per_epoch),  # type: ignore[arg-type]
             nothing, tracker, retriever=self.memory, total_steps=total, facts={},  # type: ignore[arg-type]
+            throughput=nothing,
             writer=SimpleNamespace(banks=set, wait=lambda: True),  # type: ignore[arg-type]
             state=None if saved is None else TrainingState.from_json(saved.state),
         )  # fmt: skip

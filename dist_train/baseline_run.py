@@ -149,7 +149,7 @@ def _fit_retrieving(config: RunConfig, data: ForecastData, held: ExitStack) -> d
     began = time.monotonic()
     gram = replace(config.gram, use_gram=True, retrieval_key="anchored", neighbours="nearest")
     root = bank_root(config.run_folder)
-    fit = judge_retrieval(data, gram, config.bank, root).with_retrieval
+    fit = judge_retrieval(data, gram, config.bank, config.model.anchor_rows, root).with_retrieval
     anchor = LinearAnchor(config.data.seq_len, config.data.pred_len, reads_future=True)
     anchor.set_solution(fit.weight, fit.norm)
     anchor.to(distributed.device())

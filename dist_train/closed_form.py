@@ -42,7 +42,7 @@ def solve(
     undecided = config.gram.use_gram == "auto"
     no_clock = overlapping_without_clock(data.series_set) is not None
     if (undecided and not no_clock) or config.model.anchor == "ridge_retrieval":
-        verdict = judge_retrieval(data, config.gram, config.bank, banks)
+        verdict = judge_retrieval(data, config.gram, config.bank, config.model.anchor_rows, banks)
     if undecided:
         if no_clock and distributed.is_main_rank():
             line = "memory: the series overlap in time but share no regular clock"

@@ -26,9 +26,7 @@ from model.linear_anchor import (
 
 LAMBDAS_TRIED = (*LAMBDAS, 1e5)  # for both, so that neither has the wider choice
 
-# Searching for every training window can cost more than the training; windows overlap, so an even
-# sample says nearly as much.
-TRAIN_ROWS = 16384
+# Windows overlap, so an even sample says nearly as much as all of them, and costs fewer searches.
 VAL_ROWS = 8192
 CHUNK_ROWS = 512
 
@@ -47,7 +45,11 @@ class RetrievalVerdict:
 
 
 def judge_retrieval(
-    data: ForecastData, gram: GramConfig, bank: BankConfig, root: Path | None = None
+    data: ForecastData,
+    gram: GramConfig,
+    bank: BankConfig,
+    train_rows: int,
+    root: Path | None = None,
 ) -> RetrievalVerdict:
     """Fit the ridge with and without the retrieved futures; collective.
 
@@ -57,6 +59,7 @@ def judge_retrieval(
         data: The series.
         gram: Number of neighbours and temperature.
         bank: Which windows can be retrieved.
+        train_rows: Training windows of one variate that both are fitted to, evenly spread.
         root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`. This one is
             deleted again where the run has a learned key, and so no use for it later.
     """
@@ -67,7 +70,7 @@ def judge_retrieval(
         for split in ("train", "val")
         for reads in (False, True)
     }
-    for split, limit in (("train", TRAIN_ROWS), ("val", VAL_ROWS)):
+    for split, limit in (("train", train_rows), ("val", VAL_ROWS)):
         _accumulate(retriever, split, limit, sums[split, False], sums[split, True])
     for accumulators in sums.values():
         for accumulator in accumulators:

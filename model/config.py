@@ -65,8 +65,13 @@ class ModelConfig:
     """ridge: the LLM path corrects a closed-form ridge regression of the window;
     ridge_retrieval: of the window and the retrieved futures; none: it stands alone."""
 
+    anchor_rows: int = 16384
+    """Training windows of one variate that the ridge with retrieval is solved on, evenly spread:
+    each of them is a search of the memory."""
+
     def __post_init__(self) -> None:
-        for key in ("patch_len", "d_model", "d_ff", "n_heads", "num_prototypes"):
+        at_least_one = ("patch_len", "d_model", "d_ff", "n_heads", "num_prototypes", "anchor_rows")
+        for key in at_least_one:
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key} must be at least 1, got {getattr(self, key)}.")
         if not 1 <= self.stride <= self.patch_len:

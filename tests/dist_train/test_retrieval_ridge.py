@@ -26,6 +26,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.series import random_motifs
 
 L, H = 24, 8
+ROWS = 16384  # more than there are
 GRAM = GramConfig(use_gram=True, d_repr=24, temperature=0.05)
 
 
@@ -44,10 +45,10 @@ def data_of(name: str) -> ForecastData:
 
 
 def test_retrieval_is_chosen_where_motifs_repeat_and_not_where_nothing_does():
-    motifs = judge_retrieval(data_of("motifs"), GRAM, BankConfig())
+    motifs = judge_retrieval(data_of("motifs"), GRAM, BankConfig(), ROWS)
     assert motifs.helps
     assert motifs.with_retrieval.validation_mse < 0.8 * motifs.without.validation_mse
-    noise = judge_retrieval(data_of("noise"), GRAM, BankConfig())
+    noise = judge_retrieval(data_of("noise"), GRAM, BankConfig(), ROWS)
     assert not noise.helps
     assert noise.with_retrieval.validation_mse >= noise.without.validation_mse
 
@@ -71,7 +72,7 @@ def inputs_and_targets(
 @pytest.mark.parametrize("reads", [False, True])
 def test_both_numbers_are_those_of_an_ordinary_ridge(name: str, reads: bool):
     data = data_of(name)
-    verdict = judge_retrieval(data, GRAM, BankConfig())
+    verdict = judge_retrieval(data, GRAM, BankConfig(), ROWS)
     fit = verdict.with_retrieval if reads else verdict.without
     retriever = Retriever(
         data, GramConfig(use_gram=True, d_repr=24, temperature=0.05, retrieval_key="anchored"),
@@ -88,7 +89,7 @@ def test_both_numbers_are_those_of_an_ordinary_ridge(name: str, reads: bool):
 
 def test_the_anchor_alone_scores_what_the_verdict_says():
     data = data_of("motifs")
-    fit = judge_retrieval(data, GRAM, BankConfig()).with_retrieval
+    fit = judge_retrieval(data, GRAM, BankConfig(), ROWS).with_retrieval
     anchor = LinearAnchor(L, H, reads_future=True)
     anchor.set_solution(fit.weight, fit.norm)
     gram = GramConfig(use_gram=True, d_repr=24, temperature=0.05, retrieval_key="anchored")
@@ -109,14 +110,13 @@ def test_large_splits_are_sampled(monkeypatch: pytest.MonkeyPatch):
         return result
 
     monkeypatch.setattr(Retriever, "forecast", counted)
-    monkeypatch.setattr(retrieval_ridge, "TRAIN_ROWS", 100)
     monkeypatch.setattr(retrieval_ridge, "VAL_ROWS", 40)
-    judge_retrieval(data, GRAM, BankConfig())
+    judge_retrieval(data, GRAM, BankConfig(), 100)
     assert seen == {"train": 50, "val": 20}  # two variates are two rows
 
 
 def judge_on_ranks(rank: int, world_size: int, out: Path) -> None:
-    verdict = judge_retrieval(data_of("motifs"), GRAM, BankConfig())
+    verdict = judge_retrieval(data_of("motifs"), GRAM, BankConfig(), ROWS)
     fits = (verdict.without, verdict.with_retrieval)
     torch.save([fit.weight for fit in fits], out / f"{world_size}-{rank}.pt")
 
@@ -140,9 +140,8 @@ def judge_while_one_rank_reads_slowly(rank: int, world_size: int, root: Path) ->
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemoryBuilder, "_load", slow)
-        patch.setattr(retrieval_ridge, "TRAIN_ROWS", 100)
         patch.setattr(retrieval_ridge, "VAL_ROWS", 40)
-        judge_retrieval(data_of("noise"), GRAM, BankConfig(), root)
+        judge_retrieval(data_of("noise"), GRAM, BankConfig(), 100, root)
 
 
 @pytest.mark.ranks
@@ -153,9 +152,9 @@ def test_the_bank_of_the_verdict_goes_when_every_rank_is_done_with_it(tmp_path: 
 
 def test_the_bank_of_the_verdict_stays_where_the_run_searches_it(tmp_path: Path):
     anchored = replace(GRAM, retrieval_key="anchored")
-    judge_retrieval(data_of("noise"), anchored, BankConfig(), tmp_path)
+    judge_retrieval(data_of("noise"), anchored, BankConfig(), ROWS, tmp_path)
     assert len(versions(tmp_path)) == 1
-    judge_retrieval(data_of("noise"), GRAM, BankConfig(path=str(tmp_path)))
+    judge_retrieval(data_of("noise"), GRAM, BankConfig(path=str(tmp_path)), ROWS)
     assert len(versions(tmp_path)) == 1  # what bank.path names is never deleted
 
 

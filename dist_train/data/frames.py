@@ -166,7 +166,7 @@ def read_frame(
     if shows_clocks:
         table[date_column] = table[date_column].dt.tz_localize(None)
     elif zone is None:
-        _refuse_offsets(table[date_column], date_column)
+        zone = _zone_of_cells(table[date_column], date_column)
     table[date_column] = parse_dates(table[date_column], date_column)
     table, rows = _sort(table, layout, date_column)
     filled: dict[str, Filled] = {}
@@ -297,23 +297,31 @@ def _is_time(native: Any, name: str) -> bool:
     return isinstance(native.schema[name], (nw.Datetime, nw.Date))
 
 
-def _refuse_offsets(column: "pd.Series[Any]", name: str) -> None:
-    """Refuse cells that tell their zone where the column does not: it would be lost."""
+def _zone_of_cells(column: "pd.Series[Any]", name: str) -> str | None:
+    """Zone that cells tell where the column does not: UTC, or None where they tell none.
+
+    Raises:
+        DataError: They have another offset: the zone, and so how to go on, would be lost.
+    """
     known = column.dropna()
     if not len(known) or pd.api.types.is_datetime64_any_dtype(column.dtype):
-        return
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is no date is refused with its row later
         try:
-            zone = getattr(pd.to_datetime(known.iloc[0], errors="coerce"), "tzinfo", None)
-        except (ValueError, TypeError, OverflowError):
-            return
-    if zone is not None:
-        raise DataError(
-            f"data.date_column={name}: {quote(known.iloc[0])} has an offset from UTC, and the "
-            "column has no time zone to go on in: make it one, pd.to_datetime(df[NAME], "
-            "utc=True).dt.tz_convert('Europe/Berlin') with your zone."
-        )
+            first = getattr(pd.to_datetime(known.iloc[0], errors="coerce"), "tzinfo", None)
+            if first is None:
+                return None
+            zone = getattr(pd.to_datetime(known, errors="coerce").dtype, "tz", None)
+        except (ValueError, TypeError, OverflowError):  # several offsets in one column
+            zone = first = None
+    if str(zone) == "UTC":
+        return "UTC"
+    raise DataError(
+        f"data.date_column={name}: {quote(known.iloc[0])} has an offset from UTC, and the "
+        "column has no time zone to go on in: make it one, pd.to_datetime(df[NAME], "
+        "utc=True).dt.tz_convert('Europe/Berlin') with your zone."
+    )
 
 
 def _sort(table: pd.DataFrame, layout: str, date_column: str) -> tuple[pd.DataFrame, Rows]:

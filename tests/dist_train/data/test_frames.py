@@ -143,6 +143,15 @@ def test_hours_go_on_through_a_change_of_the_clock(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars"])
+@pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S+00:00"])
+def test_text_that_says_utc_goes_on_in_utc(kind: str, form: str):
+    given = wide().assign(date=lambda t: t["date"].dt.strftime(form))
+    got = continued(read_frame(pl.from_pandas(given) if kind == "polars" else given, WIDE))
+    dates = list(pd.Series(got["date"].to_list() if kind == "polars" else got["date"]))
+    assert dates == list(pd.date_range("2024-01-01 20:00", periods=3, freq="h", tz="UTC"))
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
 def test_days_are_those_of_the_zone(kind: str):
     table = wide(freq="D", start="2024-03-20", tz="Europe/Berlin")  # 23 hours on March 31
     given = table if kind == "pandas" else pl.from_pandas(table)
@@ -260,8 +269,9 @@ REFUSED = {
     "text with an offset": (
         lambda: wide(tz="Australia/Sydney").assign(date=lambda t: t["date"].astype(str)), WIDE,
         r"data.date_column=date: '2024-01-01 00:00:00\+11:00' has an offset from UTC, .* make it"),
-    "text in UTC": (lambda: pl.from_pandas(wide().assign(
-        date=lambda t: t["date"].dt.strftime("%Y-%m-%dT%H:%M:%SZ"))), WIDE, "has an offset from"),
+    "text with two offsets": (
+        lambda: wide(rows=60, start="2024-03-30", tz="Europe/London").assign(
+            date=lambda t: t["date"].astype(str)), WIDE, r"30 00:00:00\+00:00' has an offset from"),
     "zoned objects": (lambda: wide(tz="Asia/Tokyo").astype({"date": object}), WIDE, "an offset fr"),
     "periods": (lambda: wide().assign(date=pd.period_range("2024", periods=20, freq="h")), WIDE,
                 r"data.date_column=date: .*not.*date"),

@@ -13,7 +13,6 @@ import torch
 
 from dist_train.data.dates import Dates
 from dist_train.prediction import Floats, SeriesForecast
-from model.instance_norm import VARIANCE_FLOOR
 
 if TYPE_CHECKING:
     from dist_train.loading import LoadedRun
@@ -128,26 +127,20 @@ def _histories(run: "LoadedRun", forecast: SeriesForecast, number: int) -> Itera
 
 
 def analogues(run: "LoadedRun", forecast: SeriesForecast) -> Floats:
-    """The histories of a forecast with what followed, put onto its own level and scale.
+    """What followed the histories of a forecast, put onto its own level and scale.
 
     Returns:
-        Original units, NaN where there is none. Shape (N, K, L + H).
+        Original units, NaN where there is none. Shape (N, K, H).
     """
     assert forecast.evidence is not None
     neighbours, retriever = forecast.evidence.neighbours, run.retriever
     if retriever is None or neighbours is None:
         return np.empty((forecast.values.shape[1], 0, 0))
     anchored = run.config.gram.retrieval_key == "anchored"
-    seq_len = retriever.bank.seq_len
-    windows_NKL = retriever.bank.windows(neighbours.ids).double().numpy()
     futures_NKH = retriever.bank.futures(neighbours.ids, anchored=anchored).double().numpy()
-    mean_NK1 = windows_NKL.mean(axis=-1, keepdims=True)
-    scale_NK1 = np.sqrt(windows_NKL.var(axis=-1, keepdims=True) + VARIANCE_FLOOR)
-    loc_NK1 = windows_NKL[..., -1:] if anchored else mean_NK1
-    shapes = np.concatenate([(windows_NKL - loc_NK1) / scale_NK1, futures_NKH], axis=-1)
-    own_NL = forecast.series.values[forecast.end - seq_len : forecast.end].T
+    own_NL = forecast.series.values[forecast.end - retriever.bank.seq_len : forecast.end].T
     level_N1 = own_NL[:, -1:] if anchored else own_NL.mean(axis=1, keepdims=True)
     spread_N1 = own_NL.std(axis=1, keepdims=True)
-    drawn: Floats = level_N1[:, None] + spread_N1[:, None] * shapes
+    drawn: Floats = level_N1[:, None] + spread_N1[:, None] * futures_NKH
     drawn[neighbours.ids.numpy() < 0] = np.nan
     return drawn

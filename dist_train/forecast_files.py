@@ -134,5 +134,5 @@ def _drawn(run: LoadedRun, forecast: SeriesForecast) -> np.ndarray | None:
     """What followed the heaviest histories, on the level of the forecast. (K, h, N)."""
     if run.retriever is None:
         return None
-    shapes_NKT = analogues(run, forecast)[:, :MAX_DRAWN, run.config.data.seq_len :]
-    return shapes_NKT[..., : len(forecast.dates)].transpose(1, 2, 0)
+    drawn_NKh = analogues(run, forecast)[:, :MAX_DRAWN, : len(forecast.dates)]
+    return drawn_NKh.transpose(1, 2, 0)

@@ -6,9 +6,10 @@ Shape legend (this file):
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dist_train.data.dates import Dates
@@ -73,6 +74,26 @@ def explain(run: "LoadedRun", forecasts: Sequence[SeriesForecast]) -> list[RowEx
         forecasts: From :func:`dist_train.prediction.predict`, ``with_evidence``.
     """
     return [row for forecast in forecasts for row in _rows(run, forecast)]
+
+
+def history_columns(rows: Sequence[RowExplanation]) -> dict[str, npt.NDArray[Any]]:
+    """Lay the histories of explained forecasts out as the columns of a table, a row for each."""
+    found = [(row, rank, history) for row in rows for rank, history in enumerate(row.histories, 1)]
+    return {
+        "unique_id": np.array([row.series for row, _, _ in found], dtype=str),
+        "variate": np.array([row.variate for row, _, _ in found], dtype=str),
+        "rank": np.array([rank for _, rank, _ in found], dtype=np.int64),
+        "history_id": np.array([history.series for *_, history in found], dtype=str),
+        "history_variate": np.array([history.variate for *_, history in found], dtype=str),
+        **{
+            name: np.array([getattr(one, name) for *_, one in found], dtype="datetime64[ns]")
+            for name in ("start", "end", "future_end")
+        },
+        **{
+            name: np.array([getattr(one, name) for *_, one in found], dtype=np.float64)
+            for name in ("weight", "distance")
+        },
+    }
 
 
 def _rows(run: "LoadedRun", forecast: SeriesForecast) -> Iterator[RowExplanation]:

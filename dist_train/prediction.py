@@ -62,6 +62,16 @@ class SeriesForecast:
     evidence: Evidence | None = None
     """None unless it was asked for."""
 
+    def bounds_of(self, variate: int) -> dict[str, Floats]:
+        """Bounds of one variate by name: lo-95, lo-80, hi-80, hi-95. Shape (h,) each."""
+        levels = sorted(self.intervals)
+        sides = [("lo", 0, level) for level in reversed(levels)]
+        sides += [("hi", 1, level) for level in levels]
+        return {
+            f"{side}-{level:g}": self.intervals[level][which][:, variate]
+            for side, which, level in sides
+        }
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Window:

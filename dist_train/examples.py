@@ -86,17 +86,11 @@ class ExampleMaker:
             return np.asarray(scaler.inverse(values[0].double().cpu().numpy()))
 
         intervals = {}
-        known = self._calibration
-        for level in levels if known is not None else ():
-            assert known is not None
-            if level <= known.levels[-1]:
-                channels = self._data.channels_of([window], "test")
-                bounds = known.interval(
-                    forecasts["Time-LLM"].double().cpu().numpy(), batch.context.cpu().numpy(),
-                    channels, level,
-                )  # fmt: skip
-                lower, upper = (np.asarray(scaler.inverse(bound[0])) for bound in bounds)
-                intervals[level] = lower, upper
+        if self._calibration is not None:
+            for level, lower, upper in self._calibration.intervals(
+                batch, forecasts["Time-LLM"], self._data, "test", levels
+            ):
+                intervals[level] = scaler.inverse(lower[0]), scaler.inverse(upper[0])
         example = ForecastExample(
             dates=series.dates[start:end],
             history=original(batch.context),

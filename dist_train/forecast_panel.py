@@ -143,8 +143,7 @@ def _bounds(
     calibration: Calibration | None, forecast: Tensor, batch: WindowBatch, data: ForecastData
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Standardised bounds of the intervals, where there are any. Shape (B, H, N) each."""
-    if calibration is None or calibration.levels[-1] < LEVEL:
+    if calibration is None:
         return None
-    channels_BN = data.channels_of(batch.window_ids.numpy(), SPLIT)
-    context_BLN = batch.context.numpy()
-    return calibration.interval(forecast.double().cpu().numpy(), context_BLN, channels_BN, LEVEL)
+    found = calibration.intervals(batch, forecast, data, SPLIT, (LEVEL,))
+    return next(((lower, upper) for _, lower, upper in found), None)

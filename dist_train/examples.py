@@ -118,10 +118,7 @@ class ExampleMaker:
         _, loc, scale = normalize(row_1L1, mode)
         number, _ = self._windows.locate(int(batch.window_ids[0]))
         scaler = self._data.scalers[number]
-        entries = zip(
-            bank.series(ids_K).tolist(), bank.starts(ids_K).tolist(),
-            bank.variates(ids_K).tolist(), strict=True,
-        )  # fmt: skip
+        entries = torch.stack(bank.places(ids_K), dim=1).tolist()
         neighbours = []
         for place, (series_number, start, column) in enumerate(entries):
             series = self._data.series_set.series[series_number]
@@ -139,15 +136,12 @@ class ExampleMaker:
     def _apart(self, retriever: Retriever, ids: Tensor) -> Tensor:
         """Of ids, nearest first, keep such as differ in variate or by a horizon in time."""
         bank, kept = retriever.bank, list[int]()
-        places = list(
-            zip(bank.series(ids).tolist(), bank.variates(ids).tolist(), bank.starts(ids).tolist(),
-                strict=True)
-        )  # fmt: skip
-        for number, (series, variate, start) in enumerate(places):
+        places = torch.stack(bank.places(ids), dim=1).tolist()
+        for number, (series, start, variate) in enumerate(places):
             if len(kept) < MAX_NEIGHBOURS and not any(
-                places[other][:2] == (series, variate)
-                and abs(places[other][2] - start) < bank.pred_len
-                for other in kept
+                (other_series, other_variate) == (series, variate)
+                and abs(other_start - start) < bank.pred_len
+                for other_series, other_start, other_variate in (places[one] for one in kept)
             ):
                 kept.append(number)
         return ids[torch.tensor(kept, dtype=torch.int64)]

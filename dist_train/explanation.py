@@ -128,10 +128,7 @@ def _histories(run: "LoadedRun", forecast: SeriesForecast, number: int) -> Itera
         return
     bank, known = run.retriever.bank, run.retriever.data.series_set.series
     ids_K = neighbours.ids[number]
-    places = zip(
-        bank.series(ids_K).tolist(), bank.starts(ids_K).tolist(), bank.variates(ids_K).tolist(),
-        strict=True,
-    )  # fmt: skip
+    places = torch.stack(bank.places(ids_K), dim=1).tolist()
     for rank, (series, start, variate) in enumerate(places):
         if series < 0:
             continue

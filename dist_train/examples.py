@@ -91,16 +91,15 @@ class ExampleMaker:
                 batch, forecasts["Time-LLM"], self._data, "test", levels
             ):
                 intervals[level] = scaler.inverse(lower[0]), scaler.inverse(upper[0])
+        is_one_of_many = len(self._data.scalers) > 1 and self._data.num_variates == 1
         example = ForecastExample(
             dates=series.dates[start:end],
             history=original(batch.context),
             truth=original(batch.target),
             forecasts={name: original(values) for name, values in forecasts.items()},
-            columns=self._data.channel_names if len(self._data.scalers) == 1 else (
-                (series.id,) if self._data.num_variates == 1 else series.columns
-            ),
+            columns=(series.id,) if is_one_of_many else series.columns,
             intervals=intervals,
-        )  # fmt: skip
+        )
         return example, batch
 
     def _neighbours(self, batch: WindowBatch, variate: int) -> list[RetrievedHistory]:

@@ -7,11 +7,11 @@ those of validation, an interval of level 80 covers at least 80 % of them. Time 
 quite: what is really covered is measured on test and told beside every interval.
 
 Shape legend (this file):
-    W  validation windows   B  windows    L  seq_len    H  pred_len
+    W  validation windows   B  windows    L  seq_len    H  pred_len   V  windows of a batch
     N  variates             C  channels   G  levels, or 1 where channels share their ranks
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dist_train.data.collate import WindowBatch
+from dist_train.data.windows import ForecastData
 from model.instance_norm import VARIANCE_FLOOR
 
 Floats = npt.NDArray[np.floating]
@@ -93,16 +95,41 @@ class Calibration:
         Raises:
             ValueError: The level is no percentage, or validation has too few windows for it.
         """
-        return self.bounds(forecast, self.spread(context, channels), channels, level)
+        spread_BN = window_spread(context, self.floor[channels])
+        return self._bounds(forecast, spread_BN, channels, level)
 
-    def spread(self, context: Floats, channels: Ints) -> Floats:
-        """Say how large the errors are likely to be, whatever the level. (B, L, N) -> (B, N)."""
-        return window_spread(context, self.floor[channels])
+    def intervals(
+        self,
+        batch: WindowBatch,
+        forecast: Tensor,
+        data: ForecastData,
+        split: str,
+        levels: Sequence[float],
+    ) -> Iterator[tuple[float, Floats, Floats]]:
+        """Bound the forecasts of a batch at several levels, one after the other.
 
-    def bounds(
+        Args:
+            batch: Windows of ``data.windows[split]``.
+            forecast: Of the first V of them, standardised. Shape (V, H, N).
+            data: The series.
+            split: Where the windows come from.
+            levels: Percentages; those that validation does not support are left out.
+
+        Yields:
+            Level, lower and upper bounds, standardised. Shape (V, H, N) each, float64.
+        """
+        valid = len(forecast)
+        centre_VHN = forecast.detach().double().cpu().numpy()
+        channels_VN = data.channels_of(batch.window_ids[:valid].cpu().numpy(), split)
+        spread_VN = window_spread(batch.context[:valid].cpu().numpy(), self.floor[channels_VN])
+        for level in self.supported(levels):
+            lower_VHN, upper_VHN = self._bounds(centre_VHN, spread_VN, channels_VN, level)
+            yield level, lower_VHN, upper_VHN
+
+    def _bounds(
         self, forecast: Floats, spread: Floats, channels: Ints, level: float
     ) -> tuple[Floats, Floats]:
-        """As :meth:`interval`, for windows whose :meth:`spread` (B, N) is known already."""
+        """As :meth:`interval`, for windows whose spread (B, N) is known already."""
         rows_BN = np.zeros_like(channels) if self.shares_ranks else channels
         lower_BHN, upper_BHN = (
             forecast + np.swapaxes(offset_GH[rows_BN], 1, 2) * spread[:, None]
@@ -126,6 +153,10 @@ class Calibration:
             for bound in (self.lower, self.upper)
         )
         return lower, upper
+
+    def supported(self, levels: Sequence[float]) -> list[float]:
+        """Those of some percentages that validation has enough windows for."""
+        return [level for level in levels if level <= self.levels[-1]]
 
     def check_level(self, level: float) -> None:
         """Refuse a level that there is no interval for.

@@ -53,23 +53,16 @@ class Coverage:
 class CoverageSums:
     """Counts of what lies within; an observer of :func:`dist_train.evaluation.score_split`."""
 
-    def __init__(
-        self,
-        calibration: Calibration,
-        data: ForecastData,
-        split: str,
-        levels: Sequence[float] = DRAWN_LEVELS,
-    ) -> None:
-        """Begin to count.
+    def __init__(self, calibration: Calibration, data: ForecastData, split: str) -> None:
+        """Begin to count, at those of :data:`DRAWN_LEVELS` that validation supports.
 
         Args:
             calibration: Makes the intervals.
             data: The series.
             split: Where the windows come from.
-            levels: Percentages; those that validation cannot support are left out.
         """
         self._calibration, self._data, self._split = calibration, data, split
-        self.levels = tuple(level for level in levels if level <= calibration.levels[-1])
+        self.levels = calibration.supported(DRAWN_LEVELS)
         shape = len(self.levels), data.num_channels, data.windows[split].pred_len
         self.within_KCH = torch.zeros(shape, dtype=torch.int64)
         self.width_K = torch.zeros(shape[0], dtype=torch.float64)
@@ -81,13 +74,12 @@ class CoverageSums:
         valid = len(forecast)
         channels_VN = self._data.channels_of(batch.window_ids[:valid].cpu().numpy(), self._split)
         rows = torch.from_numpy(channels_VN.reshape(-1))
-        context, target, centre = (
-            part[:valid].cpu().double().numpy() for part in (batch.context, batch.target, forecast)
-        )
-        spread_VN = self._calibration.spread(context, channels_VN)
+        target = batch.target[:valid].cpu().double().numpy()
         self.count_C.index_add_(0, rows, torch.ones_like(rows))
-        for number, level in enumerate(self.levels):
-            lower, upper = self._calibration.bounds(centre, spread_VN, channels_VN, level)
+        intervals = self._calibration.intervals(
+            batch, forecast, self._data, self._split, self.levels
+        )
+        for number, (_, lower, upper) in enumerate(intervals):
             within_VHN = torch.from_numpy((target >= lower) & (target <= upper))
             within_RH = within_VHN.transpose(1, 2).reshape(len(rows), -1).long()
             self.within_KCH[number].index_add_(0, rows, within_RH)

@@ -86,27 +86,20 @@ class ExampleMaker:
             return np.asarray(scaler.inverse(values[0].double().cpu().numpy()))
 
         intervals = {}
-        known = self._calibration
-        for level in levels if known is not None else ():
-            assert known is not None
-            if level <= known.levels[-1]:
-                channels = self._data.channels_of([window], "test")
-                bounds = known.interval(
-                    forecasts["Time-LLM"].double().cpu().numpy(), batch.context.cpu().numpy(),
-                    channels, level,
-                )  # fmt: skip
-                lower, upper = (np.asarray(scaler.inverse(bound[0])) for bound in bounds)
-                intervals[level] = lower, upper
+        if self._calibration is not None:
+            for level, lower, upper in self._calibration.intervals(
+                batch, forecasts["Time-LLM"], self._data, "test", levels
+            ):
+                intervals[level] = scaler.inverse(lower[0]), scaler.inverse(upper[0])
+        is_one_of_many = len(self._data.scalers) > 1 and self._data.num_variates == 1
         example = ForecastExample(
             dates=series.dates[start:end],
             history=original(batch.context),
             truth=original(batch.target),
             forecasts={name: original(values) for name, values in forecasts.items()},
-            columns=self._data.channel_names if len(self._data.scalers) == 1 else (
-                (series.id,) if self._data.num_variates == 1 else series.columns
-            ),
+            columns=(series.id,) if is_one_of_many else series.columns,
             intervals=intervals,
-        )  # fmt: skip
+        )
         return example, batch
 
     def _neighbours(self, batch: WindowBatch, variate: int) -> list[RetrievedHistory]:
@@ -124,10 +117,7 @@ class ExampleMaker:
         _, loc, scale = normalize(row_1L1, mode)
         number, _ = self._windows.locate(int(batch.window_ids[0]))
         scaler = self._data.scalers[number]
-        entries = zip(
-            bank.series(ids_K).tolist(), bank.starts(ids_K).tolist(),
-            bank.variates(ids_K).tolist(), strict=True,
-        )  # fmt: skip
+        entries = torch.stack(bank.places(ids_K), dim=1).tolist()
         neighbours = []
         for place, (series_number, start, column) in enumerate(entries):
             series = self._data.series_set.series[series_number]
@@ -145,15 +135,12 @@ class ExampleMaker:
     def _apart(self, retriever: Retriever, ids: Tensor) -> Tensor:
         """Of ids, nearest first, keep such as differ in variate or by a horizon in time."""
         bank, kept = retriever.bank, list[int]()
-        places = list(
-            zip(bank.series(ids).tolist(), bank.variates(ids).tolist(), bank.starts(ids).tolist(),
-                strict=True)
-        )  # fmt: skip
-        for number, (series, variate, start) in enumerate(places):
+        places = torch.stack(bank.places(ids), dim=1).tolist()
+        for number, (series, start, variate) in enumerate(places):
             if len(kept) < MAX_NEIGHBOURS and not any(
-                places[other][:2] == (series, variate)
-                and abs(places[other][2] - start) < bank.pred_len
-                for other in kept
+                (other_series, other_variate) == (series, variate)
+                and abs(other_start - start) < bank.pred_len
+                for other_series, other_start, other_variate in (places[one] for one in kept)
             ):
                 kept.append(number)
         return ids[torch.tensor(kept, dtype=torch.int64)]

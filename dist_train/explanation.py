@@ -6,14 +6,14 @@ Shape legend (this file):
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dist_train.data.dates import Dates
 from dist_train.prediction import Floats, SeriesForecast
-from model.instance_norm import VARIANCE_FLOOR
 
 if TYPE_CHECKING:
     from dist_train.loading import LoadedRun
@@ -76,6 +76,26 @@ def explain(run: "LoadedRun", forecasts: Sequence[SeriesForecast]) -> list[RowEx
     return [row for forecast in forecasts for row in _rows(run, forecast)]
 
 
+def history_columns(rows: Sequence[RowExplanation]) -> dict[str, npt.NDArray[Any]]:
+    """Lay the histories of explained forecasts out as the columns of a table, a row for each."""
+    found = [(row, rank, history) for row in rows for rank, history in enumerate(row.histories, 1)]
+    return {
+        "unique_id": np.array([row.series for row, _, _ in found], dtype=str),
+        "variate": np.array([row.variate for row, _, _ in found], dtype=str),
+        "rank": np.array([rank for _, rank, _ in found], dtype=np.int64),
+        "history_id": np.array([history.series for *_, history in found], dtype=str),
+        "history_variate": np.array([history.variate for *_, history in found], dtype=str),
+        **{
+            name: np.array([getattr(one, name) for *_, one in found], dtype="datetime64[ns]")
+            for name in ("start", "end", "future_end")
+        },
+        **{
+            name: np.array([getattr(one, name) for *_, one in found], dtype=np.float64)
+            for name in ("weight", "distance")
+        },
+    }
+
+
 def _rows(run: "LoadedRun", forecast: SeriesForecast) -> Iterator[RowExplanation]:
     evidence = forecast.evidence
     assert evidence is not None, "predict(..., with_evidence=True)"
@@ -108,10 +128,7 @@ def _histories(run: "LoadedRun", forecast: SeriesForecast, number: int) -> Itera
         return
     bank, known = run.retriever.bank, run.retriever.data.series_set.series
     ids_K = neighbours.ids[number]
-    places = zip(
-        bank.series(ids_K).tolist(), bank.starts(ids_K).tolist(), bank.variates(ids_K).tolist(),
-        strict=True,
-    )  # fmt: skip
+    places = torch.stack(bank.places(ids_K), dim=1).tolist()
     for rank, (series, start, variate) in enumerate(places):
         if series < 0:
             continue
@@ -128,26 +145,20 @@ def _histories(run: "LoadedRun", forecast: SeriesForecast, number: int) -> Itera
 
 
 def analogues(run: "LoadedRun", forecast: SeriesForecast) -> Floats:
-    """The histories of a forecast with what followed, put onto its own level and scale.
+    """What followed the histories of a forecast, put onto its own level and scale.
 
     Returns:
-        Original units, NaN where there is none. Shape (N, K, L + H).
+        Original units, NaN where there is none. Shape (N, K, H).
     """
     assert forecast.evidence is not None
     neighbours, retriever = forecast.evidence.neighbours, run.retriever
     if retriever is None or neighbours is None:
         return np.empty((forecast.values.shape[1], 0, 0))
     anchored = run.config.gram.retrieval_key == "anchored"
-    seq_len = retriever.bank.seq_len
-    windows_NKL = retriever.bank.windows(neighbours.ids).double().numpy()
     futures_NKH = retriever.bank.futures(neighbours.ids, anchored=anchored).double().numpy()
-    mean_NK1 = windows_NKL.mean(axis=-1, keepdims=True)
-    scale_NK1 = np.sqrt(windows_NKL.var(axis=-1, keepdims=True) + VARIANCE_FLOOR)
-    loc_NK1 = windows_NKL[..., -1:] if anchored else mean_NK1
-    shapes = np.concatenate([(windows_NKL - loc_NK1) / scale_NK1, futures_NKH], axis=-1)
-    own_NL = forecast.series.values[forecast.end - seq_len : forecast.end].T
+    own_NL = forecast.series.values[forecast.end - retriever.bank.seq_len : forecast.end].T
     level_N1 = own_NL[:, -1:] if anchored else own_NL.mean(axis=1, keepdims=True)
     spread_N1 = own_NL.std(axis=1, keepdims=True)
-    drawn: Floats = level_N1[:, None] + spread_N1[:, None] * shapes
+    drawn: Floats = level_N1[:, None] + spread_N1[:, None] * futures_NKH
     drawn[neighbours.ids.numpy() < 0] = np.nan
     return drawn

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dist_train.data.config import DataError
-from dist_train.explanation import analogues, explain
+from dist_train.explanation import analogues, explain, history_columns
 from dist_train.figures.forecast import ForecastExample, save_forecast_figure
 from dist_train.loading import LoadedRun
 from dist_train.prediction import SeriesForecast, load_newest, predict
@@ -68,7 +68,8 @@ def write_forecasts(out: Path, run: LoadedRun, forecasts: list[SeriesForecast]) 
     write_text(out / TABLE, pd.concat(_table(one) for one in forecasts).to_csv(index=False))
     save_forecast_figure(out / FIGURE, example_of(run, forecasts[0]))
     if run.retriever is not None:
-        write_text(out / RETRIEVED, _retrieved(run, forecasts).to_csv(index=False))
+        found = pd.DataFrame(history_columns(explain(run, forecasts)))
+        write_text(out / RETRIEVED, found.to_csv(index=False))
         written.append(out / RETRIEVED)
     return written
 
@@ -83,37 +84,8 @@ def _table(forecast: SeriesForecast) -> pd.DataFrame:
             "variate": variate,
             "forecast": forecast.values[:, number],
         }
-        levels = sorted(forecast.intervals)
-        bounds = [("lo", 0, level) for level in reversed(levels)]
-        bounds += [("hi", 1, level) for level in levels]
-        for name, side, level in bounds:
-            columns[f"{name}-{level:g}"] = forecast.intervals[level][side][:, number]
-        parts.append(pd.DataFrame(columns))
+        parts.append(pd.DataFrame(columns | forecast.bounds_of(number)))
     return pd.concat(parts)
-
-
-def _retrieved(run: LoadedRun, forecasts: Sequence[SeriesForecast]) -> pd.DataFrame:
-    rows = [
-        {
-            "unique_id": row.series,
-            "variate": row.variate,
-            "rank": rank,
-            "history_id": history.series,
-            "history_variate": history.variate,
-            "start": history.start,
-            "end": history.end,
-            "future_end": history.future_end,
-            "weight": history.weight,
-            "distance": history.distance,
-        }
-        for row in explain(run, forecasts)
-        for rank, history in enumerate(row.histories, start=1)
-    ]
-    columns = [
-        "unique_id", "variate", "rank", "history_id", "history_variate", "start", "end",
-        "future_end", "weight", "distance",
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
 
 
 def example_of(run: LoadedRun, forecast: SeriesForecast) -> ForecastExample:
@@ -134,5 +106,5 @@ def _drawn(run: LoadedRun, forecast: SeriesForecast) -> np.ndarray | None:
     """What followed the heaviest histories, on the level of the forecast. (K, h, N)."""
     if run.retriever is None:
         return None
-    shapes_NKT = analogues(run, forecast)[:, :MAX_DRAWN, run.config.data.seq_len :]
-    return shapes_NKT[..., : len(forecast.dates)].transpose(1, 2, 0)
+    drawn_NKh = analogues(run, forecast)[:, :MAX_DRAWN, : len(forecast.dates)]
+    return drawn_NKh.transpose(1, 2, 0)

@@ -22,7 +22,7 @@ from dist_train.figures import panel
 from dist_train.figures.panel import PanelWindow
 from dist_train.memory_account import account
 from model.batch import RetrievedWindows
-from model.instance_norm import VARIANCE_FLOOR
+from model.instance_norm import normalize
 
 SPLIT = "val_selection"
 """Never the test split: what is looked at during training is chosen by."""
@@ -104,9 +104,10 @@ def _window(
     neighbours = interval = None
     if retrieved is not None:
         row = place * windows.num_variates + variate
-        level_1, scale_1 = _level_and_scale(batch.context[place, :, [variate]].T, anchored=anchored)
+        context_1L1 = batch.context[place, :, variate].reshape(1, -1, 1)
+        _, loc_111, scale_111 = normalize(context_1L1, "last" if anchored else "mean")
         found_KH = retrieved.futures[row][retrieved.valid[row]][:MAX_NEIGHBOURS].cpu()
-        neighbours = original(level_1 + scale_1 * found_KH)
+        neighbours = original(found_KH * scale_111[0] + loc_111[0])
     if bounds is not None:
         lower, upper = (bound[place, :, variate] * scale + mean for bound in bounds)
         interval = lower, upper
@@ -142,14 +143,7 @@ def _bounds(
     calibration: Calibration | None, forecast: Tensor, batch: WindowBatch, data: ForecastData
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Standardised bounds of the intervals, where there are any. Shape (B, H, N) each."""
-    if calibration is None or calibration.levels[-1] < LEVEL:
+    if calibration is None:
         return None
-    channels_BN = data.channels_of(batch.window_ids.numpy(), SPLIT)
-    context_BLN = batch.context.numpy()
-    return calibration.interval(forecast.double().cpu().numpy(), context_BLN, channels_BN, LEVEL)
-
-
-def _level_and_scale(rows: Tensor, *, anchored: bool) -> tuple[Tensor, Tensor]:
-    """What a retrieved future is put onto: as retrieval alone forecasts. (R, L) -> (R,), (R,)."""
-    scales_R = (rows.var(dim=1, correction=0) + VARIANCE_FLOOR).sqrt()
-    return (rows[:, -1] if anchored else rows.mean(dim=1)), scales_R
+    found = calibration.intervals(batch, forecast, data, SPLIT, (LEVEL,))
+    return next(((lower, upper) for _, lower, upper in found), None)

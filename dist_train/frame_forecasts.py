@@ -15,7 +15,13 @@ import numpy.typing as npt
 from dist_train.data.config import DataError, quote
 from dist_train.data.dates import show
 from dist_train.data.frames import Expected, Frame, read_frame
-from dist_train.explanation import DIRECTIONS, MAGNITUDES, RowExplanation, explain
+from dist_train.explanation import (
+    DIRECTIONS,
+    MAGNITUDES,
+    RowExplanation,
+    explain,
+    history_columns,
+)
 from dist_train.figures.forecast import save_forecast_figure
 from dist_train.forecast_files import example_of
 from dist_train.prediction import SeriesForecast, check_horizon, check_levels, predict
@@ -61,7 +67,7 @@ def predict_frame(
     read = read_frame(frame, _expected(run), missing)
     forecasts = predict(run, read.series_set, horizon=horizon, levels=levels)
     dates = {read.date_column: np.concatenate([one.dates for one in forecasts])}
-    return read.give_back(_ids(forecasts), dates, _columns(read, forecasts, levels))
+    return read.give_back(_ids(forecasts), dates, _columns(read, forecasts))
 
 
 def cross_validate_frame(
@@ -89,7 +95,7 @@ def cross_validate_frame(
     cutoffs = [horizon + step_size * number for number in reversed(range(n_windows))]
     _refuse_filled(read, cutoffs[0] + run.config.data.seq_len)
     forecasts = predict(run, read.series_set, horizon=horizon, levels=levels, cutoffs=cutoffs)
-    columns = _columns(read, forecasts, levels)
+    columns = _columns(read, forecasts)
     truth = [one.series.values[one.end : one.end + horizon] for one in forecasts]
     for number, name in enumerate(forecasts[0].series.columns):
         label = "y" if read.layout == "long" else f"{name}-y"
@@ -140,7 +146,7 @@ def explain_frame(run: "LoadedRun", frame: Any, *, missing: Missing) -> Explanat
         if all(getattr(row, what) is not None for row in details):
             rows[what] = [getattr(row, what) for row in details]
     return Explanation(
-        rows=read.make(rows), histories=read.make(_history_columns(details)), details=details
+        rows=read.make(rows), histories=read.make(history_columns(details)), details=details
     )
 
 
@@ -173,27 +179,6 @@ def plot_frame(
     save_forecast_figure(path, example_of(run, forecast))
 
 
-def _history_columns(details: Sequence[RowExplanation]) -> dict[str, Any]:
-    found = [
-        (row, rank, history) for row in details for rank, history in enumerate(row.histories, 1)
-    ]
-    return {
-        "unique_id": np.array([row.series for row, _, _ in found], dtype=str),
-        "variate": np.array([row.variate for row, _, _ in found], dtype=str),
-        "rank": np.array([rank for _, rank, _ in found], dtype=np.int64),
-        "history_id": np.array([history.series for *_, history in found], dtype=str),
-        "history_variate": np.array([history.variate for *_, history in found], dtype=str),
-        **{
-            name: np.array([getattr(one, name) for *_, one in found], dtype="datetime64[ns]")
-            for name in ("start", "end", "future_end")
-        },
-        **{
-            name: np.array([getattr(one, name) for *_, one in found], dtype=np.float64)
-            for name in ("weight", "distance")
-        },
-    }
-
-
 def _expected(run: "LoadedRun") -> Expected:
     facts, series = run.series, run.series["series"]
     return Expected(
@@ -217,17 +202,14 @@ def _ids(forecasts: Sequence[SeriesForecast]) -> list[str]:
 
 
 def _columns(
-    read: Frame, forecasts: Sequence[SeriesForecast], levels: Sequence[float]
+    read: Frame, forecasts: Sequence[SeriesForecast]
 ) -> dict[str, npt.NDArray[np.floating]]:
     """Forecasts and bounds by the names that the user finds them under."""
     columns: dict[str, npt.NDArray[np.floating]] = {}
     for number, variate in enumerate(forecasts[0].series.columns):
         name = MODEL if read.layout == "long" else variate
         columns[name] = np.concatenate([one.values[:, number] for one in forecasts])
-        sides = [("lo", 0, level) for level in reversed(levels)]
-        sides += [("hi", 1, level) for level in levels]
-        for side, which, level in sides:
-            columns[f"{name}-{side}-{level:g}"] = np.concatenate(
-                [one.intervals[level][which][:, number] for one in forecasts]
-            )
+        bounds = [one.bounds_of(number) for one in forecasts]
+        for side in bounds[0]:
+            columns[f"{name}-{side}"] = np.concatenate([part[side] for part in bounds])
     return columns

@@ -142,7 +142,7 @@ class LoadedRun:
                 f"{highest:g} %",
                 " of " + " and ".join(f"{one:g} %" for one in TOLD_LEVELS if one > highest),
             )
-        return tuple(level for level in TOLD_LEVELS if level <= highest)
+        return tuple(self.calibration.supported(TOLD_LEVELS))
 
     def calibrated(self, data: ForecastData) -> "LoadedRun":
         """Give a run that has no calibration one, from the data it was trained on; collective.

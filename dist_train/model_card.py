@@ -10,6 +10,14 @@ from dist_train.data.catalog import CATALOG
 from memory_index.atomic_file import write_text
 
 MAX_NAMES = 12
+LIMITS = (
+    "## Intended use and limits\n\n"
+    "For series of the kind it was trained on, at the same time between rows. Intervals hold "
+    "on average over windows like those of validation, not for each window, and not after the "
+    "series have changed. The forecast knows nothing but the series: no calendar, no events. "
+    "Compare it with the ridge row above before you rely on it; where the two are equal the "
+    "linear anchor does the work."
+)
 
 
 def write_card(
@@ -31,7 +39,7 @@ def write_card(
         _metrics(content, is_changed),
         _intervals(content, calibration),
         _backbone(content),
-        _limits(content),
+        LIMITS,
     ]
     write_text(path, "\n\n".join(parts) + "\n")
 
@@ -170,14 +178,3 @@ def _backbone_name(content: dict[str, Any]) -> str:
     name: str = content["backbone"]["name"]
     path = Path(name).expanduser()
     return path.name if path.is_absolute() or path.exists() else name
-
-
-def _limits(content: dict[str, Any]) -> str:
-    return (
-        "## Intended use and limits\n\n"
-        "For series of the kind it was trained on, at the same time between rows. Intervals hold "
-        "on average over windows like those of validation, not for each window, and not after the "
-        "series have changed. The forecast knows nothing but the series: no calendar, no events. "
-        "Compare it with the ridge row above before you rely on it; where the two are equal the "
-        "linear anchor does the work."
-    )

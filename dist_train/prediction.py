@@ -62,6 +62,16 @@ class SeriesForecast:
     evidence: Evidence | None = None
     """None unless it was asked for."""
 
+    def bounds_of(self, variate: int) -> dict[str, Floats]:
+        """Bounds of one variate by name: lo-95, lo-80, hi-80, hi-95. Shape (h,) each."""
+        levels = sorted(self.intervals)
+        sides = [("lo", 0, level) for level in reversed(levels)]
+        sides += [("hi", 1, level) for level in levels]
+        return {
+            f"{side}-{level:g}": self.intervals[level][which][:, variate]
+            for side, which, level in sides
+        }
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Window:
@@ -170,20 +180,6 @@ def check_levels(run: "LoadedRun", levels: Sequence[float]) -> None:
         run.calibration.check_level(level)
 
 
-def future_dates(series: Series, frequency: str | None, pred_len: int) -> Dates:
-    """Continue the time stamps of a series.
-
-    Raises:
-        DataError: They have no constant frequency.
-    """
-    if frequency is None:
-        raise DataError(
-            f"series {series.id}: its time stamps have no constant frequency, so the next "
-            f"{pred_len} cannot be named; give regular time stamps."
-        )
-    return continue_dates(series.dates[-1], frequency, pred_len)
-
-
 def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
     """Read the file to forecast: ``path``, or else the data the run was trained on."""
     if path is None:
@@ -227,11 +223,16 @@ def _check_length(window: _Window, seq_len: int, cutoff: int) -> None:
 
 
 def _dates_after(window: _Window, frequency: str | None, horizon: int) -> Dates:
-    past = window.series.dates[: window.end]
-    known = window.series.dates[window.end : window.end + horizon]
+    series, end = window.series, window.end
+    known = series.dates[end : end + horizon]
     if len(known) == horizon:
         return known
-    return future_dates(replace(window.series, dates=past), frequency, horizon)
+    if frequency is None:
+        raise DataError(
+            f"series {series.id}: its time stamps have no constant frequency, so the next "
+            f"{horizon} cannot be named; give regular time stamps."
+        )
+    return continue_dates(series.dates[end - 1], frequency, horizon)
 
 
 def _contexts(windows: Sequence[_Window], seq_len: int) -> npt.NDArray[np.float32]:

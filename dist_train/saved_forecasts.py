@@ -8,7 +8,7 @@ Shape legend (this file):
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,7 +60,6 @@ class ForecastFile:
         *,
         calibration: Calibration | None = None,
         ridge: Forecast | None = None,
-        levels: Sequence[float] = TOLD_LEVELS,
     ) -> None:
         """Open this rank's part; collective.
 
@@ -68,9 +67,9 @@ class ForecastFile:
             path: Of the file, the same on all ranks; see :func:`check_path`.
             data: The series.
             split: Where the windows come from.
-            calibration: Makes the intervals; None: no such columns.
+            calibration: Makes the intervals, at those of
+                :data:`~dist_train.coverage.TOLD_LEVELS` that it supports; None: no such columns.
             ridge: Forecasts of the ridge beside those of the model; None: no such column.
-            levels: Percentages of the intervals; those not supported are left out.
 
         Raises:
             OSError: It cannot be written.
@@ -82,8 +81,7 @@ class ForecastFile:
         self._job = str(distributed.gather_objects(os.getpid())[0])
         self._path, self._data, self._split = path, data, split
         self._calibration, self._ridge = calibration, ridge
-        highest = calibration.levels[-1] if calibration is not None else 0.0
-        self._levels = [level for level in levels if level <= highest]
+        self._levels = [] if calibration is None else calibration.supported(TOLD_LEVELS)
         self.part = self._part(distributed.rank())
         self._waiting: list[Any] = []
         self._waiting_rows = 0
@@ -107,12 +105,9 @@ class ForecastFile:
         if self._ridge is not None:
             standardised["ridge"] = self._ridge(batch)[:valid].double().cpu().numpy()
         if self._calibration is not None:
-            channels_VN = self._data.channels_of(ids, self._split)
-            spread_VN = self._calibration.spread(batch.context[:valid].cpu().numpy(), channels_VN)
-            for level in self._levels:
-                lower, upper = self._calibration.bounds(
-                    standardised["forecast"], spread_VN, channels_VN, level
-                )
+            for level, lower, upper in self._calibration.intervals(
+                batch, forecast, self._data, self._split, self._levels
+            ):
                 standardised |= {f"lo-{level:g}": lower, f"hi-{level:g}": upper}
         columns = self._rows(ids, standardised)
         table = pyarrow.table([columns[name] for name in self._schema.names], schema=self._schema)

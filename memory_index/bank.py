@@ -71,6 +71,17 @@ class MemoryBank:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def places(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Say what each id is of; -1 in all three where the id is.
+
+        Args:
+            ids: Ids, -1 for none. Shape (...), int64, on the CPU.
+
+        Returns:
+            Index of the series, first row of the window in it, and column. Shape (...) each, int64.
+        """
+        return self._places.locate(ids)
+
     def series(self, ids: Tensor) -> Tensor:
         """Index of the series of each id, -1 where the id is. Shape (...), int64."""
         return self._places.locate(ids)[0]
@@ -78,10 +89,6 @@ class MemoryBank:
     def starts(self, ids: Tensor) -> Tensor:
         """First row of each id's window in its series, -1 where the id is. Shape (...), int64."""
         return self._places.locate(ids)[1]
-
-    def variates(self, ids: Tensor) -> Tensor:
-        """Column of each id in its series, -1 where the id is. Shape (...), int64."""
-        return self._places.locate(ids)[2]
 
     def hidden(self, series: Tensor, starts: Tensor, exclusion: Exclusion) -> Tensor:
         """Ids that queries must not see, whatever the variate and whichever series shares time.

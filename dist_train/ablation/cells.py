@@ -127,7 +127,8 @@ class Plan:
 
 
 def make_plan(
-    arguments: Sequence[str],
+    config_file: str,
+    overrides: Sequence[str],
     grid: Grid,
     *,
     num_seeds: int,
@@ -137,7 +138,8 @@ def make_plan(
     """Read every row's configuration, and name its cells.
 
     Args:
-        arguments: Command line of the configuration that rows differ from, ``--config`` included.
+        config_file: The configuration that rows differ from.
+        overrides: The rest of its command line.
         grid: The rows.
         num_seeds: Seeds of each row, counted up from the configuration's own.
         learning_rates: Peaks that are tried for each row; none: the row's own.
@@ -148,10 +150,10 @@ def make_plan(
     """
     if num_seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {num_seeds}.")
+    arguments = ("--config", config_file, *overrides)
     base = _parse(arguments, "")
     folder = Path(base.runs_dir) / f"{base.name}-ablation"
     seeds = tuple(range(base.train.seed, base.train.seed + num_seeds))
-    overrides = tuple(split_config(arguments)[1])
     variants: list[Variant] = []
     folders: dict[str, Path] = {}
     for row in grid.rows:
@@ -164,30 +166,12 @@ def make_plan(
     beside = [
         variant
         for names in baselines
-        for variant in _baselines(arguments, base, folder, seeds, names, learning_rates, folders)
+        for variant in _baselines(overrides, base, folder, seeds, names, learning_rates, folders)
     ]
     return Plan(
         base=base, folder=folder, grid=grid, seeds=seeds, variants=tuple(variants),
         baselines=tuple(beside),
     )  # fmt: skip
-
-
-def split_config(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part the command line of a configuration.
-
-    Returns:
-        The files that ``--config`` names, and the overrides: all other words, in their order.
-    """
-    files: list[str] = []
-    overrides: list[str] = []
-    rest = iter(arguments)
-    for word in rest:
-        option, equals, name = word.partition("=")
-        if option == "--config":
-            files.append(name if equals else next(rest, ""))
-        else:
-            overrides.append(word)
-    return files, overrides
 
 
 def settings_hash(config: RunConfig, baselines: Sequence[str] = ()) -> str:
@@ -280,7 +264,7 @@ def _cells(
 
 
 def _baselines(
-    arguments: Sequence[str],
+    overrides: Sequence[str],
     base: RunConfig,
     folder: Path,
     seeds: Sequence[int],
@@ -289,13 +273,12 @@ def _baselines(
     folders: dict[str, Path],
 ) -> list[Variant]:
     """Cells of baselines that run together; PatchTST gets the learning rates that rows get."""
-    overrides = tuple(split_config(arguments)[1])
     once = all(name in DETERMINISTIC for name in names)
     label = "baselines" if len(names) > 1 else names[0]
     rates = learning_rates if "patchtst" in names else ()
     variants = []
     for rate in rates or (base.train.learning_rate,):
-        keys = (*overrides, f"--train.learning_rate={rate:g}") if rates else overrides
+        keys = (*overrides, f"--train.learning_rate={rate:g}") if rates else tuple(overrides)
         config = replace(base, train=replace(base.train, learning_rate=rate))
         place = _place(settings_hash(config, names), folder, label, folders)
         cells = tuple(

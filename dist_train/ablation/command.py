@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train import preflight
-from dist_train.ablation.cells import Cell, Plan, lines_of, make_plan, split_config
+from dist_train.ablation.cells import Cell, Plan, lines_of, make_plan
 from dist_train.ablation.grid import read_grid
 from dist_train.ablation.running import Limits, run_cells
 from dist_train.ablation.table import Table, make_table, to_csv, to_markdown
@@ -46,13 +46,12 @@ def main(argv: Sequence[str]) -> int:
         "what exceeds it, a CSV and a picture. The same command goes on where it was."
     )
     _add_options(parser)
-    config_arguments = _of_configuration(argv)
     _, values = parse_run_config(parser, argv)
-    files, _ = split_config(config_arguments)
+    files, overrides = split_config(_of_configuration(argv))
     if len(files) != 1:
         raise ConfigError(f"timellm ablate: give one --config FILE, got {len(files)}.")
     options = AblateOptions(**{item.name: values[item.name] for item in fields(AblateOptions)})
-    return ablate(config_arguments, files[0], options)
+    return ablate(files[0], overrides, options)
 
 
 def _add_options(parser: Any) -> None:
@@ -101,13 +100,31 @@ def _of_configuration(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def ablate(arguments: Sequence[str], config_file: str, options: AblateOptions) -> int:
+def split_config(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the command line of a configuration.
+
+    Returns:
+        The files that ``--config`` names, and the overrides: all other words, in their order.
+    """
+    files: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        option, equals, name = word.partition("=")
+        if option == "--config":
+            files.append(name if equals else next(rest, ""))
+        else:
+            overrides.append(word)
+    return files, overrides
+
+
+def ablate(config_file: str, overrides: Sequence[str], options: AblateOptions) -> int:
     """Do what the command line asks; returns the exit code: 0, or 1 where a cell failed.
 
     Args:
-        arguments: Command line of the configuration, ``--config`` included.
         config_file: What ``--config`` names.
-        options: The rest.
+        overrides: The rest of the configuration's command line.
+        options: What the command takes beside it.
 
     Raises:
         ConfigError: A row, an option or a folder is refused.
@@ -116,7 +133,8 @@ def ablate(arguments: Sequence[str], config_file: str, options: AblateOptions) -
     """
     _check(options)
     plan = make_plan(
-        arguments,
+        config_file,
+        overrides,
         read_grid(options.grid),
         num_seeds=options.seeds,
         learning_rates=options.learning_rates,

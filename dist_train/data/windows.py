@@ -161,10 +161,10 @@ class ForecastData:
     def channel_names(self) -> tuple[str, ...]:
         """Names in channel order: the variates of one series, or the ids of many univariate."""
         series = self.series_set.series
-        if len(series) == 1 and self.num_variates > 1:
+        if len(series) == 1:
             return series[0].columns
         if self.num_variates == 1:
-            return tuple(series[0].columns) if len(series) == 1 else tuple(s.id for s in series)
+            return tuple(one.id for one in series)
         return tuple(f"{one.id}/{column}" for one in series for column in one.columns)
 
     def channels_of(self, window_ids: Sequence[int] | Ints, split: str) -> Ints:

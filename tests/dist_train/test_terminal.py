@@ -1,20 +1,15 @@
 """dist_train/terminal.py: a bar on a terminal, plain lines elsewhere, nothing where it is quiet."""
 
-import fcntl
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
-from pathlib import Path
 
 import pytest
 
 from dist_train import terminal
 from dist_train.terminal import TrainingBar, say
+from tests.helpers.terminals import ROOT, run_on_terminal
 
-ROOT = Path(__file__).parents[2]
 TRAIN = """
 from dist_train.terminal import TrainingBar
 bar = TrainingBar(4, 1, shown=True)
@@ -29,26 +24,10 @@ bar.close()
 
 def on_a_terminal(code: str, columns: int = 100, **environment: str) -> str:
     """What a program writes to a terminal."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(
-        theirs,
-        termios.TIOCSWINSZ,
-        struct.pack("HHHH", 40, columns, 0, 0),
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
-        env=os.environ | {"TERM": "xterm"} | environment,
-    ) as process:  # fmt: skip
-        os.close(theirs)
-        written = b""
-        try:
-            while piece := os.read(ours, 4096):
-                written += piece
-        except OSError:  # the other end is closed
-            pass
-        assert process.wait() == 0, written
-    os.close(ours)
-    return written.decode()
+    env = os.environ | {"TERM": "xterm"} | environment
+    done = run_on_terminal([sys.executable, "-c", code], env=env, columns=columns)
+    assert done.returncode == 0, done.shown
+    return done.shown
 
 
 def test_a_terminal_gets_one_bar_that_says_all():

@@ -1,14 +1,10 @@
 """What a training on two ranks shows: one bar on a terminal, plain lines in a pipe, or nothing."""
 
-import fcntl
 import json
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +14,9 @@ from dist_train.config import config_to_yaml
 from dist_train.launcher import RANK_VARIABLES
 from dist_train.tracking_config import TrackingConfig
 from tests.helpers.runs import tiny_run
+from tests.helpers.terminals import ROOT, run_on_terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
-
-ROOT = Path(__file__).parents[2]
 
 
 def command(folder: Path, *further: str) -> list[str]:
@@ -74,25 +69,10 @@ def test_quiet_leaves_the_last_line(tmp_path: Path):
 
 
 def test_a_terminal_gets_one_bar(tmp_path: Path):
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    with subprocess.Popen(
-        command(tmp_path), cwd=ROOT, env=surroundings(), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=theirs,
-    ) as process:  # fmt: skip
-        os.close(theirs)
-        written = b""
-        try:
-            while piece := os.read(ours, 4096):
-                written += piece
-        except OSError:  # the other end is closed
-            pass
-        assert process.stdout is not None
-        last = process.stdout.read().decode().splitlines()[-1]
-    os.close(ours)
-    assert process.returncode == 0, written
-    assert json.loads(last)["ranks"] == 2
-    shown = written.decode()
+    done = run_on_terminal(command(tmp_path), env=surroundings(), columns=120, pipe_stdout=True)
+    assert done.returncode == 0, done.shown
+    assert json.loads(done.stdout.splitlines()[-1])["ranks"] == 2
+    shown = done.shown
     bars = [piece for piece in shown.split("\r") if "training" in piece]
     assert len(bars) > 2, shown
     assert all(re.match(r"training +\d+%\|", piece) for piece in bars)

@@ -66,8 +66,7 @@ def test_entries_and_values_equal_the_obvious_loop(
 
     expected = entries_by_loop(series, rows, stride, clock_offsets)
 
-    got = [bank.series(bank.ids), bank.starts(bank.ids), bank.variates(bank.ids)]
-    assert torch.stack(got, dim=1).tolist() == [list(entry) for entry in expected]
+    assert triples(bank) == [list(entry) for entry in expected]
     assert len(bank) == bank.num_candidates == len(expected)
     assert (bank.ids.diff() > 0).all()
     windows, futures = bank.windows(bank.ids), bank.futures(bank.ids)
@@ -102,8 +101,7 @@ def test_ids_are_time_major_and_do_not_depend_on_stride_or_sampling(offsets: lis
 
 def triples(bank: MemoryBank) -> list[list[int]]:
     """(series, start, variate) of every entry."""
-    parts = [bank.series(bank.ids), bank.starts(bank.ids), bank.variates(bank.ids)]
-    return torch.stack(parts, dim=1).tolist()
+    return torch.stack(bank.places(bank.ids), dim=1).tolist()
 
 
 @settings(deadline=None, max_examples=40)
@@ -144,9 +142,10 @@ def test_slots_without_a_neighbour_read_as_zeros():
     assert windows[ids < 0].abs().max() == 0
     assert futures[ids < 0].abs().max() == 0
     assert windows[0, 0].abs().min() > 0
-    assert bank.starts(ids).tolist() == [[1, -1], [-1, -1]]
-    assert bank.series(ids).tolist() == [[0, -1], [-1, -1]]
-    assert bank.variates(ids).tolist() == [[1, -1], [-1, -1]]
+    series, starts, variates = bank.places(ids)
+    assert starts.tolist() == bank.starts(ids).tolist() == [[1, -1], [-1, -1]]
+    assert series.tolist() == bank.series(ids).tolist() == [[0, -1], [-1, -1]]
+    assert variates.tolist() == [[1, -1], [-1, -1]]
 
 
 def test_a_constant_window_has_a_finite_future():
@@ -175,7 +174,7 @@ def test_a_sample_is_even_over_variates_and_time():
     # 7 variates and every 14th entry: a stride over ids would meet variate 0 alone.
     series = make_series((L + H - 1 + 200, 7))
     bank = make_bank(series, [(0, len(series[0]))], num_samples=100)
-    assert bank.variates(bank.ids).bincount(minlength=7).tolist() == [15, 15, 14, 14, 14, 14, 14]
+    assert bank.places(bank.ids)[2].bincount(minlength=7).tolist() == [15, 15, 14, 14, 14, 14, 14]
     assert bank.starts(bank.ids).diff().tolist() == [2] * 99
 
 

@@ -42,10 +42,10 @@ def plan_of(
 ) -> Plan:
     """Plan a grid over a configuration file."""
     grid = Grid(name="own", rows=tuple(rows))
-    arguments = ["--config", str(file), *more]
     return make_plan(
-        arguments, grid, num_seeds=seeds, baselines=baselines, learning_rates=learning_rates
-    )
+        str(file), more, grid,
+        num_seeds=seeds, baselines=baselines, learning_rates=learning_rates,
+    )  # fmt: skip
 
 
 def finish(

@@ -10,7 +10,6 @@ from dist_train.ablation.cells import (
     lines_of,
     make_plan,
     settings_hash,
-    split_config,
 )
 from dist_train.ablation.grid import Grid, Row, read_grid, split_line
 from dist_train.config import ConfigError, load_run_config
@@ -37,13 +36,6 @@ def test_the_arguments_of_a_cell_give_its_configuration(file: Path):
     for cell in plan_of(file, more=["--train.max_steps", "7"]).trainings:
         assert load_run_config(file, cell.arguments) == cell.config
         assert cell.config.train.max_steps == 7
-
-
-def test_the_files_of_a_command_line_are_parted_from_its_overrides():
-    words = ["--a.b", "1", "--config", "x=y.yaml", "--configs=3", "--config=p=q.yaml", "--c=2"]
-    assert split_config(words) == (
-        ["x=y.yaml", "p=q.yaml"], ["--a.b", "1", "--configs=3", "--c=2"],
-    )  # fmt: skip
 
 
 def test_what_nothing_reads_makes_no_second_run(file: Path):
@@ -113,7 +105,7 @@ def test_a_row_without_a_memory_is_anchored_to_the_plain_ridge(tmp_path: Path):
     file = tmp_path / "memory.yaml"
     quickstart = Path(__file__).parents[3] / "configs/quickstart.yaml"
     file.write_text(f"extends: {quickstart}\n")
-    plan = make_plan(["--config", str(file)], read_grid("modules"), num_seeds=1)
+    plan = make_plan(str(file), [], read_grid("modules"), num_seeds=1)
     anchors = [(v.row.name, v.cells[0].config.model.anchor) for v in plan.variants]
     with_memory = "ridge_retrieval"
     assert anchors == [
@@ -169,4 +161,4 @@ def test_a_row_that_is_no_configuration_is_refused_by_its_name(
 
 def test_no_seed_is_refused(file: Path):
     with pytest.raises(ConfigError, match="--seeds must be at least 1, got 0"):
-        make_plan(["--config", str(file)], Grid(name="x", rows=()), num_seeds=0)
+        make_plan(str(file), [], Grid(name="x", rows=()), num_seeds=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dist_train.ablation.command import main
+from dist_train.ablation.command import main, split_config
 from dist_train.config import ConfigError, config_to_yaml, load_run_config
 from tests.dist_train.ablation.ablations import base_run, finish, plan_of
 
@@ -37,6 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(folder: Path, *options: str) -> int:
     return main(["--config", str(folder / "tiny.yaml"), "--grid", str(folder / "own.grid"),
                  *options])  # fmt: skip
+
+
+def test_the_files_of_a_command_line_are_parted_from_its_overrides():
+    words = ["--a.b", "1", "--config", "x=y.yaml", "--configs=3", "--config=p=q.yaml", "--c=2"]
+    assert split_config(words) == (
+        ["x=y.yaml", "p=q.yaml"], ["--a.b", "1", "--configs=3", "--c=2"],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,21 @@ DLINEAR_PATIENCE = 3
 DLINEAR_LEARNING_RATE = 1e-3
 
 
-def fit_ridge(data: ForecastData) -> AnchorFit:
+def fit_ridge(data: ForecastData, *, follows_year: bool = False) -> AnchorFit:
     """Fit the ridge on the training windows, penalty and norm chosen on validation; collective.
 
     Every rank reads its share of the windows, and only sums of products are exchanged. All
     variates are rows of one regression.
 
+    Args:
+        data: The series.
+        follows_year: The weights may change with the time of year, where that is better on
+            validation. The ridge that stands beside every result has weights that last.
+
     Source: the protocol of Toner and Darlow 2024 (arXiv:2403.14587), closed-form linear models.
     """
-    return fit_anchor(_grams(data.windows["train"]), _grams(data.windows["val"]))
+    train, val = (_grams(data.windows[split], follows_year) for split in ("train", "val"))
+    return fit_anchor(train, val)
 
 
 def ridge_forecast(fit: AnchorFit) -> Forecast:
@@ -145,18 +151,22 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     module.load_state_dict(best_state)
 
 
-def _grams(windows: WindowSet) -> list[GramAccumulator]:
+def _grams(windows: WindowSet, follows_year: bool) -> list[GramAccumulator]:
     """Accumulate this rank's contiguous share for each norm, and add up all ranks; collective."""
-    grams = [GramAccumulator(windows.seq_len, windows.pred_len, norm) for norm in NORMS]
+    shape = (windows.seq_len, windows.pred_len)
+    grams = [GramAccumulator(*shape, norm, follows_year=follows_year) for norm in NORMS]
     world_size, rank = distributed.world_size(), distributed.rank()
     begin, end = (len(windows) * part // world_size for part in (rank, rank + 1))
     chunk = max(1, CHUNK_ROWS // windows.num_variates)
     progress.enter("ridge")
     for first in range(begin, end, chunk):
         progress.mark()
-        context_RL, target_RH = _rows(windows, np.arange(first, min(first + chunk, end)))
+        ids = np.arange(first, min(first + chunk, end))
+        context_RL, target_RH = _rows(windows, ids)
+        phase = windows.year_phase(ids) if follows_year else None
+        phase_B2 = None if phase is None else torch.from_numpy(phase)
         for gram in grams:
-            gram.add(context_RL, target_RH)
+            gram.add(context_RL, target_RH, None, phase_B2)
     for gram in grams:
         distributed.sum_in_place(gram.tensors)
     return grams

@@ -33,16 +33,26 @@ class ClosedForm:
     verdict: RetrievalVerdict | None
     """Ridge with against without retrieval; None where nobody asked."""
 
+    following_year: AnchorFit | None = None
+    """The ridge without retrieval whose weights may follow the year; None where nobody asked."""
+
 
 def solve(
     config: RunConfig, data: ForecastData, banks: Path | None
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
-    verdict = None
+    verdict, following_year = None, None
+    follows_year = config.model.anchor_calendar == "year"
+    reads_future = config.model.anchor == "ridge_retrieval"
     undecided = config.gram.use_gram == "auto"
     no_clock = overlapping_without_clock(data.series_set) is not None
-    if (undecided and not no_clock) or config.model.anchor == "ridge_retrieval":
-        verdict = judge_retrieval(data, config.gram, config.bank, config.model.anchor_rows, banks)
+    if (undecided and not no_clock) or reads_future:
+        verdict = judge_retrieval(
+            data, config.gram, config.bank, config.model.anchor_rows, banks,
+            follows_year=follows_year and reads_future,
+        )  # fmt: skip
+    if follows_year and not reads_future:
+        following_year = baselines.fit_ridge(data, follows_year=True)
     if undecided:
         if no_clock and distributed.is_main_rank():
             line = "memory: the series overlap in time but share no regular clock"
@@ -50,7 +60,8 @@ def solve(
         use_gram = verdict is not None and verdict.helps
         gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
-    return config, ClosedForm(ridge=baselines.fit_ridge(data), verdict=verdict)
+    ridge = baselines.fit_ridge(data)
+    return config, ClosedForm(ridge=ridge, verdict=verdict, following_year=following_year)
 
 
 def set_solutions(
@@ -62,9 +73,9 @@ def set_solutions(
 ) -> float:
     """Give the model its anchor and the thresholds of its trend labels; collective.
 
-    The ridge with retrieval is solved on a sample of windows, so it may be worse than the ridge
-    on all of them. Whichever is better on the windows of model selection becomes the anchor: no
-    run starts below the ridge.
+    A ridge with retrieval is solved on a sample of windows, so it may be worse than the ridge on
+    all of them, and so may one that follows the year on windows that are thinned. Whichever is
+    better on the windows of model selection becomes the anchor: no run starts below the ridge.
 
     Returns:
         MSE of the ridge on the windows of model selection.
@@ -72,23 +83,25 @@ def set_solutions(
     if model.trend is not None and not isinstance(config.tapr.trend_thresholds, list):
         model.trend.thresholds.fit(training_changes(data.windows["train"]))
     candidates = {"ridge": baselines.ridge_forecast(closed.ridge)}
+    start, retrieve = closed.following_year, None
     if config.model.anchor == "ridge_retrieval":
-        assert model.anchor is not None
         assert closed.verdict is not None
         assert retriever is not None
-        fit = closed.verdict.with_retrieval
-        model.anchor.set_solution(fit.weight, fit.norm)
+        start, retrieve = closed.verdict.with_retrieval, retriever.forecast
+    if start is not None:
+        assert model.anchor is not None
+        model.anchor.set_solution(start.weight, start.norm)
         anchor = copy.deepcopy(model.anchor).to(distributed.device())
-        candidates["retrieval"] = anchor_forecast(anchor, retriever.forecast, "val_selection")
+        candidates["start"] = anchor_forecast(anchor, retrieve, "val_selection")
     batch_size = config.train.eval_batch_size
     sums = score_split(candidates, data, "val_selection", batch_size=batch_size)
     mse = {name: total.mse() for name, total in sums.items()}
-    if model.anchor is not None and mse["ridge"] <= mse.get("retrieval", math.inf):
-        if "retrieval" in mse and distributed.is_main_rank():
-            line = "anchor: the ridge without retrieval is better on validation and takes its place"
+    if model.anchor is not None and mse["ridge"] <= mse.get("start", math.inf):
+        if "start" in mse and distributed.is_main_rank():
+            line = "anchor: the plain ridge is better on validation and takes its place"
             terminal.say(line, quiet=config.tracking.quiet)
         weight = closed.ridge.weight
-        unread = model.anchor.weight.shape[1] - weight.shape[1]  # the retrieved future counts 0
+        unread = model.anchor.weight.shape[1] - weight.shape[1]  # retrieved and year count 0
         model.anchor.set_solution(F.pad(weight, (0, unread)), closed.ridge.norm)
     return mse["ridge"]
 
@@ -98,8 +111,15 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
     fits = {"ridge": closed.ridge}
     if closed.verdict is not None:
         fits |= {"without": closed.verdict.without, "with": closed.verdict.with_retrieval}
+    if closed.following_year is not None:
+        fits["year"] = closed.following_year
     facts = {
-        name: {"norm": fit.norm, "lam": fit.lam, "validation_mse": fit.validation_mse}
+        name: {
+            "norm": fit.norm,
+            "lam": fit.lam,
+            "validation_mse": fit.validation_mse,
+            "follows_year": fit.follows_year,
+        }
         for name, fit in fits.items()
     }
     tensors = {name: fit.weight.detach().cpu().contiguous() for name, fit in fits.items()}
@@ -115,4 +135,5 @@ def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[Clo
     verdict = None
     if "with" in fits:
         verdict = RetrievalVerdict(without=fits["without"], with_retrieval=fits["with"])
-    return ClosedForm(ridge=fits["ridge"], verdict=verdict), float(facts["ridge_val_mse"])
+    closed = ClosedForm(ridge=fits["ridge"], verdict=verdict, following_year=fits.get("year"))
+    return closed, float(facts["ridge_val_mse"])

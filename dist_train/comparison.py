@@ -45,8 +45,8 @@ def score_beside_baselines(
         watch: Puts something between each forecaster and its scoring, by name.
 
     Returns:
-        Scores by the name of the row, the model first; then, where its anchor reads what was
-        retrieved, that anchor alone, and the baselines.
+        Scores by the name of the row, the model first; then, where its anchor is more than the
+        ridge, that anchor alone, and the baselines.
     """
     score = partial(
         score_split,
@@ -57,10 +57,14 @@ def score_beside_baselines(
     )
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed)
-    if config.model.anchor == "ridge_retrieval":
+    reads_future = config.model.anchor == "ridge_retrieval"
+    follows_year = config.model.anchor_calendar == "year"
+    if reads_future or follows_year:
         assert module.anchor is not None
-        assert retriever is not None
-        others = {
-            "ridge + retrieval": anchor_forecast(module.anchor, retriever.forecast, split)
-        } | others
+        name = "ridge" + " + retrieval" * reads_future + " + year" * follows_year
+        retrieve = None
+        if reads_future:
+            assert retriever is not None
+            retrieve = retriever.forecast
+        others = {name: anchor_forecast(module.anchor, retrieve, split)} | others
     return finish_scores(sums | score(watch(others)), data)

@@ -204,7 +204,8 @@ class _Counter:
 
     def anchor(self) -> Flops:
         kind, data = self.config.model.anchor, self.config.data
-        inputs = data.seq_len + (data.pred_len if kind == "ridge_retrieval" else 0)
+        inputs = data.seq_len * (3 if self.config.model.anchor_calendar == "year" else 1)
+        inputs += data.pred_len if kind == "ridge_retrieval" else 0
         return Flops(0 if kind == "none" else 2 * self.rows * inputs * data.pred_len)
 
     @property

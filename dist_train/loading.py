@@ -23,6 +23,7 @@ from dist_train.conformal import Calibration
 from dist_train.coverage import TOLD_LEVELS
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataError
+from dist_train.data.dates import Dates, year_phase
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import bank_root
@@ -69,11 +70,14 @@ class LoadedRun:
             output: ForecastOutput = self.module(batch.to(device).inputs, retrieved)
         return output
 
-    def batch_of(self, context: npt.NDArray[np.float32]) -> WindowBatch:
+    def batch_of(
+        self, context: npt.NDArray[np.float32], last_dates: Dates | None = None
+    ) -> WindowBatch:
         """Make a batch of windows of no split, with their prompts.
 
         Args:
             context: Standardised. Shape (B, L, N).
+            last_dates: Time stamp of each one's last row. Shape (B,); None: not known.
         """
         prompts = None if self.prompt_builder is None else self.prompt_builder(context)
         size, _, num_variates = context.shape
@@ -84,6 +88,7 @@ class LoadedRun:
             num_valid=size,
             prompt_ids=None if prompts is None else prompts[0],
             prompt_mask=None if prompts is None else prompts[1],
+            year_phase=None if last_dates is None else torch.from_numpy(year_phase(last_dates)),
         )
 
     @property

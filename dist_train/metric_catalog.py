@@ -45,7 +45,10 @@ def pattern_of(name: str) -> str:
     return re.escape(name).replace(r"\*", "[^/]+").replace(r"\-", "-")
 
 
-FORECASTERS = ("Time-LLM", "ridge", "ridge + retrieval", "DLinear", "seasonal naive", "repeat last")
+FORECASTERS = (
+    "Time-LLM", "ridge", "ridge + retrieval", "ridge + year", "ridge + retrieval + year", "DLinear",
+    "seasonal naive", "repeat last",
+)  # fmt: skip
 """Rows of the scores, where a run has them."""
 
 LOSS_TERMS: dict[str, tuple[str, When]] = {  # name -> what it is, and what builds it

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from dist_train import distributed
+from dist_train.closed_form import ClosedForm
 from dist_train.config import RunConfig
 from dist_train.data.windows import ForecastData
 from dist_train.engine import whole_numel
 from dist_train.precision import dtype_name
 from dist_train.retrieval import Retriever
-from dist_train.retrieval_ridge import RetrievalVerdict
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit
 
@@ -55,11 +55,11 @@ def sizes(model: Forecaster) -> Sizes:
 
 def parameters(
     size: Sizes,
-    ridge: AnchorFit,
-    verdict: RetrievalVerdict | None,
+    closed: ClosedForm,
     retriever: Retriever | None,
 ) -> str:
     """Say what is trained, what is frozen, and what the closed forms reach on validation."""
+    ridge, verdict, year = closed.ridge, closed.verdict, closed.following_year
     lines = [
         f"{size.trained:,} trained and {size.frozen:,} frozen parameters; ridge on validation: "
         f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})"
@@ -69,7 +69,10 @@ def parameters(
             f"ridge on a sample of windows, on validation: mse "
             f"{verdict.without.validation_mse:.4f} without and "
             f"{verdict.with_retrieval.validation_mse:.4f} with retrieved futures"
+            + _following(verdict.with_retrieval)
         )
+    if year is not None:
+        lines.append(f"anchor on validation: mse {year.validation_mse:.4f}{_following(year)}")
     if retriever is None:
         lines.append("memory: off")
     else:
@@ -78,6 +81,10 @@ def parameters(
         reason = retriever.builder.choice.reason
         lines.append(f"memory: on, {len(bank):,} entries{sampled}; {reason}")
     return "\n".join(lines)
+
+
+def _following(fit: AnchorFit) -> str:
+    return ", weights that follow the year" if fit.follows_year else ""
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

@@ -250,7 +250,8 @@ def _forecast(
     run: "LoadedRun", windows: Sequence[_Window], context: npt.NDArray[np.float32]
 ) -> tuple[ForecastOutput, Neighbours | None]:
     """Forecast some windows in one pass; both on the CPU, rows first."""
-    batch = run.batch_of(context)
+    last_dates = np.array([one.series.dates[one.end - 1] for one in windows])
+    batch = run.batch_of(context, last_dates)
     retrieved, neighbours = None, None
     if run.retriever is not None:
         neighbours = _search(run.retriever, windows, batch)

@@ -50,6 +50,8 @@ def judge_retrieval(
     bank: BankConfig,
     train_rows: int,
     root: Path | None = None,
+    *,
+    follows_year: bool = False,
 ) -> RetrievalVerdict:
     """Fit the ridge with and without the retrieved futures; collective.
 
@@ -62,11 +64,13 @@ def judge_retrieval(
         train_rows: Training windows of one variate that both are fitted to, evenly spread.
         root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`. This one is
             deleted again where the run has a learned key, and so no use for it later.
+        follows_year: Weights of both may change with the time of year, where that is better on
+            validation.
     """
     retriever = Retriever(data, replace(gram, retrieval_key="anchored"), bank, root)
     retriever.refresh({})
     sums = {
-        (split, reads): [_empty(data, norm, reads) for norm in NORMS]
+        (split, reads): [_empty(data, norm, reads, follows_year) for norm in NORMS]
         for split in ("train", "val")
         for reads in (False, True)
     }
@@ -86,27 +90,36 @@ def judge_retrieval(
 
 
 def anchor_forecast(
-    anchor: LinearAnchor, retrieve: Callable[[WindowBatch, str], Tensor], split: str
+    anchor: LinearAnchor, retrieve: Callable[[WindowBatch, str], Tensor] | None, split: str
 ) -> Forecast:
     """Forecast with the closed form alone: the row that tells what training adds to it.
 
     Args:
-        anchor: A solved anchor that reads the retrieved future.
-        retrieve: Forecasts by retrieval alone, see :meth:`Retriever.forecast`; anchored keys.
+        anchor: A solved anchor.
+        retrieve: Forecasts by retrieval alone, see :meth:`Retriever.forecast`, with anchored keys;
+            None: the anchor reads no retrieved future.
         split: Key of ``data.windows`` that the batches come from.
     """
 
     def forecast(batch: WindowBatch) -> Tensor:
         rows_RL = to_rows(batch.context)
-        retrieved_RH = to_rows(retrieve(batch, split)).to(rows_RL.device)
-        return from_rows(anchor(rows_RL, retrieved_RH), batch.context.shape[2])
+        retrieved_RH = None
+        if retrieve is not None:
+            retrieved_RH = to_rows(retrieve(batch, split)).to(rows_RL.device)
+        forecast_RH = anchor(rows_RL, retrieved_RH, batch.year_phase)
+        return from_rows(forecast_RH, batch.context.shape[2])
 
     return forecast
 
 
-def _empty(data: ForecastData, norm: Norm, reads_future: bool) -> GramAccumulator:
+def _empty(
+    data: ForecastData, norm: Norm, reads_future: bool, follows_year: bool
+) -> GramAccumulator:
     windows = data.windows["train"]
-    return GramAccumulator(windows.seq_len, windows.pred_len, norm, reads_future=reads_future)
+    return GramAccumulator(
+        windows.seq_len, windows.pred_len, norm,
+        reads_future=reads_future, follows_year=follows_year,
+    )  # fmt: skip
 
 
 def _accumulate(
@@ -132,6 +145,6 @@ def _accumulate(
             for values in (batch.context, batch.target, retriever.forecast(batch, split))
         )
         for accumulator in without:
-            accumulator.add(context, target)
+            accumulator.add(context, target, None, batch.year_phase)
         for accumulator in with_retrieval:
-            accumulator.add(context, target, retrieved)
+            accumulator.add(context, target, retrieved, batch.year_phase)

@@ -167,7 +167,7 @@ class _Run:
             ridge_val_mse = closed_form.set_solutions(model, config, self.data, closed, retriever)
         sizes = opening.sizes(model)
         if self.main:
-            self._say(opening.parameters(sizes, closed.ridge, closed.verdict, retriever))
+            self._say(opening.parameters(sizes, closed, retriever))
 
         trainer, writer = self._build_trainer(
             config, model, retriever, closed_form.pack(closed, ridge_val_mse)

@@ -197,7 +197,9 @@ def random_batch(
         )
     context = torch.randn(size, data.seq_len, num_variates, device=device)
     target = torch.randn(size, data.pred_len, num_variates, device=device)
-    return ForecastInputs(context=context, prompt_ids=ids, prompt_mask=mask), retrieved, target
+    phase = torch.ones(size, 2, device=device)
+    inputs = ForecastInputs(context=context, prompt_ids=ids, prompt_mask=mask, year_phase=phase)
+    return inputs, retrieved, target
 
 
 def total_of(output: ForecastOutput) -> Tensor:

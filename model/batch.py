@@ -29,6 +29,9 @@ class ForecastInputs(NamedTuple):
     prompt_mask: Tensor | None = None
     """True where ``prompt_ids`` holds a token, False on padding. Shape (R, T), bool."""
 
+    year_phase: Tensor | None = None
+    """Cosine and sine of the time of year of the context's end. (B, 2), float32; None: unknown."""
+
 
 class RetrievedWindows(NamedTuple):
     """The neighbours of each row, nearest first. Slots without one hold zeros."""

@@ -65,6 +65,9 @@ class ModelConfig:
     """ridge: the LLM path corrects a closed-form ridge regression of the window;
     ridge_retrieval: of the window and the retrieved futures; none: it stands alone."""
 
+    anchor_calendar: Literal["none", "year"] = "none"
+    """year: the ridge's weights may change with the time of year; validation says whether."""
+
     anchor_rows: int = 16384
     """Training windows of one variate that the ridge with retrieval is solved on, evenly spread:
     each of them is a search of the memory."""
@@ -78,6 +81,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.stride must be in [1, patch_len={self.patch_len}], got {self.stride}: "
                 "a larger stride would skip time steps between patches."
+            )
+        if self.anchor_calendar == "year" and self.anchor == "none":
+            raise ValueError(
+                "model.anchor_calendar=year needs model.anchor=ridge or ridge_retrieval, got none: "
+                "the weights of the anchor follow the year."
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}.")

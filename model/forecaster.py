@@ -165,7 +165,7 @@ class Forecaster(nn.Module):
             fused_BHN = from_rows(self._fuse(head_RH, prediction), num_variates)
             forecast_BHN = denormalize(fused_BHN, loc_B1N, scale_B1N)
         else:
-            anchor_RH = self.anchor(rows_RL, retrieved_RH)
+            anchor_RH = self.anchor(rows_RL, retrieved_RH, inputs.year_phase)
             whole_RH = (anchor_RH - loc_R1) / scale_R1 + head_RH
             # Of the fusion the difference alone is added: a fusion of nothing leaves the anchor
             # as it is, bit for bit.
@@ -347,6 +347,11 @@ class Forecaster(nn.Module):
             raise ValueError(
                 f"context has shape {shape}: pass (B, L, N) with L = data.seq_len = {self.seq_len}."
             )
+        if self.config.anchor_calendar == "year" and inputs.year_phase is None:
+            raise ValueError(
+                "year_phase is missing, and model.anchor_calendar=year reads the dates of the "
+                "windows: forecast frames with TimeLLM.predict."
+            )
         ids, mask = inputs.prompt_ids, inputs.prompt_mask
         if (ids is None) != (self.config.prompt == "none"):
             raise ValueError(
@@ -372,7 +377,12 @@ class Forecaster(nn.Module):
 def _build_anchor(config: ModelConfig, seq_len: int, pred_len: int) -> LinearAnchor | None:
     if config.anchor == "none":
         return None
-    return LinearAnchor(seq_len, pred_len, reads_future=config.anchor == "ridge_retrieval")
+    return LinearAnchor(
+        seq_len,
+        pred_len,
+        reads_future=config.anchor == "ridge_retrieval",
+        follows_year=config.anchor_calendar == "year",
+    )
 
 
 def _join(

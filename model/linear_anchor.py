@@ -8,7 +8,7 @@ scored on validation without another pass over the data.
 Shape legend (this file):
     R  rows, one per (window, variate)     L  seq_len, in time steps
     C  rows in one chunk                   H  pred_len, in time steps
-    I  inputs: L, or L + H with a retrieved future
+    I  inputs: L; H more with a retrieved future, 2 L more where weights follow the year
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,9 @@ NORMS: tuple[Norm, ...] = ("last", "mean")
 LAMBDAS = (1e1, 1e2, 1e3, 1e4)
 """Ridge penalties tried on validation; the range of EVIDENCE 1."""
 
+YEAR_PENALTY = 30
+"""Ridge penalty of what weights change over the year, in penalties of the weights themselves."""
+
 CHUNK_ROWS = 8192
 """Rows converted to float64 at a time: 32 MiB for a context of 512."""
 
@@ -36,7 +39,9 @@ CHUNK_ROWS = 8192
 class LinearAnchor(KeepsBufferPrecision):
     """Forecast ``loc + W (x - loc)``; not trained, float32 whatever the model is cast to.
 
-    With ``reads_future``, x is the window followed by the forecast that retrieval makes.
+    With ``reads_future``, x is the window followed by the forecast that retrieval makes. With
+    ``follows_year``, W is a mean and a cosine and a sine over the time of year: x then holds the
+    centred window twice more, times either.
     Which ``loc`` belongs to W is a buffer too, so the pair survives a state dict. Before
     :meth:`set_solution` W is zero and the forecast repeats ``loc``.
     """
@@ -45,11 +50,18 @@ class LinearAnchor(KeepsBufferPrecision):
     subtracts_last: Tensor
 
     def __init__(
-        self, seq_len: int, pred_len: int, norm: Norm = "last", *, reads_future: bool = False
+        self,
+        seq_len: int,
+        pred_len: int,
+        norm: Norm = "last",
+        *,
+        reads_future: bool = False,
+        follows_year: bool = False,
     ) -> None:
         super().__init__()
         self.seq_len = seq_len
-        num_inputs = seq_len + pred_len if reads_future else seq_len
+        self.follows_year = follows_year
+        num_inputs = _count_inputs(seq_len, pred_len, reads_future, follows_year)
         self.register_buffer("weight", torch.zeros(pred_len, num_inputs))
         self.register_buffer("subtracts_last", torch.tensor(norm == "last"))
 
@@ -71,13 +83,17 @@ class LinearAnchor(KeepsBufferPrecision):
         self.weight.copy_(weight)
         self.subtracts_last.fill_(norm == "last")
 
-    def forward(self, rows: Tensor, retrieved: Tensor | None = None) -> Tensor:
+    def forward(
+        self, rows: Tensor, retrieved: Tensor | None = None, year_phase: Tensor | None = None
+    ) -> Tensor:
         """Forecast each row, in the row's own units.
 
         Args:
             rows: Windows, oldest first, on any affine scale. Shape (R, L).
             retrieved: What retrieval forecasts, on the same scale, exactly where this anchor
                 was built with ``reads_future``. Shape (R, H).
+            year_phase: Cosine and sine of each window's time of year, its variates one after
+                another in ``rows``; read with ``follows_year`` alone. Shape (B, 2).
 
         Returns:
             Forecast on the same scale. Shape (R, H), float32.
@@ -92,9 +108,11 @@ class LinearAnchor(KeepsBufferPrecision):
             loc_R1 = torch.where(
                 self.subtracts_last, rows_RL[:, -1:], rows_RL.mean(dim=1, keepdim=True)
             )
-            inputs_RI = rows_RL if retrieved is None else torch.cat([rows_RL, retrieved], dim=1)
+            inputs_RI = _inputs(
+                rows_RL, loc_R1, retrieved, year_phase if self.follows_year else None
+            )
             _check_columns("rows with what is retrieved", inputs_RI, self.weight.shape[1])
-            return loc_R1 + F.linear(inputs_RI - loc_R1, self.weight)
+            return loc_R1 + F.linear(inputs_RI, self.weight)
 
 
 class GramAccumulator:
@@ -104,11 +122,19 @@ class GramAccumulator:
     """
 
     def __init__(
-        self, seq_len: int, pred_len: int, norm: Norm, *, reads_future: bool = False
+        self,
+        seq_len: int,
+        pred_len: int,
+        norm: Norm,
+        *,
+        reads_future: bool = False,
+        follows_year: bool = False,
     ) -> None:
         self.norm: Norm = norm
         self.seq_len = seq_len
-        num_inputs = seq_len + pred_len if reads_future else seq_len
+        self.num_lasting = _count_inputs(seq_len, pred_len, reads_future, False)
+        """Inputs whose weights do not change over the year; they come first."""
+        num_inputs = _count_inputs(seq_len, pred_len, reads_future, follows_year)
         self.gram = torch.zeros(num_inputs, num_inputs, dtype=torch.float64)
         """Sum of x x^T over centred rows. Shape (I, I)."""
         self.cross = torch.zeros(num_inputs, pred_len, dtype=torch.float64)
@@ -123,7 +149,13 @@ class GramAccumulator:
         """All sums, float64, for an in-place all-reduce by the caller."""
         return [self.gram, self.cross, self.target_square, self.num_rows]
 
-    def add(self, windows: Tensor, targets: Tensor, retrieved: Tensor | None = None) -> None:
+    def add(
+        self,
+        windows: Tensor,
+        targets: Tensor,
+        retrieved: Tensor | None = None,
+        year_phase: Tensor | None = None,
+    ) -> None:
         """Add rows to the sums.
 
         Args:
@@ -131,25 +163,34 @@ class GramAccumulator:
             targets: What followed each. Shape (R, H), any floating type.
             retrieved: What retrieval forecasts for each, exactly with ``reads_future``.
                 Shape (R, H), any floating type.
+            year_phase: As :meth:`LinearAnchor.forward` takes it. Shape (B, 2).
 
         Raises:
             ValueError: Shapes do not match each other or this accumulator.
         """
         _check_columns("windows", windows, self.seq_len)
         _check_columns("targets", targets, self.cross.shape[1])
-        inputs = windows if retrieved is None else torch.cat([windows, retrieved], dim=1)
-        _check_columns("windows with what is retrieved", inputs, self.cross.shape[0])
         if len(windows) != len(targets):
             raise ValueError(
                 f"windows has {len(windows)} rows and targets {len(targets)}: pass one target "
                 "per window."
             )
+        phase_R2 = None
+        if self.num_lasting < len(self.gram):
+            assert year_phase is not None
+            phase_R2 = _of_rows(year_phase, len(windows))
         for start in range(0, len(windows), CHUNK_ROWS):
-            x_CI = inputs[start : start + CHUNK_ROWS].to(self.gram)
-            y_CH = targets[start : start + CHUNK_ROWS].to(self.gram)
-            x_CL = x_CI[:, : self.seq_len]
+            part = slice(start, start + CHUNK_ROWS)
+            x_CL, y_CH = windows[part].to(self.gram), targets[part].to(self.gram)
             loc_C1 = x_CL[:, -1:] if self.norm == "last" else x_CL.mean(dim=1, keepdim=True)
-            x_CI, y_CH = x_CI - loc_C1, y_CH - loc_C1
+            x_CI = _inputs(
+                x_CL,
+                loc_C1,
+                None if retrieved is None else retrieved[part].to(self.gram),
+                None if phase_R2 is None else phase_R2[part].to(self.gram),
+            )
+            _check_columns("windows with what is retrieved", x_CI, self.cross.shape[0])
+            y_CH = y_CH - loc_C1
             self.gram.addmm_(x_CI.T, x_CI)
             self.cross.addmm_(x_CI.T, y_CH)
             self.target_square += y_CH.square().sum()
@@ -182,7 +223,7 @@ class AnchorFit:
     """Its penalty."""
 
     weight: Tensor
-    """Its coefficients. Shape (H, I), float64."""
+    """Its coefficients, 0 for what is not read. Shape (H, I), float64."""
 
     validation_mse: float
     """Its mean squared error over all validation rows and steps."""
@@ -190,14 +231,19 @@ class AnchorFit:
     candidates: dict[tuple[Norm, float], float]
     """Validation MSE of every (norm, lambda) tried."""
 
+    follows_year: bool = False
+    """Whether its weights change over the year; the candidates then do too."""
 
-def solve(gram: Tensor, cross: Tensor, lam: float) -> Tensor:
+
+def solve(gram: Tensor, cross: Tensor, lam: float, num_lasting: int | None = None) -> Tensor:
     """Solve the ridge ``min |Y - X W^T|^2 + lam |W|^2``, without an intercept.
 
     Args:
         gram: X^T X of the centred rows. Shape (I, I), float64.
         cross: X^T Y of the centred rows. Shape (I, H), float64.
         lam: Penalty, above 0; it also makes a singular Gram matrix solvable.
+        num_lasting: Inputs with that penalty, the others have :data:`YEAR_PENALTY` times as much;
+            None: all.
 
     Returns:
         W. Shape (H, I), float64.
@@ -209,7 +255,9 @@ def solve(gram: Tensor, cross: Tensor, lam: float) -> Tensor:
         raise ValueError(f"lam={lam}: pass a penalty above 0, windows may be collinear.")
     if not (gram.isfinite().all() and cross.isfinite().all()):
         raise ValueError("gram and cross hold NaN or inf: the windows must be finite numbers.")
-    penalised_II = gram + lam * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    penalties_I = torch.full((len(gram),), float(lam), dtype=gram.dtype, device=gram.device)
+    penalties_I[len(gram) if num_lasting is None else num_lasting :] *= YEAR_PENALTY
+    penalised_II = gram + torch.diag(penalties_I)
     return torch.cholesky_solve(cross, torch.linalg.cholesky(penalised_II)).T.contiguous()
 
 
@@ -226,13 +274,12 @@ def fit_anchor(
         lambdas: Penalties to try.
 
     Returns:
-        The fit with the lowest validation MSE; the earlier candidate wins a tie.
+        The fit with the lowest validation MSE; the earlier candidate wins a tie. Where weights may
+        follow the year, they do if that is better than weights that last.
 
     Raises:
         ValueError: No rows were added to one of the accumulators.
     """
-    best: AnchorFit | None = None
-    candidates: dict[tuple[Norm, float], float] = {}
     for train, valid in zip(training, validation, strict=True):
         assert train.norm == valid.norm  # sums of different centrings do not belong together
         if not (train.num_rows > 0 and valid.num_rows > 0):
@@ -240,20 +287,66 @@ def fit_anchor(
                 f"model.anchor=ridge has {train.num_rows:.0f} training and "
                 f"{valid.num_rows:.0f} validation rows: it needs both, or set model.anchor=none."
             )
+    lasting = _fit(training, validation, lambdas, follows_year=False)
+    if training[0].num_lasting == len(training[0].gram):
+        return lasting
+    following = _fit(training, validation, lambdas, follows_year=True)
+    return min(lasting, following, key=lambda fit: fit.validation_mse)
+
+
+def _fit(
+    training: Sequence[GramAccumulator],
+    validation: Sequence[GramAccumulator],
+    lambdas: Sequence[float],
+    *,
+    follows_year: bool,
+) -> AnchorFit:
+    best: AnchorFit | None = None
+    candidates: dict[tuple[Norm, float], float] = {}
+    for train, valid in zip(training, validation, strict=True):
+        size = train.num_lasting
         for lam in lambdas:
-            weight_HL = solve(train.gram, train.cross, lam)
-            mse = float(valid.squared_error(weight_HL) / (valid.num_rows * len(weight_HL)))
+            if follows_year:
+                weight_HI = solve(train.gram, train.cross, lam, size)
+            else:
+                weight_HI = solve(train.gram[:size, :size], train.cross[:size], lam)
+                weight_HI = F.pad(weight_HI, (0, len(train.gram) - size))
+            mse = float(valid.squared_error(weight_HI) / (valid.num_rows * len(weight_HI)))
             candidates[train.norm, lam] = mse
             if best is None or mse < best.validation_mse:
                 best = AnchorFit(
                     norm=train.norm,
                     lam=lam,
-                    weight=weight_HL,
+                    weight=weight_HI,
                     validation_mse=mse,
                     candidates=candidates,
+                    follows_year=follows_year,
                 )
     assert best is not None  # both sequences hold at least one norm
     return best
+
+
+def _count_inputs(seq_len: int, pred_len: int, reads_future: bool, follows_year: bool) -> int:
+    return seq_len * (3 if follows_year else 1) + (pred_len if reads_future else 0)
+
+
+def _inputs(
+    rows: Tensor, loc: Tensor, retrieved: Tensor | None, year_phase: Tensor | None
+) -> Tensor:
+    """What the weights are multiplied with: (R, L), (R, 1), (R, H), (B, 2) -> (R, I)."""
+    centred_RL = rows - loc
+    parts = [centred_RL]
+    if retrieved is not None:
+        parts.append(retrieved - loc)
+    if year_phase is not None:
+        phase_R2 = _of_rows(year_phase, len(rows))
+        parts += [centred_RL * phase_R2[:, :1], centred_RL * phase_R2[:, 1:]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _of_rows(year_phase: Tensor, num_rows: int) -> Tensor:
+    """Give each row the time of its window. (B, 2) -> (R, 2)."""
+    return year_phase.repeat_interleave(num_rows // max(1, len(year_phase)), dim=0)
 
 
 def _check_columns(name: str, rows: Tensor, columns: int) -> None:

@@ -45,11 +45,18 @@ class WindowBatch:
     prompt_mask: Tensor | None = None
     """True where there is a token. Shape (R, T), bool; None: no prompt."""
 
+    year_phase: Tensor | None = None
+    """Time of year of the context's last row, cosine and sine. Shape (B, 2), float32; None: not
+    known."""
+
     @property
     def inputs(self) -> ForecastInputs:
         """The part that the model may see."""
         return ForecastInputs(
-            context=self.context, prompt_ids=self.prompt_ids, prompt_mask=self.prompt_mask
+            context=self.context,
+            prompt_ids=self.prompt_ids,
+            prompt_mask=self.prompt_mask,
+            year_phase=self.year_phase,
         )
 
     def to(self, device: torch.device | str) -> "WindowBatch":
@@ -88,6 +95,7 @@ class Collator:
         contexts, targets = self.windows.batch(numbers)
         prompts = self.prompt_builder(contexts) if self.prompt_builder is not None else None
         prompt_ids, prompt_mask = prompts if prompts is not None else (None, None)
+        year_phase = self.windows.year_phase(numbers)
         return WindowBatch(
             context=torch.from_numpy(contexts),
             target=torch.from_numpy(targets),
@@ -95,6 +103,7 @@ class Collator:
             num_valid=num_valid,
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
+            year_phase=None if year_phase is None else torch.from_numpy(year_phase),
         )
 
 

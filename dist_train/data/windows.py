@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.config import DataConfig, DataError
+from dist_train.data.dates import Dates, year_phase
 from dist_train.data.series import Series, SeriesSet, load_series
 from dist_train.data.splits import Scaler, Split, borders
 
@@ -49,6 +50,7 @@ class WindowSet:
         seq_len: int,
         pred_len: int,
         stride: int = 1,
+        dates: Sequence[Dates] | None = None,
     ) -> None:
         """Number the windows.
 
@@ -58,10 +60,12 @@ class WindowSet:
             seq_len: Context length L.
             pred_len: Forecast length H.
             stride: Rows between the starts of windows.
+            dates: Time stamps of the series, shared too. Shape (T,) each; None: not known.
         """
         assert len(values) == len(ranges) > 0
         self.values, self.ranges = tuple(values), tuple(ranges)
         self.seq_len, self.pred_len, self.stride = seq_len, pred_len, stride
+        self._dates = None if dates is None else tuple(dates)
         counts = [
             num_windows(end - begin, seq_len, pred_len, False, stride) for begin, end in ranges
         ]
@@ -98,6 +102,21 @@ class WindowSet:
         """Numbers of at most ``max_windows`` windows, evenly spread, ends included. Ascending."""
         size = min(len(self), max_windows)
         return np.unique(np.linspace(0, len(self) - 1, size).astype(np.int64))
+
+    def year_phase(self, ids: Sequence[int] | Ints) -> Float32s | None:
+        """Time of year of each context's last row, see :func:`~dist_train.data.dates.year_phase`.
+
+        Returns:
+            Shape (B, 2); None where the dates are not known.
+        """
+        if self._dates is None:
+            return None
+        series_B, starts_B = self.locate_batch(ids)
+        last_B = [
+            self._dates[number][start + self.seq_len - 1]
+            for number, start in zip(series_B, starts_B, strict=True)
+        ]
+        return year_phase(np.array(last_B, dtype="datetime64[ns]"))
 
     def context(self, window_id: int) -> Float32s:
         """What the model sees. Shape (L, N)."""
@@ -226,7 +245,8 @@ def build_forecast_data(config: DataConfig, series_set: SeriesSet) -> ForecastDa
         values.append(_standardise(one, scaler))
 
     def windows_of(split: str, stride: int) -> WindowSet:
-        return WindowSet(values, ranges[split], config.seq_len, config.pred_len, stride)
+        dates = [one.dates for one in series_set.series]
+        return WindowSet(values, ranges[split], config.seq_len, config.pred_len, stride, dates)
 
     return ForecastData(
         series_set=replace(series_set, notes=tuple(notes)),

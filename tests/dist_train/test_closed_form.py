@@ -78,12 +78,12 @@ def test_auto_is_decided_by_validation(tmp_path: Path, monkeypatch: pytest.Monke
         verdict = RetrievalVerdict(
             without=fit(1.0, 3), with_retrieval=fit(0.5 if helps else 2.0, 5)
         )
-        monkeypatch.setattr(closed_form, "judge_retrieval", lambda *given, v=verdict: v)
+        monkeypatch.setattr(closed_form, "judge_retrieval", lambda *given, v=verdict, **keys: v)
         config = replace(base, gram=replace(base.gram, use_gram="auto"))
         decided, closed = closed_form.solve(config, data, None)
         assert decided.gram.use_gram is helps
         assert closed.verdict is verdict
     asked: list[object] = []
-    monkeypatch.setattr(closed_form, "judge_retrieval", lambda *given: asked.append(given))
+    monkeypatch.setattr(closed_form, "judge_retrieval", lambda *given, **keys: asked.append(given))
     decided, closed = closed_form.solve(base, data, None)
     assert (decided, closed.verdict, asked) == (base, None, [])

@@ -10,6 +10,7 @@ import torch
 from dist_train import opening
 from dist_train.baselines import fit_ridge
 from dist_train.build import build_forecaster
+from dist_train.closed_form import ClosedForm
 from dist_train.config import RunConfig
 from dist_train.data.config import DataConfig
 from dist_train.data.windows import load_forecast_data
@@ -52,16 +53,21 @@ def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: P
     ridge, better = fit_ridge(data), replace(fit_ridge(data), validation_mse=0.03125)
     sizes = opening.sizes(model)
     assert (sizes.trained, sizes.frozen) == (trained, everything - trained)
-    text = opening.parameters(sizes, ridge, None, None)
+    text = opening.parameters(sizes, ClosedForm(ridge=ridge, verdict=None), None)
     assert f"{trained:,} trained and {everything - trained:,} frozen parameters" in text
     assert f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})" in text
     assert text.endswith("memory: off")
 
     sampled = Retriever(data, config.gram, replace(config.bank, num_samples=100))
     verdict = RetrievalVerdict(without=ridge, with_retrieval=better)
-    text = opening.parameters(sizes, ridge, verdict, sampled)
+    closed = ClosedForm(ridge=ridge, verdict=verdict)
+    text = opening.parameters(sizes, closed, sampled)
     assert f"{ridge.validation_mse:.4f} without and 0.0312 with retrieved futures" in text
     assert text.endswith(
         "memory: on, 100 entries of 722, even; flat, a copy on every rank: 100 entries are "
         "searched whole"
     )
+    year = replace(better, follows_year=True)
+    closed = ClosedForm(ridge=ridge, verdict=None, following_year=year)
+    line = "anchor on validation: mse 0.0312, weights that follow the year"
+    assert line in opening.parameters(sizes, closed, None).splitlines()

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from model.linear_anchor import GramAccumulator, LinearAnchor, Norm, fit_anchor, solve
+from model.linear_anchor import (
+    YEAR_PENALTY,
+    GramAccumulator,
+    LinearAnchor,
+    Norm,
+    fit_anchor,
+    solve,
+)
 
 L, H = 12, 5
 NORMS: tuple[Norm, ...] = ("last", "mean")
@@ -161,3 +168,66 @@ def test_refuses_what_does_not_fit():
         solve(sums.gram * torch.nan, sums.cross, 1.0)
     with pytest.raises(ValueError, match=r"model\.anchor=ridge has 0 training and 0 validation"):
         fit_anchor([sums], [sums])
+
+
+def phases(size: int, seed: int = 5) -> Tensor:
+    angle = 6.3 * torch.rand(size, generator=torch.Generator().manual_seed(seed))
+    return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def accumulate_years(x: Tensor, y: Tensor, phase: Tensor, norm: Norm) -> GramAccumulator:
+    """Sums of windows of two variates each."""
+    sums = GramAccumulator(L, H, norm, reads_future=True, follows_year=True)
+    for start in range(0, len(x), 8):
+        part = slice(start, start + 8)
+        sums.add(x[part], y[part], 0.5 * y[part], phase[start // 2 : start // 2 + 4])
+    return sums
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_weights_that_follow_the_year_are_a_ridge_with_scaled_columns(norm: Norm):
+    x, y = (values.double() for values in random_walks(80))
+    phase = phases(40)
+    sums = accumulate_years(x, y, phase, norm)
+    weight = solve(sums.gram, sums.cross, 20.0, sums.num_lasting)
+
+    loc, rows = centre(x, norm), phase.double().repeat_interleave(2, dim=0)
+    scale = YEAR_PENALTY**-0.5  # a column that is smaller costs more
+    columns = [x - loc, 0.5 * y - loc]
+    columns += [scale * (x - loc) * rows[:, side : side + 1] for side in (0, 1)]
+    ridge = Ridge(alpha=20.0, fit_intercept=False, solver="cholesky")
+    ridge.fit(torch.cat(columns, dim=1).numpy(), (y - loc).numpy())
+    wanted = torch.from_numpy(ridge.coef_.copy())
+    wanted[:, L + H :] *= scale
+    torch.testing.assert_close(weight, wanted, rtol=1e-4, atol=1e-6)
+
+    anchor = LinearAnchor(L, H, norm, reads_future=True, follows_year=True)
+    anchor.set_solution(weight, norm)
+    predicted = ridge.predict(torch.cat(columns, dim=1).numpy()) + loc.numpy()
+    torch.testing.assert_close(
+        anchor(x, (0.5 * y).float(), phase), torch.from_numpy(predicted).float(),
+        rtol=1e-3, atol=1e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_weights_follow_the_year_where_that_is_better_on_validation(follows: bool):
+    generator = torch.Generator().manual_seed(9)
+    sums = []
+    for size, seed in ((600, 1), (300, 2)):
+        x = torch.randn(2 * size, L, generator=generator)
+        phase = phases(size, seed)
+        slope = phase[:, :1].repeat_interleave(2, dim=0) if follows else torch.tensor(0.7)
+        y = (
+            slope * (x[:, :1] - x[:, -1:])
+            + x[:, -1:]
+            + 0.1 * torch.randn(2 * size, H, generator=generator)
+        )
+        part = GramAccumulator(L, H, "last", follows_year=True)
+        part.add(x, y, None, phase)
+        sums.append(part)
+    fit = fit_anchor(sums[:1], sums[1:])
+    assert fit.follows_year is follows
+    assert fit.weight.shape == (H, 3 * L)
+    assert bool(fit.weight[:, L:].any()) is follows
+    assert fit.validation_mse == min(fit.candidates.values()) < 0.1

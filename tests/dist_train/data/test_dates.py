@@ -16,6 +16,7 @@ from dist_train.data.dates import (
     parse_dates,
     review_dates,
     season_of,
+    year_phase,
 )
 
 
@@ -159,3 +160,13 @@ def test_a_clock_set_forward_is_named_as_one(day: str, is_hinted: bool):
     with pytest.raises(DataError) as refusal:
         review_dates(dates, "strict", [])
     assert ("daylight saving" in str(refusal.value)) == is_hinted
+
+
+def test_the_year_is_a_circle():
+    times = ["2000-01-01", "2000-07-01T14:54:36", "2024-04-01", "1999-10-02", "2100-01-01"]
+    phase = year_phase(np.array(times, dtype="datetime64[ns]"))
+    assert phase.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(phase, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(phase[1], [-1, 0], atol=1e-4)  # half a mean year later
+    np.testing.assert_allclose(phase[[2, 3]], [[0, 1], [0, -1]], atol=0.03)
+    np.testing.assert_allclose(phase[4], [1, 0], atol=0.03)  # a century later it is still new year

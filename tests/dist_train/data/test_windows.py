@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.data.config import DataConfig, DataError
+from dist_train.data.dates import year_phase
 from dist_train.data.series import SeriesSet, from_table
 from dist_train.data.windows import WindowSet, build_forecast_data, num_windows
 
@@ -90,6 +91,16 @@ def test_windows_are_slices_of_their_series(stride: int):
         np.testing.assert_array_equal(targets[position], target)
         np.testing.assert_array_equal(windows.context(window), context)
         np.testing.assert_array_equal(windows.target(window), target)
+
+
+def test_the_time_of_year_is_that_of_the_last_row_seen():
+    dates = [pd.date_range(first, periods=30, freq="D").to_numpy() for first in ("2020", "2021-06")]
+    values = [np.zeros((30, 1), dtype=np.float32)] * 2
+    windows = WindowSet(values, [(0, 30), (3, 30)], 8, 4, dates=dates)
+    ids = [0, 18, 19, 34]  # first and last window of either series
+    ends = [dates[0][7], dates[0][25], dates[1][10], dates[1][25]]
+    np.testing.assert_array_equal(windows.year_phase(ids), year_phase(np.array(ends)))
+    assert WindowSet(values, [(0, 30)] * 2, 8, 4).year_phase(ids) is None
 
 
 @pytest.mark.parametrize("window", [-1, 9])

@@ -1,0 +1,92 @@
+"""model.anchor_calendar=year, whole: trained, scored, loaded, forecast with, exported."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dist_train.data.collate import Collator
+from dist_train.data.windows import load_forecast_data
+from dist_train.export import export_run
+from dist_train.loading import load_run
+from model import TimeLLM
+from model.config import GramConfig, ModelConfig
+from tests.helpers.runs import tiny_run, train_runs
+
+DAYS = 5 * 365
+
+
+def write_seasonal(path: Path) -> None:
+    """Two variates whose next day goes with this one in winter and against it in summer."""
+    rng = np.random.default_rng(3)
+    dates = pd.date_range("2015-01-01", periods=DAYS, freq="D")
+    pull = 0.9 * np.cos(2 * np.pi * np.arange(DAYS) / 365.2425)
+    values = rng.normal(size=(DAYS, 2))
+    for day in range(1, DAYS):
+        values[day] = pull[day] * values[day - 1] + 0.3 * values[day]
+    pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1] + 5}).to_csv(
+        path, index=False
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("calendar")
+    write_seasonal(folder / "days.csv")
+    base = tiny_run(folder)
+    data = replace(base.data, path=str(folder / "days.csv"), seq_len=16, pred_len=2)
+    model = replace(base.model, prompt="none", anchor_calendar="year")
+    train = replace(base.train, max_steps=2, learning_rate=1e-5)
+    plain = replace(
+        base, name="plain", data=data, model=replace(model, anchor="ridge"), train=train,
+        gram=replace(base.gram, use_gram=False),
+    )  # fmt: skip
+    reading = replace(
+        plain, name="reading", model=replace(model, anchor="ridge_retrieval"),
+        gram=GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16),
+    )  # fmt: skip
+    train_runs([plain, reading])
+    return {one.name: one.run_folder for one in (plain, reading)}
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("name", "row"), [("plain", "ridge + year"), ("reading", "ridge + retrieval + year")]
+)
+def test_the_anchor_is_better_than_weights_that_last(runs: dict[str, Path], name: str, row: str):
+    scores = json.loads((runs[name] / "result.json").read_text())["scores"]
+    assert scores[row]["mse"] < 0.9 * scores["ridge"]["mse"]
+    assert scores["Time-LLM"]["mse"] == pytest.approx(scores[row]["mse"], rel=0.02)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ["plain", "reading"])
+def test_a_frame_is_forecast_as_its_window_is_scored(
+    runs: dict[str, Path], name: str, tmp_path: Path
+):
+    run = load_run(runs[name])
+    data = load_forecast_data(run.config.data)
+    windows = data.windows["test"]
+    last = len(windows) - 1
+    wanted_HN = run.forecast(Collator(windows, None)([last]), "test")[0].double().numpy()
+    wanted_HN = wanted_HN * data.scalers[0].scale + data.scalers[0].mean
+
+    frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"])
+    exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
+    for model in (TimeLLM.from_pretrained(runs[name]), exported):
+        got = model.predict(frame.iloc[:-2])[["a", "b"]].to_numpy()
+        np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)
+        half_a_year_later = frame.assign(date=frame["date"] + pd.Timedelta(days=182))
+        other = model.predict(half_a_year_later.iloc[:-2])[["a", "b"]].to_numpy()
+        assert np.abs(other - got).max() > 0.05
+        with pytest.raises(ValueError, match=r"year_phase is missing, and model\.anchor_calendar"):
+            model(torch.zeros(1, 16, 2))
+
+
+def test_refuses_a_calendar_without_an_anchor():
+    with pytest.raises(ValueError, match=r"anchor_calendar=year needs model\.anchor=ridge or"):
+        ModelConfig(anchor="none", anchor_calendar="year")

@@ -28,21 +28,28 @@ DLINEAR_PATIENCE = 3
 DLINEAR_LEARNING_RATE = 1e-3
 
 
-def fit_ridge(data: ForecastData, *, follows_year: bool = False) -> AnchorFit:
+def fit_ridge(data: ForecastData) -> AnchorFit:
     """Fit the ridge on the training windows, penalty and norm chosen on validation; collective.
 
     Every rank reads its share of the windows, and only sums of products are exchanged. All
     variates are rows of one regression.
 
-    Args:
-        data: The series.
-        follows_year: The weights may change with the time of year, where that is better on
-            validation. The ridge that stands beside every result has weights that last.
-
     Source: the protocol of Toner and Darlow 2024 (arXiv:2403.14587), closed-form linear models.
     """
-    train, val = (_grams(data.windows[split], follows_year) for split in ("train", "val"))
+    train, val = (_grams(data.windows[split], follows_year=False) for split in ("train", "val"))
     return fit_anchor(train, val)
+
+
+def fit_ridge_and_following(data: ForecastData) -> tuple[AnchorFit, AnchorFit]:
+    """Fit the ridge, and the one whose weights may follow the year, in one pass; collective.
+
+    Returns:
+        :func:`fit_ridge`; and the same with weights that change with the time of year, where that
+        is better on validation.
+    """
+    train, val = (_grams(data.windows[split], follows_year=True) for split in ("train", "val"))
+    ridge = fit_anchor([sums.lasting() for sums in train], [sums.lasting() for sums in val])
+    return ridge, fit_anchor(train, val)
 
 
 def ridge_forecast(fit: AnchorFit) -> Forecast:
@@ -151,7 +158,7 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     module.load_state_dict(best_state)
 
 
-def _grams(windows: WindowSet, follows_year: bool) -> list[GramAccumulator]:
+def _grams(windows: WindowSet, *, follows_year: bool) -> list[GramAccumulator]:
     """Accumulate this rank's contiguous share for each norm, and add up all ranks; collective."""
     shape = (windows.seq_len, windows.pred_len)
     grams = [GramAccumulator(*shape, norm, follows_year=follows_year) for norm in NORMS]

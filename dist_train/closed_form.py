@@ -41,18 +41,14 @@ def solve(
     config: RunConfig, data: ForecastData, banks: Path | None
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
-    verdict, following_year = None, None
-    follows_year = config.model.anchor_calendar == "year"
-    reads_future = config.model.anchor == "ridge_retrieval"
+    verdict, following_year, model = None, None, config.model
     undecided = config.gram.use_gram == "auto"
     no_clock = overlapping_without_clock(data.series_set) is not None
-    if (undecided and not no_clock) or reads_future:
+    if (undecided and not no_clock) or model.reads_future:
         verdict = judge_retrieval(
-            data, config.gram, config.bank, config.model.anchor_rows, banks,
-            follows_year=follows_year and reads_future,
+            data, config.gram, config.bank, model.anchor_rows, banks,
+            follows_year=model.follows_year and model.reads_future,
         )  # fmt: skip
-    if follows_year and not reads_future:
-        following_year = baselines.fit_ridge(data, follows_year=True)
     if undecided:
         if no_clock and distributed.is_main_rank():
             line = "memory: the series overlap in time but share no regular clock"
@@ -60,7 +56,10 @@ def solve(
         use_gram = verdict is not None and verdict.helps
         gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
-    ridge = baselines.fit_ridge(data)
+    if model.follows_year and not model.reads_future:
+        ridge, following_year = baselines.fit_ridge_and_following(data)
+    else:
+        ridge = baselines.fit_ridge(data)
     return config, ClosedForm(ridge=ridge, verdict=verdict, following_year=following_year)
 
 
@@ -84,7 +83,7 @@ def set_solutions(
         model.trend.thresholds.fit(training_changes(data.windows["train"]))
     candidates = {"ridge": baselines.ridge_forecast(closed.ridge)}
     start, retrieve = closed.following_year, None
-    if config.model.anchor == "ridge_retrieval":
+    if config.model.reads_future:
         assert closed.verdict is not None
         assert retriever is not None
         start, retrieve = closed.verdict.with_retrieval, retriever.forecast

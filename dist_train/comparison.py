@@ -57,13 +57,12 @@ def score_beside_baselines(
     )
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed)
-    reads_future = config.model.anchor == "ridge_retrieval"
-    follows_year = config.model.anchor_calendar == "year"
-    if reads_future or follows_year:
+    model = config.model
+    if model.reads_future or model.follows_year:
         assert module.anchor is not None
-        name = "ridge" + " + retrieval" * reads_future + " + year" * follows_year
+        name = "ridge" + " + retrieval" * model.reads_future + " + year" * model.follows_year
         retrieve = None
-        if reads_future:
+        if model.reads_future:
             assert retriever is not None
             retrieve = retriever.forecast
         others = {name: anchor_forecast(module.anchor, retrieve, split)} | others

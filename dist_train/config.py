@@ -232,7 +232,7 @@ class RunConfig:
                 "backbone.activation_checkpointing=true computes a block twice, which a cache of "
                 "keys and values cannot: use model.token_order=spec, or leave it out."
             )
-        if self.model.anchor == "ridge_retrieval":
+        if self.model.reads_future:
             if self.gram.use_gram is not True:
                 raise ValueError(
                     f"model.anchor=ridge_retrieval needs gram.use_gram=true, got "

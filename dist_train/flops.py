@@ -203,10 +203,11 @@ class _Counter:
         return _linear(self.rows, inputs, self.config.data.pred_len)
 
     def anchor(self) -> Flops:
-        kind, data = self.config.model.anchor, self.config.data
-        inputs = data.seq_len * (3 if self.config.model.anchor_calendar == "year" else 1)
-        inputs += data.pred_len if kind == "ridge_retrieval" else 0
-        return Flops(0 if kind == "none" else 2 * self.rows * inputs * data.pred_len)
+        model, data = self.config.model, self.config.data
+        if model.anchor == "none":
+            return Flops(0)
+        inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
+        return Flops(2 * self.rows * inputs * data.pred_len)
 
     @property
     def _prototypes(self) -> int:

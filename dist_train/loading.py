@@ -282,7 +282,7 @@ def load_training_data(config: RunConfig, facts: dict[str, Any]) -> ForecastData
     Raises:
         DataError: They are missing, or are not the ones it was trained on.
     """
-    data = load_forecast_data(config.data)
+    data = load_forecast_data(config.data, with_dates=config.model.follows_year)
     found, expected = data.series_set.checksum, facts["checksum"]
     if found != expected:
         raise DataError(

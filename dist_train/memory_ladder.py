@@ -187,7 +187,7 @@ def _no_gram(config: RunConfig, ranks: int) -> Rung | None:
     if config.gram.use_gram is False:
         return None
     settings: dict[str, int | bool | str] = {"gram.use_gram": False}
-    if config.model.anchor == "ridge_retrieval":
+    if config.model.reads_future:
         settings["model.anchor"] = "ridge"
     return Rung(settings=settings, effect="no memory bank")
 

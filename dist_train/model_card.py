@@ -10,14 +10,6 @@ from dist_train.data.catalog import CATALOG
 from memory_index.atomic_file import write_text
 
 MAX_NAMES = 12
-LIMITS = (
-    "## Intended use and limits\n\n"
-    "For series of the kind it was trained on, at the same time between rows. Intervals hold "
-    "on average over windows like those of validation, not for each window, and not after the "
-    "series have changed. The forecast knows nothing but the series: no calendar, no events. "
-    "Compare it with the ridge row above before you rely on it; where the two are equal the "
-    "linear anchor does the work."
-)
 
 
 def write_card(
@@ -39,7 +31,7 @@ def write_card(
         _metrics(content, is_changed),
         _intervals(content, calibration),
         _backbone(content),
-        LIMITS,
+        _limits(content),
     ]
     write_text(path, "\n\n".join(parts) + "\n")
 
@@ -178,3 +170,18 @@ def _backbone_name(content: dict[str, Any]) -> str:
     name: str = content["backbone"]["name"]
     path = Path(name).expanduser()
     return path.name if path.is_absolute() or path.exists() else name
+
+
+def _limits(content: dict[str, Any]) -> str:
+    follows_year = content["config"]["model"]["anchor_calendar"] == "year"
+    known = "but the series and the time of year: no holidays" if follows_year else (
+        "but the series: no calendar"
+    )  # fmt: skip
+    return (
+        "## Intended use and limits\n\n"
+        "For series of the kind it was trained on, at the same time between rows. Intervals hold "
+        "on average over windows like those of validation, not for each window, and not after the "
+        f"series have changed. The forecast knows nothing {known}, no events. "
+        "Compare it with the ridge row above before you rely on it; where the two are equal the "
+        "linear anchor does the work."
+    )

@@ -81,7 +81,8 @@ def check(
         _check_positions(config, files)
     if config.deepspeed.config_file is not None:
         load_user_json(Path(config.deepspeed.config_file))
-    data = load_forecast_data(config.data) if data is None else data
+    if data is None:
+        data = load_forecast_data(config.data, with_dates=config.model.follows_year)
     if config.gram.use_gram is True:
         check_clock(data.series_set)
     num_windows = len(data.windows["train"])

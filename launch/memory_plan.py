@@ -324,10 +324,10 @@ def _other_tensors(config: RunConfig, shape: BackboneShape) -> float:
     size = 0.0
     if config.model.prototype_map == "factored":
         size += FLOAT32 * shape.d_llm**2
-    if config.model.anchor != "none":
-        inputs = config.data.seq_len * (3 if config.model.anchor_calendar == "year" else 1)
-        inputs += config.data.pred_len if config.model.anchor == "ridge_retrieval" else 0
-        size += FLOAT32 * config.data.pred_len * inputs
+    model, data = config.model, config.data
+    if model.anchor != "none":
+        inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
+        size += FLOAT32 * data.pred_len * inputs
     return size
 
 

@@ -99,6 +99,22 @@ class ModelConfig:
                 f"model.max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}."
             )
 
+    @property
+    def reads_future(self) -> bool:
+        """Whether the anchor reads what the memory retrieves."""
+        return self.anchor == "ridge_retrieval"
+
+    @property
+    def follows_year(self) -> bool:
+        """Whether the weights of the anchor may change with the time of year."""
+        return self.anchor_calendar == "year"
+
+    def num_anchor_inputs(self, seq_len: int, pred_len: int) -> int:
+        """Count the inputs of the anchor, where there is one."""
+        return num_anchor_inputs(
+            seq_len, pred_len, reads_future=self.reads_future, follows_year=self.follows_year
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
@@ -187,6 +203,13 @@ class BackboneConfig:
                 "backbone.attention=flash_attention_2: the package flash_attn is not installed: "
                 "install it, or use backbone.attention=sdpa."
             )
+
+
+def num_anchor_inputs(
+    seq_len: int, pred_len: int, *, reads_future: bool, follows_year: bool
+) -> int:
+    """Count what one weight row of the anchor is multiplied with."""
+    return seq_len * (3 if follows_year else 1) + (pred_len if reads_future else 0)
 
 
 def num_patches(seq_len: int, patch_len: int, stride: int) -> int:

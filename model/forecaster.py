@@ -157,7 +157,7 @@ class Forecaster(nn.Module):
         head_RH = self.head(states_RPE).float()
         loc_R1, scale_R1 = to_rows(loc_B1N), to_rows(scale_B1N)
         retrieved_RH = None
-        if self.config.anchor == "ridge_retrieval":
+        if self.config.reads_future:
             assert retrieved is not None  # the configuration builds the memory with this anchor
             assert weights_RK is not None
             retrieved_RH = retrieved_forecast(rows_RL, scale_R1, retrieved, weights_RK)
@@ -347,7 +347,7 @@ class Forecaster(nn.Module):
             raise ValueError(
                 f"context has shape {shape}: pass (B, L, N) with L = data.seq_len = {self.seq_len}."
             )
-        if self.config.anchor_calendar == "year" and inputs.year_phase is None:
+        if self.config.follows_year and inputs.year_phase is None:
             raise ValueError(
                 "year_phase is missing, and model.anchor_calendar=year reads the dates of the "
                 "windows: forecast frames with TimeLLM.predict."
@@ -380,8 +380,8 @@ def _build_anchor(config: ModelConfig, seq_len: int, pred_len: int) -> LinearAnc
     return LinearAnchor(
         seq_len,
         pred_len,
-        reads_future=config.anchor == "ridge_retrieval",
-        follows_year=config.anchor_calendar == "year",
+        reads_future=config.reads_future,
+        follows_year=config.follows_year,
     )
 
 

@@ -12,13 +12,15 @@ Shape legend (this file):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.config import num_anchor_inputs
 from model.float32_buffers import KeepsBufferPrecision
 
 Norm = Literal["mean", "last"]
@@ -61,7 +63,9 @@ class LinearAnchor(KeepsBufferPrecision):
         super().__init__()
         self.seq_len = seq_len
         self.follows_year = follows_year
-        num_inputs = _count_inputs(seq_len, pred_len, reads_future, follows_year)
+        num_inputs = num_anchor_inputs(
+            seq_len, pred_len, reads_future=reads_future, follows_year=follows_year
+        )
         self.register_buffer("weight", torch.zeros(pred_len, num_inputs))
         self.register_buffer("subtracts_last", torch.tensor(norm == "last"))
 
@@ -132,9 +136,10 @@ class GramAccumulator:
     ) -> None:
         self.norm: Norm = norm
         self.seq_len = seq_len
-        self.num_lasting = _count_inputs(seq_len, pred_len, reads_future, False)
-        """Inputs whose weights do not change over the year; they come first."""
-        num_inputs = _count_inputs(seq_len, pred_len, reads_future, follows_year)
+        self.num_lasting, num_inputs = (
+            num_anchor_inputs(seq_len, pred_len, reads_future=reads_future, follows_year=follows)
+            for follows in (False, follows_year)
+        )
         self.gram = torch.zeros(num_inputs, num_inputs, dtype=torch.float64)
         """Sum of x x^T over centred rows. Shape (I, I)."""
         self.cross = torch.zeros(num_inputs, pred_len, dtype=torch.float64)
@@ -195,6 +200,13 @@ class GramAccumulator:
             self.cross.addmm_(x_CI.T, y_CH)
             self.target_square += y_CH.square().sum()
             self.num_rows += len(x_CI)
+
+    def lasting(self) -> "GramAccumulator":
+        """The same rows without what makes weights follow the year; shares the sums."""
+        part = copy(self)
+        part.gram = self.gram[: self.num_lasting, : self.num_lasting]
+        part.cross = self.cross[: self.num_lasting]
+        return part
 
     def squared_error(self, weight: Tensor) -> Tensor:
         """Sum the squared error of ``loc + W (x - loc)`` over all rows and steps added.
@@ -287,30 +299,29 @@ def fit_anchor(
                 f"model.anchor=ridge has {train.num_rows:.0f} training and "
                 f"{valid.num_rows:.0f} validation rows: it needs both, or set model.anchor=none."
             )
-    lasting = _fit(training, validation, lambdas, follows_year=False)
-    if training[0].num_lasting == len(training[0].gram):
+    lasting = _fit(
+        [sums.lasting() for sums in training], [sums.lasting() for sums in validation], lambdas
+    )
+    num_inputs = len(training[0].gram)
+    if training[0].num_lasting == num_inputs:
         return lasting
-    following = _fit(training, validation, lambdas, follows_year=True)
-    return min(lasting, following, key=lambda fit: fit.validation_mse)
+    following = _fit(training, validation, lambdas)
+    if following.validation_mse < lasting.validation_mse:
+        return replace(following, follows_year=True)
+    unread = num_inputs - training[0].num_lasting
+    return replace(lasting, weight=F.pad(lasting.weight, (0, unread)))
 
 
 def _fit(
     training: Sequence[GramAccumulator],
     validation: Sequence[GramAccumulator],
     lambdas: Sequence[float],
-    *,
-    follows_year: bool,
 ) -> AnchorFit:
     best: AnchorFit | None = None
     candidates: dict[tuple[Norm, float], float] = {}
     for train, valid in zip(training, validation, strict=True):
-        size = train.num_lasting
         for lam in lambdas:
-            if follows_year:
-                weight_HI = solve(train.gram, train.cross, lam, size)
-            else:
-                weight_HI = solve(train.gram[:size, :size], train.cross[:size], lam)
-                weight_HI = F.pad(weight_HI, (0, len(train.gram) - size))
+            weight_HI = solve(train.gram, train.cross, lam, train.num_lasting)
             mse = float(valid.squared_error(weight_HI) / (valid.num_rows * len(weight_HI)))
             candidates[train.norm, lam] = mse
             if best is None or mse < best.validation_mse:
@@ -320,14 +331,9 @@ def _fit(
                     weight=weight_HI,
                     validation_mse=mse,
                     candidates=candidates,
-                    follows_year=follows_year,
                 )
     assert best is not None  # both sequences hold at least one norm
     return best
-
-
-def _count_inputs(seq_len: int, pred_len: int, reads_future: bool, follows_year: bool) -> int:
-    return seq_len * (3 if follows_year else 1) + (pred_len if reads_future else 0)
 
 
 def _inputs(

@@ -310,11 +310,14 @@ def _zone_of_cells(column: "pd.Series[Any]", name: str) -> str | None:
         warnings.simplefilter("ignore")  # what is no date is refused with its row later
         try:
             first = getattr(pd.to_datetime(known.iloc[0], errors="coerce"), "tzinfo", None)
-            if first is None:
-                return None
+        except (ValueError, TypeError, OverflowError):
+            return None
+        if first is None:
+            return None
+        try:
             zone = getattr(pd.to_datetime(known, errors="coerce").dtype, "tz", None)
         except (ValueError, TypeError, OverflowError):  # several offsets in one column
-            zone = first = None
+            zone = None
     if str(zone) == "UTC":
         return "UTC"
     raise DataError(

@@ -201,17 +201,29 @@ class ForecastData:
         return self.series_set.series[series].values[begin:end]
 
 
-def load_forecast_data(config: DataConfig) -> ForecastData:
+def load_forecast_data(config: DataConfig, *, with_dates: bool = False) -> ForecastData:
     """Read, check, split and standardise what ``data`` names, without importing torch.
+
+    Args:
+        config: What to read.
+        with_dates: As :func:`build_forecast_data`.
 
     Raises:
         DataError: As :func:`load_series` and :func:`build_forecast_data`.
     """
-    return build_forecast_data(config, load_series(config))
+    return build_forecast_data(config, load_series(config), with_dates=with_dates)
 
 
-def build_forecast_data(config: DataConfig, series_set: SeriesSet) -> ForecastData:
+def build_forecast_data(
+    config: DataConfig, series_set: SeriesSet, *, with_dates: bool = False
+) -> ForecastData:
     """Split each series, fit its scaler on its training rows and number its windows.
+
+    Args:
+        config: How they are split.
+        series_set: The series.
+        with_dates: Windows know their time of year, for a model that reads it; each batch tells
+            it then.
 
     Raises:
         DataError: A series is too short for one window in some split, or cannot be standardised.
@@ -244,8 +256,9 @@ def build_forecast_data(config: DataConfig, series_set: SeriesSet) -> ForecastDa
         split_rows.append(rows)
         values.append(_standardise(one, scaler))
 
+    dates = [one.dates for one in series_set.series] if with_dates else None
+
     def windows_of(split: str, stride: int) -> WindowSet:
-        dates = [one.dates for one in series_set.series]
         return WindowSet(values, ranges[split], config.seq_len, config.pred_len, stride, dates)
 
     return ForecastData(

@@ -26,7 +26,8 @@ def content(**changes: Any) -> dict[str, Any]:
             "coverage_80": 81.25, "coverage_95": 95.5,
         },
         "config": {"name": "quick", "backbone": {"llm_layers": 2},
-                   "data": {"path": None, "seq_len": 96, "pred_len": 24}},
+                   "data": {"path": None, "seq_len": 96, "pred_len": 24},
+                   "model": {"anchor_calendar": "none"}},
         **changes,
     }  # fmt: skip
 
@@ -56,6 +57,14 @@ def test_it_says_data_numbers_coverage_and_terms(tmp_path: Path, calibration: Ca
         "reads 96 steps and forecasts 24", "no memory", "fingerprint `ffffffffffff`",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_it_says_what_the_forecast_knows_of_the_calendar(tmp_path: Path):
+    told = content()
+    assert "knows nothing but the series: no calendar, no events." in card(tmp_path, told, None)
+    told["config"]["model"]["anchor_calendar"] = "year"
+    text = card(tmp_path, told, None)
+    assert "nothing but the series and the time of year: no holidays, no events." in text
 
 
 def test_its_front_matter_is_yaml_that_the_hub_reads(tmp_path: Path, calibration: Calibration):

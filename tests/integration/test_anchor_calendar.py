@@ -69,7 +69,7 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
     runs: dict[str, Path], name: str, tmp_path: Path
 ):
     run = load_run(runs[name])
-    data = load_forecast_data(run.config.data)
+    data = load_forecast_data(run.config.data, with_dates=True)
     windows = data.windows["test"]
     last = len(windows) - 1
     wanted_HN = run.forecast(Collator(windows, None)([last]), "test")[0].double().numpy()
@@ -77,6 +77,7 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
 
     frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"])
     exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
+    assert "the series and the time of year" in (tmp_path / "model/README.md").read_text()
     for model in (TimeLLM.from_pretrained(runs[name]), exported):
         got = model.predict(frame.iloc[:-2])[["a", "b"]].to_numpy()
         np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)

@@ -210,6 +210,21 @@ def test_weights_that_follow_the_year_are_a_ridge_with_scaled_columns(norm: Norm
     )  # fmt: skip
 
 
+def test_without_the_year_the_sums_are_those_of_weights_that_last():
+    x, y = random_walks(40)
+    plain = GramAccumulator(L, H, "last", reads_future=True)
+    plain.add(x, y, 0.5 * y)
+    part = accumulate_years(x, y, phases(20), "last").lasting()
+    for mine, wanted in zip(part.tensors, plain.tensors, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(
+        fit_anchor([part], [part]).weight,
+        fit_anchor([plain], [plain]).weight,
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
 @pytest.mark.parametrize("follows", [True, False])
 def test_weights_follow_the_year_where_that_is_better_on_validation(follows: bool):
     generator = torch.Generator().manual_seed(9)

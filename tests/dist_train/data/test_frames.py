@@ -273,6 +273,8 @@ REFUSED = {
         lambda: wide(rows=60, start="2024-03-30", tz="Europe/London").assign(
             date=lambda t: t["date"].astype(str)), WIDE, r"30 00:00:00\+00:00' has an offset from"),
     "zoned objects": (lambda: wide(tz="Asia/Tokyo").astype({"date": object}), WIDE, "an offset fr"),
+    "no dates at all": (lambda: wide().assign(date=[{"day": n} for n in range(20)]), WIDE,
+                        r"row 1 has \"?\{'day': 0\}\"?, which is not a date"),
     "periods": (lambda: wide().assign(date=pd.period_range("2024", periods=20, freq="h")), WIDE,
                 r"data.date_column=date: .*not.*date"),
 }  # fmt: skip

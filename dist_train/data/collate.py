@@ -169,6 +169,10 @@ def _end_workers_at_exit() -> None:
 
 
 def _end_workers() -> None:
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    # The loader's handler takes a worker's end for a crash and would raise wherever Python is now.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()

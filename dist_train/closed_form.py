@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from dist_train.data.windows import ForecastData
 from dist_train.evaluation import score_split
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
+from dist_train.selection import block_errors, gain_in_standard_errors, may_replace
 from dist_train.trend_fit import training_changes
+from dist_train.window_errors import WindowErrors
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit
 
@@ -74,7 +75,8 @@ def set_solutions(
 
     A ridge with retrieval is solved on a sample of windows, so it may be worse than the ridge on
     all of them, and so may one that follows the year on windows that are thinned. Whichever is
-    better on the windows of model selection becomes the anchor: no run starts below the ridge.
+    better on the windows of model selection becomes the anchor, the ridge also where
+    ``train.selection`` finds the other no better than chance: no run starts below the ridge.
 
     Returns:
         MSE of the ridge on the windows of model selection.
@@ -92,13 +94,24 @@ def set_solutions(
         model.anchor.set_solution(start.weight, start.norm)
         anchor = copy.deepcopy(model.anchor).to(distributed.device())
         candidates["start"] = anchor_forecast(anchor, retrieve, "val_selection")
-    batch_size = config.train.eval_batch_size
-    sums = score_split(candidates, data, "val_selection", batch_size=batch_size)
+    windows = data.windows["val_selection"]
+    errors = WindowErrors(windows)
+    sums = score_split(
+        errors.watch(candidates), data, "val_selection", batch_size=config.train.eval_batch_size
+    )
     mse = {name: total.mse() for name, total in sums.items()}
-    if model.anchor is not None and mse["ridge"] <= mse.get("start", math.inf):
-        if "start" in mse and distributed.is_main_rank():
-            line = "anchor: the plain ridge is better on validation and takes its place"
+    blocks = {name: block_errors(each, windows) for name, each in errors.gather().items()}
+    taken = False
+    if "start" in mse:
+        gain = gain_in_standard_errors(blocks["ridge"], blocks["start"])
+        taken = mse["start"] < mse["ridge"] and may_replace(config.train.selection, gain)
+        if not taken and distributed.is_main_rank():
+            line = (
+                f"anchor: the plain ridge takes its place, validation mse {mse['ridge']:.4f} "
+                f"against {mse['start']:.4f} (a gain of {gain:.1f} standard errors)"
+            )
             terminal.say(line, quiet=config.tracking.quiet)
+    if model.anchor is not None and not taken:
         weight = closed.ridge.weight
         unread = model.anchor.weight.shape[1] - weight.shape[1]  # retrieved and year count 0
         model.anchor.set_solution(F.pad(weight, (0, unread)), closed.ridge.norm)

@@ -25,6 +25,7 @@ from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig, nu
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+Selection = Literal["lowest", "one_standard_error"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -94,6 +95,11 @@ class TrainConfig:
 
     patience: int = 15
     """Validations without improvement before the run stops."""
+
+    selection: Selection = "lowest"
+    """lowest: the lowest validation MSE is the best model. one_standard_error: what is more
+    complicated, an anchor than the ridge, a trained model than the untrained one, has to be better
+    by more than one standard error of that gain; where noise decides, it often is not on test."""
 
     log_every: int = 10
     """Optimizer steps between lines of metrics.jsonl."""

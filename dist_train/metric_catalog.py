@@ -84,6 +84,9 @@ def _terms() -> list[Metric]:
 METRICS: tuple[Metric, ...] = (
     Metric(name="val/mse", unit="standardised", meaning="error on the windows of model selection",
            section="accuracy", panel="validation MSE"),
+    Metric(name="val/gain_in_se", unit="standard errors",
+           meaning="gain over the model before training, see train.selection",
+           section="accuracy", panel="gain over the untrained model"),
     Metric(name="test/mse/*", unit="standardised",
            meaning="error of a forecaster on the test split, once, at the end",
            section="accuracy", panel="test MSE", words=FORECASTERS),

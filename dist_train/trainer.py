@@ -27,6 +27,7 @@ from dist_train.nonfinite import NonFiniteSteps
 from dist_train.objective import TrainingSums, Work, loss_terms
 from dist_train.profiler import NoProfiler
 from dist_train.retrieval import Retriever
+from dist_train.selection import block_errors, gain_in_standard_errors, may_replace
 from dist_train.series_facts import describe
 from dist_train.step_feed import Neighbours, RefreshSchedule, micro_batches, with_neighbours
 from dist_train.stop_signals import StopRequestedError
@@ -35,6 +36,7 @@ from dist_train.terminal import TrainingBar
 from dist_train.throughput import Throughput
 from dist_train.tracking import Tracker
 from dist_train.training_state import TrainingState, gather_ranks
+from dist_train.window_errors import WindowErrors
 from model.batch import RetrievedWindows
 from model.losses import total_loss
 
@@ -58,10 +60,10 @@ class FitResult:
     """Optimizer steps done."""
 
     best_step: int
-    """Step of the lowest validation MSE; 0 is the model before training."""
+    """Step of the best model, see ``train.selection``; 0 is the model before training."""
 
     best_val_mse: float
-    """Standardised MSE on the windows of model selection."""
+    """Its standardised MSE on the windows of model selection."""
 
     train_s: float
     """Seconds of training, validation and saving included."""
@@ -147,7 +149,7 @@ class Trainer:
         )
 
     def fit(self) -> FitResult:
-        """Train, keeping the parameters with the lowest validation MSE in ``best/``.
+        """Train, keeping the parameters that ``train.selection`` finds best in ``best/``.
 
         Where there is a memory, :meth:`refresh_memory` comes first.
 
@@ -311,6 +313,7 @@ class Trainer:
         state = self.state
         if best is None:
             state.best_val_mse, state.best_step, state.best_bank = math.inf, 0, ""
+            state.lowest_val_mse = math.inf
             # Validated again, also where it has just been: no training ends without a best model.
             state.validated_step, state.counter = -1, 0
             return
@@ -459,8 +462,9 @@ class Trainer:
         return self._throughput.rates(total, seconds, ranks)
 
     def _validate(self, step: int) -> None:
+        errors = WindowErrors(self.data.windows["val_selection"])
         sums = score_split(
-            {"model": partial(self.forecast, split="val_selection")},
+            errors.watch({"model": partial(self.forecast, split="val_selection")}),
             self.data,
             "val_selection",
             batch_size=self.config.train.eval_batch_size,
@@ -475,14 +479,21 @@ class Trainer:
                 f"{self.config.train.learning_rate}, or use train.precision=fp32."
             )
         self._last_val_mse = mse
-        self.tracker.log(step, {"val/mse": mse})
         state = self.state
-        if mse < state.best_val_mse:
-            state.best_val_mse, state.best_step, state.counter = mse, step, 0
-            state.validated_step = step
-            self._save_best()
+        blocks = block_errors(errors.gather()["model"], self.data.windows["val_selection"])
+        state.first_errors = state.first_errors or blocks
+        gain = gain_in_standard_errors(state.first_errors, blocks)
+        self.tracker.log(step, {"val/mse": mse} | ({"val/gain_in_se": gain} if step else {}))
+        if mse < state.lowest_val_mse:
+            state.lowest_val_mse, state.counter = mse, 0
         else:
             state.counter += 1
+        # No training ends without a best model: after one that was lost, any is taken.
+        may = math.isinf(state.best_val_mse) or may_replace(self.config.train.selection, gain)
+        if mse < state.best_val_mse and may:
+            state.best_val_mse, state.best_step = mse, step
+            state.validated_step = step
+            self._save_best()
         self.draw_panel(step)
 
     def draw_panel(self, step: int, calibration: Calibration | None = None) -> None:

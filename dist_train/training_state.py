@@ -21,12 +21,17 @@ class TrainingState:
     """Optimizer steps done."""
 
     best_val_mse: float = math.inf
+    """Validation MSE of the best model so far; which one that is, says ``train.selection``."""
     best_step: int = 0
     best_bank: str = ""
     """Version of the bank that the best model was validated with."""
 
+    lowest_val_mse: float = math.inf
     counter: int = 0
-    """Validations since the best one."""
+    """The lowest validation MSE, and the validations since then."""
+
+    first_errors: list[float] = field(default_factory=list)
+    """Validation errors of the model before training, by :func:`selection.block_errors`."""
 
     validated_step: int = -1
     """The last step after which the model was validated."""
@@ -55,8 +60,9 @@ class TrainingState:
         """All but the tensors, as plain JSON values."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         sums: TrainingSums = values.pop("sums")
-        if not math.isfinite(self.best_val_mse):
-            values["best_val_mse"] = None
+        for name in ("best_val_mse", "lowest_val_mse"):
+            if not math.isfinite(values[name]):
+                values[name] = None
         return values | {"sums": {"num_batches": sums.num_batches, "weights": sums.weights}}
 
     @classmethod
@@ -64,8 +70,10 @@ class TrainingState:
         """Make what :meth:`to_json` wrote down; the sums have no tensors yet."""
         values = dict(known)
         sums = TrainingSums(**values.pop("sums"))
-        if values["best_val_mse"] is None:
-            values["best_val_mse"] = math.inf
+        values.setdefault("lowest_val_mse", values["best_val_mse"])  # not yet told apart
+        for name in ("best_val_mse", "lowest_val_mse"):
+            if values[name] is None:
+                values[name] = math.inf
         return cls(**values, sums=sums)
 
 

@@ -37,16 +37,21 @@ class WindowErrors:
         """Return the same forecasters, whose errors are written down from now on."""
         return {name: self._watched(name, forecast) for name, forecast in forecasts.items()}
 
+    def gather(self) -> dict[str, NDArray[np.float64]]:
+        """Return the errors by forecaster, on every rank, shape (W,) each; collective."""
+        names = list(self._errors)
+        stacked_FW = distributed.reduce_sum(torch.stack([self._errors[name] for name in names]))
+        return dict(zip(names, stacked_FW.numpy(), strict=True))
+
     def write(self, path: Path) -> None:
         """Write the errors of all ranks; collective, rank 0 writes.
 
         Raises:
             OSError: It cannot be written.
         """
-        names = list(self._errors)
-        stacked_FW = distributed.reduce_sum(torch.stack([self._errors[name] for name in names]))
+        gathered = self.gather()
         series, starts = self._windows.locate_batch(np.arange(len(self._windows)))
-        tensors = {name: stacked_FW[place].float().clone() for place, name in enumerate(names)}
+        tensors = {name: torch.from_numpy(errors).float() for name, errors in gathered.items()}
         tensors |= {
             "/series": torch.from_numpy(series),
             "/forecast_start": torch.from_numpy(starts + self._windows.seq_len),

@@ -55,7 +55,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"step_feed", "nonfinite", "checkpoint_writer", "throughput"},
     {"training_state"},
     {"comparison", "leak_alarm", "forecast_panel"},
-    {"window_errors"},
+    {"window_errors", "selection"},
     {"retrieval_ridge", "objective", "trend_fit"},
     {
         "build", "baselines", "patchtst", "preflight", "run_folder", "model_card",

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dist_train import closed_form, preflight
-from dist_train.baselines import fit_ridge
+from dist_train.baselines import fit_ridge, ridge_forecast
 from dist_train.build import build_forecaster
 from dist_train.closed_form import ClosedForm, pack, set_solutions, unpack
+from dist_train.config import Selection
+from dist_train.evaluation import score_split
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
+from dist_train.selection import block_errors, gain_in_standard_errors
+from dist_train.window_errors import WindowErrors
 from model.linear_anchor import AnchorFit
 from tests.helpers.runs import tiny_run
 
@@ -41,6 +46,49 @@ def test_a_retrieval_anchor_worse_than_the_ridge_is_not_taken(tmp_path: Path, go
     torch.testing.assert_close(model.anchor.weight, padded.float())
     if not good:
         assert mse == pytest.approx(ridge.validation_mse, rel=1e-4)
+
+
+@pytest.mark.parametrize("selection", ["lowest", "one_standard_error"])
+@pytest.mark.parametrize("clear", [True, False])
+def test_a_gain_that_may_be_chance_is_left_where_one_standard_error_is_asked(
+    tmp_path: Path, selection: Selection, clear: bool, capsys: pytest.CaptureFixture[str]
+):
+    base = tiny_run(tmp_path)
+    config = replace(
+        base,
+        model=replace(base.model, anchor="ridge_retrieval"),
+        gram=replace(base.gram, retrieval_key="anchored"),
+        train=replace(base.train, selection=selection),
+    )
+    checked = preflight.check(config)
+    data, windows = checked.data, checked.data.windows["val_selection"]
+    fitted = fit_ridge(data)
+    # Half of what is right is worse everywhere; a little noise is worse here and better there.
+    noise = torch.randn(fitted.weight.shape, generator=torch.Generator().manual_seed(1)).double()
+    spoilt = fitted.weight * 0.5 if clear else fitted.weight + 0.0008 * noise
+    ridge = replace(fitted, weight=spoilt)
+    start = replace(fitted, weight=F.pad(fitted.weight, (0, config.data.pred_len)))
+    errors = WindowErrors(windows)
+    candidates = {"ridge": ridge_forecast(ridge), "start": ridge_forecast(fitted)}
+    sums = score_split(errors.watch(candidates), data, "val_selection", batch_size=64)
+    blocks = {name: block_errors(each, windows) for name, each in errors.gather().items()}
+    gain = gain_in_standard_errors(blocks["ridge"], blocks["start"])
+    assert sums["start"].mse() < sums["ridge"].mse()
+    assert (gain > 1) is clear
+
+    retriever = Retriever(data, config.gram, config.bank)
+    retriever.refresh({})
+    model = build_forecaster(config, checked.backbone_files, torch.float32)
+    verdict = RetrievalVerdict(without=ridge, with_retrieval=start)
+    capsys.readouterr()
+    set_solutions(model, config, data, ClosedForm(ridge=ridge, verdict=verdict), retriever)
+    assert model.anchor is not None
+    taken = clear or selection == "lowest"
+    expected = start.weight if taken else F.pad(spoilt, (0, config.data.pred_len))
+    torch.testing.assert_close(model.anchor.weight, expected.float())
+    said = capsys.readouterr().out
+    assert ("the plain ridge takes its place" in said) is not taken
+    assert (f"a gain of {gain:.1f} standard errors" in said) is not taken
 
 
 def fit(value: float, width: int) -> AnchorFit:

@@ -62,9 +62,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eval_every=2, max_steps=60,
     )  # fmt: skip
     epochs = plain_run(folder, "epochs", max_steps=None, max_epochs=2, batch_size=180, log_every=3)
+    careful = plain_run(
+        folder, "careful", max_steps=12, eval_every=1, batch_size=90, learning_rate=2e-4,
+        selection="one_standard_error",
+    )  # fmt: skip
     # Validation falls between two lines of metrics, which must not lose the steps before it.
     slow = plain_run(folder, "slow", max_steps=12, log_every=6, eval_every=5)
-    run_ranks(train_all, 1, [shaky, epochs], slow, timeout_s=200)
+    run_ranks(train_all, 1, [shaky, epochs, careful], slow, timeout_s=200)
     return folder / "runs"
 
 
@@ -121,6 +125,22 @@ def test_best_holds_the_parameters_of_the_best_validation(runs: Path):
             data, split, batch_size=64, prompt_builder=run.prompt_builder,
         )  # fmt: skip
         assert sums["model"].mse() == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_standard_error_takes_no_step_whose_gain_may_be_chance(runs: Path):
+    careful = runs / "careful"
+    scores = validations(careful)
+    gains = {
+        int(line["step"]): line["val/gain_in_se"]
+        for line in lines(careful)
+        if "val/gain_in_se" in line
+    }
+    assert gains.keys() == scores.keys() - {0}
+    may = {step: mse for step, mse in scores.items() if step == 0 or gains[step] > 1}
+    best_step = min(may, key=lambda step: may[step])
+    assert result(careful)["best_step"] == best_step
+    assert load_checkpoint(careful / "best").manifest["val_mse"] == scores[best_step]
+    assert 0 < best_step != min(scores, key=lambda step: scores[step])  # the rule made a difference
 
 
 def test_every_line_of_training_has_loss_learning_rate_and_speed(finished_run: Path):

@@ -35,7 +35,8 @@ def test_all_but_the_tensors_goes_through_json():
     state = TrainingState(
         step=7, best_val_mse=0.25, best_step=5, best_bank="v", counter=2, validated_step=7,
         refreshed_step=6, memory_step=4, left_out=3, left_out_in_a_row=1, train_s=1.5,
-        windows_timed=80, fit_s=2.5, sums=some_sums(0),
+        windows_timed=80, fit_s=2.5, sums=some_sums(0), lowest_val_mse=0.125,
+        first_errors=[0.5, 1 / 3],
     )  # fmt: skip
     again = TrainingState.from_json(json.loads(json.dumps(state.to_json())))
     assert again.to_json() == state.to_json()
@@ -45,7 +46,15 @@ def test_all_but_the_tensors_goes_through_json():
 
 def test_a_run_without_a_validation_is_plain_json_too():
     text = json.dumps(TrainingState().to_json(), allow_nan=False)
-    assert TrainingState.from_json(json.loads(text)).best_val_mse == math.inf
+    again = TrainingState.from_json(json.loads(text))
+    assert again.best_val_mse == again.lowest_val_mse == math.inf
+
+
+def test_a_state_of_before_the_lowest_and_the_best_were_told_apart_goes_on():
+    known = TrainingState(best_val_mse=0.25, lowest_val_mse=0.25).to_json()
+    del known["lowest_val_mse"], known["first_errors"]
+    again = TrainingState.from_json(known)
+    assert (again.lowest_val_mse, again.first_errors) == (0.25, [])
 
 
 def test_where_the_training_is_is_said_in_words():

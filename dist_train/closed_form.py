@@ -104,7 +104,8 @@ def set_solutions(
     taken = False
     if "start" in mse:
         gain = gain_in_standard_errors(blocks["ridge"], blocks["start"])
-        taken = mse["start"] < mse["ridge"] and may_replace(config.train.selection, gain)
+        may = may_replace(config.train.selection, gain, len(blocks["start"]))
+        taken = mse["start"] < mse["ridge"] and may
         if not taken and distributed.is_main_rank():
             line = (
                 f"anchor: the plain ridge takes its place, validation mse {mse['ridge']:.4f} "

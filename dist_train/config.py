@@ -99,7 +99,7 @@ class TrainConfig:
     selection: Selection = "lowest"
     """lowest: the lowest validation MSE is the best model. one_standard_error: what is more
     complicated, an anchor than the ridge, a trained model than the untrained one, has to be better
-    by more than one standard error of that gain; where noise decides, it often is not on test."""
+    by more than one standard error of that gain over blocks of time, see selection.py."""
 
     log_every: int = 10
     """Optimizer steps between lines of metrics.jsonl."""

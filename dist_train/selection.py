@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
 
 from dist_train.config import Selection
 from dist_train.data.windows import WindowSet
@@ -60,14 +61,20 @@ def gain_in_standard_errors(simple: Sequence[float], other: Sequence[float]) -> 
     return mean / max(error, abs(mean) / MOST) if mean else 0.0
 
 
-def may_replace(rule: Selection, gain: float) -> bool:
+def may_replace(rule: Selection, gain: float, num_blocks: int) -> bool:
     """Tell whether what is more complicated, and has a lower error, may take a simpler one's place.
+
+    A standard error of few blocks is itself uncertain, so as many are asked for as Student's law
+    exceeds as rarely as the normal one exceeds one: 1.84 for two blocks, 1.05 for twelve.
 
     Args:
         rule: ``train.selection``.
         gain: In standard errors, of :func:`gain_in_standard_errors`.
+        num_blocks: Blocks that it is of.
 
     Source: Breiman, Friedman, Olshen and Stone 1984, "Classification and regression trees", 3.4.3:
     of models that differ by less than one standard error, the simplest.
     """
-    return rule == "lowest" or gain > 1
+    if rule == "lowest":
+        return True
+    return num_blocks >= FEWEST_BLOCKS and gain > float(stdtrit(num_blocks - 1, ndtr(1.0)))

@@ -489,8 +489,8 @@ class Trainer:
         else:
             state.counter += 1
         # No training ends without a best model: after one that was lost, any is taken.
-        may = math.isinf(state.best_val_mse) or may_replace(self.config.train.selection, gain)
-        if mse < state.best_val_mse and may:
+        may = may_replace(self.config.train.selection, gain, len(blocks))
+        if mse < state.best_val_mse and (may or math.isinf(state.best_val_mse)):
             state.best_val_mse, state.best_step = mse, step
             state.validated_step = step
             self._save_best()

@@ -38,7 +38,7 @@ def test_a_split_shorter_than_two_horizons_is_one_block_and_tells_nothing():
     other = block_errors(np.zeros(len(windows)), windows)
     assert (simple, other) == ([1.0], [0.0])
     assert gain_in_standard_errors(simple, other) == 0
-    assert not may_replace("one_standard_error", 0.0)
+    assert not may_replace("one_standard_error", 1e9, 1)
 
 
 def test_series_that_are_forecast_at_one_time_are_one_observation():
@@ -64,24 +64,29 @@ def test_a_gain_is_told_in_its_standard_errors():
     assert 1e6 < gain_in_standard_errors(simple, everywhere_the_same) < np.inf
 
 
-def test_of_equal_forecasters_one_in_six_is_taken_however_much_windows_overlap():
-    windows, taken, by_windows = windows_of(40 * PRED_LEN), 0, 0
+@pytest.mark.parametrize("blocks", [3, 8, 40])
+def test_of_equal_forecasters_one_in_five_is_taken_however_much_windows_overlap(blocks: int):
+    windows, taken, by_windows = windows_of(blocks * PRED_LEN), 0, 0
     rng = np.random.default_rng(1)
     kernel, runs = np.ones(PRED_LEN) / PRED_LEN, 2000
     for _ in range(runs):
         errors = np.convolve(rng.normal(size=len(windows) + PRED_LEN - 1), kernel, mode="valid")
         zero = np.zeros(len(windows))
         gain = gain_in_standard_errors(block_errors(zero, windows), block_errors(errors, windows))
-        taken += may_replace("one_standard_error", gain)
+        taken += may_replace("one_standard_error", gain, blocks)
         by_windows += -errors.mean() > errors.std(ddof=1) / np.sqrt(len(errors))
-    assert 0.14 < taken / runs < 0.24  # of blocks that did not touch it would be .16
+    assert 0.14 < taken / runs < 0.24  # of blocks that share no step it would be .16
     assert by_windows / runs > 0.3  # what happens to who takes every window for an observation
 
 
 def test_the_lowest_needs_no_more_than_to_be_lower():
-    assert may_replace("lowest", 0.1)
-    assert not may_replace("one_standard_error", 1.0)
-    assert may_replace("one_standard_error", 1.01)
+    assert may_replace("lowest", 0.1, 1)
+
+
+@pytest.mark.parametrize(("blocks", "needed"), [(2, 1.84), (3, 1.32), (12, 1.05), (10_000, 1.0)])
+def test_of_few_blocks_more_is_asked(blocks: int, needed: float):
+    assert not may_replace("one_standard_error", needed - 0.01, blocks)
+    assert may_replace("one_standard_error", needed + 0.01, blocks)
 
 
 def test_errors_of_windows_are_gathered_as_they_are():

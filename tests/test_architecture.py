@@ -36,7 +36,7 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
     "peft": {"model/adapters.py"},
     "bitsandbytes": {"model/backbone_loading.py"},
     "matplotlib": {"dist_train/figures/style.py", "dist_train/inspect_figure.py"},
-    "scipy": {"dist_train/ablation/significance.py"},
+    "scipy": {"dist_train/ablation/significance.py", "dist_train/selection.py"},
     "jsonargparse": {"dist_train/config.py", "dist_train/cli.py"},
     "torch.distributed": {"dist_train/distributed.py", "memory_index/groups.py"},
 }  # fmt: skip

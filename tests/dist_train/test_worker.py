@@ -56,14 +56,22 @@ def test_the_thread_ends_when_it_is_closed_and_never_holds_the_process():
     assert not threads[0].is_alive()
 
 
-def test_an_abandoned_thread_ends_with_what_it_does_and_forgets_the_rest():
+def test_an_abandoned_thread_ends_with_what_it_does_and_forgets_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+):
     worker, began, done = OrderedWorker("left"), threading.Event(), []
+    abandoned, close = threading.Event(), worker.close
 
     def work(number: int) -> None:
         began.set()
-        time.sleep(0.1)
+        abandoned.wait(timeout=5)  # not done before it is abandoned, however slow the machine is
         done.append(number)
 
+    def close_and_tell() -> None:
+        abandoned.set()
+        close()
+
+    monkeypatch.setattr(worker, "close", close_and_tell)
     futures = [worker.submit(work, number) for number in range(3)]
     assert began.wait(timeout=5)
     abandon_all()

@@ -241,7 +241,9 @@ class Watchdog:
 
     def _observe(self, awake: float) -> None:
         # For what keeps Python's threads from running at all: a call that never gives up the lock.
-        faulthandler.dump_traceback_later(self._watchdog_s + GRACE_S, file=_STDERR)
+        # Each time a thread of its own: where memory has run out, there is none to be had.
+        with suppress(RuntimeError):
+            faulthandler.dump_traceback_later(self._watchdog_s + GRACE_S, file=_STDERR)
         position = progress.current()
         moved = (position.marks, position.at) != (self._own.marks, self._own.at)
         self._own, self._idle_s = position, 0.0 if moved else self._idle_s + awake

@@ -67,6 +67,20 @@ def test_one_rank_alone_that_hangs_shows_its_stacks_and_ends(
     alone.end("left")
 
 
+def test_it_watches_on_where_no_memory_is_left_for_another_thread(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to start watchdog thread")
+
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", refuse)
+    alone = Watchdog(0.3, lambda: None, None, ending)
+    alone.start()
+    assert ending.came.wait(5)
+    assert ending.codes == [EXIT_HUNG]
+    alone.end("left")
+
+
 def test_marks_keep_it_quiet(ending: Ending):
     alone = Watchdog(0.3, lambda: None, None, ending)
     alone.start()

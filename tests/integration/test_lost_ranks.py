@@ -67,7 +67,8 @@ processes.begin()
 import torch
 from dist_train import distributed, progress, watchdog
 kind, struck = sys.argv[1].split("-") if len(sys.argv) > 1 and "-" in sys.argv[1] else ("", -1)
-print("launchers", *[f"{{p.name}}:{{p.pid}}" for p in processes.launchers()], flush=True)
+names = [f"{{p.name}}:{{p.pid}}" for p in processes.launchers()]
+os.write(1, (" ".join(["launchers", *names]) + chr(10)).encode())  # at once: ranks share the file
 distributed.initialize_process_group(60)
 try:
     with watchdog.watch({WATCHDOG_S}):
@@ -289,3 +290,4 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path, launcher: str, 
     finally:
         for pid in processes_of(mark):
             os.kill(pid, signal.SIGKILL)
+        process.wait(10)

@@ -7,6 +7,7 @@ modules on, dropout off.
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,32 @@ def test_an_array_trains_every_line_of_a_grid(cluster: Cluster, make: Make):
     assert runs["run-2"].data.description == "two  words"
     assert (runs["my-own"].train.seed, runs["run-4"].gram.top_k) == (7, 3)
     assert all(config.train.max_steps == 6 for config in runs.values())
+
+
+def test_an_array_of_ablations_gives_one_table(cluster: Cluster, make: Make):
+    file = make()
+    grid, lines = file.parent / "two rows.grid", file.parent / "all cells.grid"
+    grid.write_text("# name: with\n--gram.use_gram true\n# name: without\n--gram.use_gram false\n")
+    ablate = [
+        sys.executable, "-m", "dist_train.cli", "ablate", "--config", str(file),
+        "--grid", str(grid), "--seeds", "2", "--baselines", "none", "--train.max_steps", "6",
+    ]  # fmt: skip
+    cluster.run(*ablate, "--lines", str(lines))
+    number = cluster.submit(
+        "--array=1-4", f"--output={file.parent}/array-%a.log", ARRAY, str(file), str(lines)
+    )
+    states = cluster.wait_for(number, *ENDED, timeout_s=400)
+    logs = {path.name: path.read_text() for path in file.parent.glob("array-*.log")}
+    assert set(states.split(",")) == {"COMPLETED"}, logs
+    table = json.loads(cluster.run(*ablate, "--table").splitlines()[-1])
+    assert [(row["row"], row["seeds"]) for row in table["rows"]] == [("with", 2), ("without", 2)]
+    assert (table["failed"], table["not_run"]) == (0, 0)
+    assert all(row["mse_mean"] > 0 for row in table["rows"])
+    results = set((file.parent / "runs").glob("*/cells/*/seed_*/result.json"))
+    assert len(results) == 4
+    trained_at = {path: path.stat().st_mtime_ns for path in results}
+    assert json.loads(cluster.run(*ablate).splitlines()[-1]) == table  # nothing is left to train
+    assert {path: path.stat().st_mtime_ns for path in results} == trained_at
 
 
 def test_a_task_beyond_the_grid_says_so(cluster: Cluster, make: Make):

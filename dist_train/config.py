@@ -415,9 +415,14 @@ def config_to_dict(config: object) -> dict[str, Any]:
     assert is_dataclass(config)
     result: dict[str, Any] = {}
     for item in fields(config):
-        value = getattr(config, item.name)
-        result[item.name] = config_to_dict(value) if is_dataclass(value) else value
+        result[item.name] = _plain(getattr(config, item.name))
     return result
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return config_to_dict(value) if is_dataclass(value) else value
 
 
 def config_to_yaml(config: RunConfig) -> str:

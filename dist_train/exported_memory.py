@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from dist_train.config import RunConfig
 from dist_train.data.series import Series, SeriesSet
+from dist_train.data.sources import Source
 from dist_train.data.windows import ForecastData, WindowSet
 from dist_train.retrieval import Retriever
 from dist_train.series_facts import KnownSeries
@@ -117,17 +118,20 @@ def _read_series(folder: Path, config: RunConfig, facts: dict[str, Any]) -> Fore
             Series(id=one["id"], dates=dates, values=nothing, columns=tuple(entry.columns))
         )
     shape = (config.data.seq_len, config.data.pred_len, config.data.train_stride)
+    series_set = SeriesSet(
+        name=facts["name"],
+        series=tuple(series),
+        frequency=facts["frequency"],
+        seasonal_period=facts["seasonal_period"],
+        description=facts["description"],
+        borders=(0.7, 0.1, 0.2),
+        checksum=facts["checksum"],
+    )
     return ForecastData(
-        series_set=SeriesSet(
-            name=facts["name"],
-            series=tuple(series),
-            frequency=facts["frequency"],
-            seasonal_period=facts["seasonal_period"],
-            description=facts["description"],
-            borders=(0.7, 0.1, 0.2),
-            checksum=facts["checksum"],
-        ),
+        series_set=series_set,
         scalers=tuple(entry.scaler for entry in entries),
         windows={"train": WindowSet(values, ranges, *shape)},
         split_rows=tuple({"train": part} for part in ranges),
+        memory_rows=tuple(ranges),
+        sources=(Source(series_set=series_set),),
     )

@@ -1,9 +1,10 @@
-"""Settings of the data: which series, how they are split, what a window is.
+"""Settings of the data: which series, how they are split and mixed, what a window is.
 
 Free of torch, so that a configuration is read and refused before anything heavy is imported.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from math import isfinite
 from typing import Literal
 
 
@@ -18,17 +19,14 @@ def quote(cell: object, limit: int = 60) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which series are forecast, and how they are cut."""
+class SeriesConfig:
+    """One set of series: where it lies and how it is read and split."""
 
     dataset: str = "vic_elec"
     """A name of the catalog; it brings file name, frequency, splits and description with it."""
 
     path: str | None = None
     """Own CSV or Parquet file instead of a catalog entry; ``dataset`` is then ignored."""
-
-    root: str | None = None
-    """Folder of the catalog's files; else the environment variable TIMELLM_DATA_ROOT."""
 
     layout: Literal["auto", "wide", "long"] = "auto"
     """wide: a date column and one column per variate; long: unique_id, ds, y; auto: by header."""
@@ -45,23 +43,11 @@ class DataConfig:
     seasonal_period: int | None = None
     """Steps per season for seasonal naive and MASE; default from catalog or frequency."""
 
-    seq_len: int = 512
-    """Context window, in time steps."""
-
-    pred_len: int = 96
-    """Forecast horizon, in time steps."""
-
     splits: list[float] | None = None
     """Train, validation and test share, summing to 1; default from catalog, else 0.7/0.1/0.2."""
 
     percent: int = 100
     """Share of the training windows used, the oldest ones as in Time-LLM, in percent (few-shot)."""
-
-    train_stride: int = 1
-    """Steps between the starts of training windows."""
-
-    val_stride: int = 1
-    """Steps between the windows that model selection scores; reported scores always use 1."""
 
     missing: Literal["error", "interpolate"] = "error"
     """Missing values: stop and name them, or fill them linearly between their neighbours."""
@@ -71,17 +57,11 @@ class DataConfig:
 
     A catalog entry whose published file has such defects brings as_is with it."""
 
-    num_workers: int = 1
-    """Processes per rank that prepare batches and prompts; 0 prepares them in the rank itself."""
-
     def __post_init__(self) -> None:
-        for key in ("seq_len", "pred_len", "train_stride", "val_stride"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"data.{key} must be at least 1, got {getattr(self, key)}.")
-        if not 1 <= self.percent <= 100:
-            raise ValueError(f"data.percent must be in [1, 100], got {self.percent}.")
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers must not be negative, got {self.num_workers}.")
+        if not self._fewest_percent() <= self.percent <= 100:
+            raise ValueError(
+                f"data.percent must be in [{self._fewest_percent()}, 100], got {self.percent}."
+            )
         if self.splits is not None:
             if len(self.splits) != 3 or any(share <= 0 for share in self.splits):
                 raise ValueError(
@@ -94,3 +74,119 @@ class DataConfig:
             raise ValueError(
                 f"data.seasonal_period must be at least 1, got {self.seasonal_period}."
             )
+
+    def _fewest_percent(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(SeriesConfig):
+    """One of several sets of series that a run trains on, or is scored on."""
+
+    path: str | None = None
+    """Own file, folder of files or pattern (``data/*.parquet``) instead of a catalog entry; or a
+    folder that ``timellm data build`` has made."""
+
+    name: str | None = None
+    """What the source is called in scores and messages; default the data set's or file's name."""
+
+    weight: float = 1.0
+    """How often its windows are drawn, times what ``data.temperature`` makes of their number."""
+
+    percent: int = 100
+    """Share of the training windows used, the oldest ones, in percent; 0: it is scored only, and
+    training never sees it (zero-shot)."""
+
+    memory_percent: int | None = None
+    """Share of the training rows that the memory holds; default as percent. 100 beside percent 0
+    lets a forecaster that was never trained on a source retrieve from that source's history."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isfinite(self.weight) and self.weight > 0):
+            raise ValueError(
+                f"weight must be positive, got {self.weight}: percent=0 keeps a source out of the "
+                "training."
+            )
+        if self.memory_percent is not None and not 0 <= self.memory_percent <= 100:
+            raise ValueError(f"memory_percent must be in [0, 100], got {self.memory_percent}.")
+        if self.name is not None and (not self.name or "/" in self.name):
+            raise ValueError(f"name={self.name!r}: must be a word without /.")
+
+    def _fewest_percent(self) -> int:
+        return 0
+
+    @property
+    def label(self) -> str:
+        """Its name, as far as it is known without reading it."""
+        return self.name or (self.dataset if self.path is None else self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SeriesConfig):
+    """Which series are forecast, and how they are cut."""
+
+    root: str | None = None
+    """Folder of the catalog's files; else the environment variable TIMELLM_DATA_ROOT."""
+
+    sources: list[SourceConfig] | None = None
+    """Several sets of series for one model, each with keys as above, instead of one set. Every
+    variate is a series of its own then, whatever file it comes from."""
+
+    temperature: float = 1.0
+    """How sources are mixed: each is drawn as its number of training windows to the power of 1 /
+    temperature, times its weight. 1: every window alike; large: every source alike."""
+
+    seq_len: int = 512
+    """Context window, in time steps."""
+
+    pred_len: int = 96
+    """Forecast horizon, in time steps."""
+
+    train_stride: int = 1
+    """Steps between the starts of training windows."""
+
+    val_stride: int = 1
+    """Steps between the windows that model selection scores; reported scores always use 1."""
+
+    num_workers: int = 1
+    """Processes per rank that prepare batches and prompts; 0 prepares them in the rank itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("seq_len", "pred_len", "train_stride", "val_stride"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"data.{key} must be at least 1, got {getattr(self, key)}.")
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers must not be negative, got {self.num_workers}.")
+        if not (isfinite(self.temperature) and self.temperature >= 1):
+            raise ValueError(f"data.temperature must be at least 1, got {self.temperature}.")
+        if self.sources is not None:
+            self._check_sources()
+
+    def _check_sources(self) -> None:
+        assert self.sources is not None
+        if not self.sources:
+            raise ValueError("data.sources is empty: name at least one, or leave it out.")
+        plain = SeriesConfig()
+        given = [item.name for item in fields(SeriesConfig)
+                 if getattr(self, item.name) != getattr(plain, item.name)]  # fmt: skip
+        if given:
+            raise ValueError(
+                f"data.{given[0]}={getattr(self, given[0])!r} beside data.sources: say it of each "
+                "source instead."
+            )
+        labels = [source.label for source in self.sources]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"data.sources names {twice!r} twice: give one of them another name.")
+        if all(source.percent == 0 for source in self.sources):
+            raise ValueError(
+                "data.sources: every source has percent=0, so there is nothing to train on; raise "
+                "one of them."
+            )
+
+    def of_source(self, source: SourceConfig) -> "DataConfig":
+        """The settings under which one of :attr:`sources` is read as if it were alone."""
+        shared = {item.name: getattr(source, item.name) for item in fields(SeriesConfig)}
+        return replace(self, **shared | {"sources": None, "percent": 100})

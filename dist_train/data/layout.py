@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from dist_train.data.config import DataConfig, DataError, quote
+from dist_train.data.config import DataError, SeriesConfig, quote
 from dist_train.data.dates import Dates, parse_dates, review_dates
 from dist_train.data.values import Rows, Values, clean_numbers, read_values
 
 
 def split_table(
     table: pd.DataFrame,
-    config: DataConfig,
+    config: SeriesConfig,
     name: str,
     sentinels: tuple[float, ...],
     notes: list[str],
@@ -86,7 +86,7 @@ def split_table(
 
 
 def _long_value_column(
-    names: list[str], date_column: str, config: DataConfig, notes: list[str]
+    names: list[str], date_column: str, config: SeriesConfig, notes: list[str]
 ) -> str:
     if "unique_id" not in names:
         raise DataError(
@@ -108,7 +108,7 @@ def _long_value_column(
     return chosen[0]
 
 
-def _choose_columns(available: list[str], config: DataConfig) -> list[str]:
+def _choose_columns(available: list[str], config: SeriesConfig) -> list[str]:
     """The variates in the user's order, or all."""
     columns = available if config.columns is None else config.columns
     if not columns:

@@ -16,9 +16,10 @@ import pandas as pd
 
 from dist_train import local_copy
 from dist_train.data.catalog import Borders, DatasetEntry, find_file, lookup
-from dist_train.data.config import DataConfig, DataError
+from dist_train.data.config import DataConfig, DataError, SeriesConfig
 from dist_train.data.dates import Dates, follows, infer_frequency, season_of
 from dist_train.data.layout import split_table
+from dist_train.data.standardise import Standardised
 from dist_train.data.tables import read_table
 from dist_train.data.values import Rows, Values
 from memory_index.atomic_file import sha256_of
@@ -39,6 +40,9 @@ class Series:
 
     columns: tuple[str, ...]
     """Names of the N variates."""
+
+    standardised: Standardised | None = None
+    """The values on the scale of the training rows, where that was made ahead; None: not yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,7 +117,7 @@ def load_series(config: DataConfig) -> SeriesSet:
 
 def from_table(
     table: pd.DataFrame,
-    config: DataConfig,
+    config: SeriesConfig,
     *,
     name: str,
     entry: DatasetEntry | None = None,
@@ -191,7 +195,7 @@ def _embedded(entry: DatasetEntry) -> pd.DataFrame:
 
 
 def _common_frequency(
-    series: tuple[Series, ...], config: DataConfig, expected: str | None
+    series: tuple[Series, ...], config: SeriesConfig, expected: str | None
 ) -> str | None:
     """The one frequency of all series; None where ``as_is`` allows that there is none."""
     frequencies = {

@@ -7,14 +7,17 @@ Shape legend (this file):
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.dates import Dates, year_phase
-from dist_train.data.series import Series, SeriesSet, load_series
+from dist_train.data.series import Series, SeriesSet
+from dist_train.data.sources import Source, load_sources, union
 from dist_train.data.splits import Scaler, Split, borders
+from dist_train.data.standardise import standardise
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
@@ -98,6 +101,13 @@ class WindowSet:
         series, starts = self.locate_batch([window_id])
         return int(series[0]), int(starts[0])
 
+    def of_series(self, part: slice) -> "WindowSet":
+        """The windows of some series, series and windows numbered from 0."""
+        dates = None if self._dates is None else self._dates[part]
+        return WindowSet(
+            self.values[part], self.ranges[part], self.seq_len, self.pred_len, self.stride, dates
+        )
+
     def even_sample(self, max_windows: int) -> Ints:
         """Numbers of at most ``max_windows`` windows, evenly spread, ends included. Ascending."""
         size = min(len(self), max_windows)
@@ -166,6 +176,45 @@ class ForecastData:
     split_rows: tuple[dict[Split, tuple[int, int]], ...]
     """Rows that each split forecasts, per series."""
 
+    memory_rows: tuple[tuple[int, int], ...]
+    """Rows [begin, end) of each series whose windows the memory may hold."""
+
+    sources: tuple[Source, ...]
+    """Where the series come from, laid end to end; one, unless ``data.sources`` names several."""
+
+    @property
+    def first_series(self) -> Ints:
+        """Number of each source's first series, and behind the last one that of none. (S + 1,)."""
+        counts = [len(source.series_set.series) for source in self.sources]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def source_of(self, series: Ints) -> Ints:
+        """Number of the source of each series. Shape (...) in and out."""
+        number: Ints = np.searchsorted(self.first_series, series, side="right") - 1
+        return number
+
+    def source_channels(self) -> dict[str, slice]:
+        """Channels of each source, by its name."""
+        ends = self.first_series * self.num_variates
+        return {
+            source.name: slice(int(first), int(end))
+            for source, (first, end) in zip(self.sources, pairwise(ends), strict=True)
+        }
+
+    def only(self, source: int) -> "ForecastData":
+        """The part of one source, its series numbered from 0."""
+        first, end = (int(place) for place in self.first_series[source : source + 2])
+        part = slice(first, end)
+        return replace(
+            self,
+            series_set=self.sources[source].series_set,
+            scalers=self.scalers[part],
+            windows={split: windows.of_series(part) for split, windows in self.windows.items()},
+            split_rows=self.split_rows[part],
+            memory_rows=self.memory_rows[part],
+            sources=(self.sources[source],),
+        )
+
     @property
     def num_variates(self) -> int:
         """N."""
@@ -206,55 +255,62 @@ def load_forecast_data(config: DataConfig, *, with_dates: bool = False) -> Forec
 
     Args:
         config: What to read.
-        with_dates: As :func:`build_forecast_data`.
+        with_dates: As :func:`build_from_sources`.
 
     Raises:
-        DataError: As :func:`load_series` and :func:`build_forecast_data`.
+        DataError: As :func:`~dist_train.data.sources.load_sources` and
+            :func:`build_from_sources`.
     """
-    return build_forecast_data(config, load_series(config), with_dates=with_dates)
+    return build_from_sources(config, load_sources(config), with_dates=with_dates)
 
 
 def build_forecast_data(
     config: DataConfig, series_set: SeriesSet, *, with_dates: bool = False
 ) -> ForecastData:
+    """As :func:`build_from_sources`, of one set of series."""
+    percent = config.percent
+    only = Source(series_set=series_set, percent=percent, memory_percent=percent)
+    return build_from_sources(config, (only,), with_dates=with_dates)
+
+
+def build_from_sources(
+    config: DataConfig, sources: tuple[Source, ...], *, with_dates: bool = False
+) -> ForecastData:
     """Split each series, fit its scaler on its training rows and number its windows.
 
     Args:
         config: How they are split.
-        series_set: The series.
+        sources: The series.
         with_dates: Windows know their time of year, for a model that reads it; each batch tells
             it then.
 
     Raises:
         DataError: A series is too short for one window in some split, or cannot be standardised.
     """
+    series_set = union(sources)
     notes = list(series_set.notes)
-    scalers, values, split_rows = [], [], []
+    scalers, values, split_rows, memory_rows = [], [], [], []
     ranges: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
-    for one in series_set.series:
-        where = f"series {one.id!r}"
-        rows = borders(len(one.values), series_set.borders, where)
-        _refuse_too_short(one, series_set, rows, config)
-        begin, end = rows["train"]
-        scaler = Scaler.fit(one.values[begin:end])
-        notes += [f"column {one.columns[n]!r} of {where} is constant in the training rows"
-                  for n in scaler.constant]  # fmt: skip
-        unused = len(one.values) - rows["test"][1]
-        if unused:
-            notes.append(f"{where}: the newest {unused} rows belong to no split")
-        # Time-LLM's few-shot border: a share of the possible starts, taken from the oldest rows.
-        few_end = (end - config.seq_len) * config.percent // 100 + config.seq_len
-        if num_windows(few_end, config.seq_len, config.pred_len, False) == 0:
-            raise DataError(
-                f"data.percent={config.percent} leaves {few_end} training rows of {where}, one "
-                f"window needs {config.seq_len + config.pred_len}: raise it."
-            )
-        ranges["train"].append((begin, few_end))
-        for split in ("val", "test"):
-            ranges[split].append((rows[split][0] - config.seq_len, rows[split][1]))
-        scalers.append(scaler)
-        split_rows.append(rows)
-        values.append(_standardise(one, scaler))
+    for source in sources:
+        for one in source.series_set.series:
+            where = f"series {one.id!r}"
+            rows = borders(len(one.values), source.series_set.borders, where)
+            _refuse_too_short(one, source.series_set, rows, config)
+            scaled = one.standardised
+            if scaled is None:
+                scaled = standardise(one.values, rows["train"], one.columns, one.id)
+            notes += [f"column {one.columns[n]!r} of {where} is constant in the training rows"
+                      for n in scaled.scaler.constant]  # fmt: skip
+            unused = len(one.values) - rows["test"][1]
+            if unused:
+                notes.append(f"{where}: the newest {unused} rows belong to no split")
+            ranges["train"].append(_oldest(rows["train"], source.percent, config, where))
+            for split in ("val", "test"):
+                ranges[split].append((rows[split][0] - config.seq_len, rows[split][1]))
+            memory_rows.append(_oldest(rows["train"], source.memory_percent, config, where))
+            scalers.append(scaled.scaler)
+            split_rows.append(rows)
+            values.append(scaled.values)
 
     dates = [one.dates for one in series_set.series] if with_dates else None
 
@@ -271,21 +327,29 @@ def build_forecast_data(
             "test": windows_of("test", 1),
         },
         split_rows=tuple(split_rows),
+        memory_rows=tuple(memory_rows),
+        sources=sources,
     )
 
 
-def _standardise(series: Series, scaler: Scaler) -> Float32s:
-    # A deviation may be too small for a float64; what comes of that is refused below.
-    with np.errstate(all="ignore"):
-        values = scaler.transform(series.values).astype(np.float32)
-    if not np.isfinite(values).all():
-        t, n = np.argwhere(~np.isfinite(values))[0]
+def _oldest(
+    train: tuple[int, int], percent: int, config: DataConfig, where: str
+) -> tuple[int, int]:
+    """A share of the training rows as Time-LLM's few-shot has it: of the possible starts.
+
+    Raises:
+        DataError: It is not nothing, and has not one window.
+    """
+    begin, end = train
+    if percent == 0:
+        return begin, begin
+    few_end = (end - config.seq_len) * percent // 100 + config.seq_len
+    if num_windows(few_end, config.seq_len, config.pred_len, False) == 0:
         raise DataError(
-            f"column {series.columns[n]!r} of series {series.id!r} has "
-            f"{series.values[t, n]:g} at row {t + 1}, too far from its training rows (standard "
-            f"deviation {scaler.scale[n]:g}) to be standardised: correct it."
+            f"data.percent={percent} leaves {few_end} training rows of {where}, one "
+            f"window needs {config.seq_len + config.pred_len}: raise it."
         )
-    return values
+    return begin, few_end
 
 
 def _fits(rows: dict[Split, tuple[int, int]], seq_len: int, pred_len: int) -> bool:

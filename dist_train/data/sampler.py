@@ -5,18 +5,24 @@ depend on the number of ranks.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from dist_train.data.mixture import Mixture, MixtureOrder
+from dist_train.data.permutation import Ints
+
+STEPS_AT_ONCE = 64
+"""Global batches whose windows are worked out together."""
 
 
 class GlobalBatchSampler:
     """This rank's micro-batches of one epoch, from a settable position on.
 
-    An epoch is a permutation of all windows drawn from (seed, epoch), cut into global batches;
-    an incomplete last one is dropped. Iterating does not move the position: a loader reads
-    ahead, so only the training loop knows what was really used. It says so with
-    :meth:`set_position`.
+    An epoch is a permutation of all windows drawn from (seed, epoch), or a mixture of several
+    sources, cut into global batches; an incomplete last one is dropped. Iterating does not move
+    the position: a loader reads ahead, so only the training loop knows what was really used. It
+    says so with :meth:`set_position`.
     """
 
     def __init__(
@@ -29,6 +35,7 @@ class GlobalBatchSampler:
         seed: int,
         epoch: int = 0,
         start_step: int = 0,
+        mixture: Mixture | None = None,
     ) -> None:
         """Check that the batch can be shared out.
 
@@ -41,6 +48,7 @@ class GlobalBatchSampler:
             seed: Seed of the order, not negative.
             epoch: Epoch to iterate over, from 0.
             start_step: Global batches of the epoch that are already done.
+            mixture: How sources are mixed; None: one source, every window once an epoch.
 
         Raises:
             ValueError: The sizes do not divide, or there is not one full batch.
@@ -73,6 +81,7 @@ class GlobalBatchSampler:
         self.num_windows, self.seed = num_windows, seed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.world_size = rank, world_size
+        self.mixture = mixture
         self.set_position(epoch, start_step)
 
     @property
@@ -99,18 +108,25 @@ class GlobalBatchSampler:
         self.epoch, self.start_step = epoch, step
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_windows)
+        order = self._order()
         share = self.global_batch_size // self.world_size
-        for step in range(self.start_step, self.steps_per_epoch):
-            first = step * self.global_batch_size + self.rank * share
-            for begin in range(first, first + share, self.micro_batch_size):
-                yield [int(window) for window in order[begin : begin + self.micro_batch_size]]
+        own = self.rank * share + np.arange(share)
+        for first in range(self.start_step, self.steps_per_epoch, STEPS_AT_ONCE):
+            steps = np.arange(first, min(first + STEPS_AT_ONCE, self.steps_per_epoch))
+            for windows in order[steps[:, None] * self.global_batch_size + own]:
+                for begin in range(0, share, self.micro_batch_size):
+                    yield windows[begin : begin + self.micro_batch_size].tolist()
+
+    def _order(self) -> "Ints | MixtureOrder":
+        if self.mixture is not None:
+            return MixtureOrder(self.mixture, self.seed, self.epoch)
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.num_windows)
 
     def __len__(self) -> int:
         """Count the micro-batches from the position to the end of the epoch."""
         return (self.steps_per_epoch - self.start_step) * self.accumulation_steps
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Position, and what it is only valid for. The world size is not part of it."""
         return {
             "epoch": self.epoch,
@@ -118,9 +134,10 @@ class GlobalBatchSampler:
             "seed": self.seed,
             "num_windows": self.num_windows,
             "global_batch_size": self.global_batch_size,
+            **({} if self.mixture is None else {"mixture": [list(part) for part in self.mixture]}),
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a position, on any number of ranks.
 
         Raises:
@@ -137,6 +154,13 @@ class GlobalBatchSampler:
                     f"{name} is {mine}, but the checkpoint's position was saved with "
                     f"{state[key]}: resume with that value, or start a new run."
                 )
+        saved, own = state.get("mixture"), self.state_dict().get("mixture")
+        if saved != own:
+            raise ValueError(
+                f"data.sources, data.temperature: windows and shares of the sources are {own}, but "
+                f"the checkpoint's position was saved with {saved}: resume with those settings, or "
+                "start a new run."
+            )
         self.set_position(state["epoch"], state["step"])
 
 

@@ -139,7 +139,7 @@ class EngineStep:
         """Build both; collective."""
         files = locate_backbone(config.backbone.name)
         self.config = config
-        self.prompt_builder = build_prompt_builder(config, files, data.series_set.description)
+        self.prompt_builder = build_prompt_builder(config, files, data.descriptions)
         model = build_forecaster(config, files, dtype, self.prompt_builder)
         if model.trend is not None:
             model.trend.thresholds.fit(training_changes(data.windows["train"]))

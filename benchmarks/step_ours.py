@@ -62,7 +62,7 @@ class OurStep:
         name = str(folder)
         files = locate_backbone(name)
         self.prompts = PromptBuilder(
-            load_tokenizer(files), config, setting.pred_len, setting.seq_len, DESCRIPTION
+            load_tokenizer(files), config, setting.pred_len, setting.seq_len, [DESCRIPTION]
         )
         backbone = load_backbone(BackboneConfig(name=name, llm_layers=setting.layers), files, dtype)
         torch.manual_seed(2021)

@@ -123,7 +123,7 @@ class LoneRank:
         self.retriever = Retriever(data, config.gram, config.bank)
         self.retriever.refresh({})
         files = locate_backbone(config.backbone.name)
-        prompts = build_prompt_builder(config, files, data.series_set.description)
+        prompts = build_prompt_builder(config, files, data.descriptions)
         dtype = precision.resolve_dtype(config.train.precision)
         model = build_forecaster(config, files, dtype, prompts)
         if model.trend is not None:

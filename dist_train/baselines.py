@@ -4,6 +4,8 @@ Shape legend (this file):
     B  windows in the batch   L  seq_len   H  pred_len   N  variates   R  rows (window, variate)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,10 @@ from model.batch import from_rows, to_rows
 from model.linear_anchor import NORMS, AnchorFit, GramAccumulator, LinearAnchor, fit_anchor
 
 CHUNK_ROWS = 8192
+
+SOURCE_WINDOWS = 2**16
+"""Windows of each of several sources that its ridge is fitted to; they overlap, so an even sample
+says nearly as much as all of them."""
 
 DLINEAR_KERNEL = 25  # moving average of the published DLinear
 DLINEAR_BATCH = 32
@@ -40,6 +46,38 @@ def fit_ridge(data: ForecastData) -> AnchorFit:
     return fit_anchor(train, val)
 
 
+def fit_ridges(data: ForecastData) -> tuple[AnchorFit, tuple[AnchorFit, ...]]:
+    """Fit one ridge to all sources and one to each, in one pass; collective.
+
+    Each source counts with an even sample of its windows, at most :data:`SOURCE_WINDOWS`.
+
+    Returns:
+        The ridge of all training windows, which validation of all trained sources chose; and the
+        ridge of each source, where it has training windows, else the ridge of all. One source:
+        :func:`fit_ridge`, and none.
+    """
+    if len(data.sources) == 1:
+        return fit_ridge(data), ()
+    parts = [data.only(number) for number in range(len(data.sources))]
+    trained = [len(part.windows["train"]) > 0 for part in parts]
+    own: dict[int, AnchorFit] = {}
+    all_train: list[GramAccumulator] = []
+    all_val: list[GramAccumulator] = []
+    for number in np.flatnonzero(trained):
+        train, val = (
+            _grams(parts[number].windows[split], follows_year=False, limit=SOURCE_WINDOWS)
+            for split in ("train", "val")
+        )
+        own[int(number)] = fit_anchor(train, val)
+        if not all_train:
+            all_train, all_val = train, val
+            continue
+        for mine, theirs in zip([*all_train, *all_val], [*train, *val], strict=True):
+            mine.merge(theirs)
+    joint = fit_anchor(all_train, all_val)
+    return joint, tuple(own.get(number, joint) for number in range(len(parts)))
+
+
 def fit_ridge_and_following(data: ForecastData) -> tuple[AnchorFit, AnchorFit]:
     """Fit the ridge, and the one whose weights may follow the year, in one pass; collective.
 
@@ -52,12 +90,19 @@ def fit_ridge_and_following(data: ForecastData) -> tuple[AnchorFit, AnchorFit]:
     return ridge, fit_anchor(train, val)
 
 
-def ridge_forecast(fit: AnchorFit) -> Forecast:
-    """Forecast with a fitted ridge."""
-    pred_len, seq_len = fit.weight.shape
-    anchor = LinearAnchor(seq_len, pred_len)
-    anchor.set_solution(fit.weight, fit.norm)
-    return row_forecast(anchor.to(distributed.device()))
+def ridge_forecast(*fits: AnchorFit) -> Forecast:
+    """Forecast with a fitted ridge, or with that of each window's source."""
+    pred_len, seq_len = fits[0].weight.shape
+    anchor = LinearAnchor(seq_len, pred_len, num_sources=len(fits))
+    for source, fit in enumerate(fits):
+        anchor.set_solution(fit.weight, fit.norm, source)
+    anchor = anchor.to(distributed.device())
+
+    def forecast(batch: WindowBatch) -> Tensor:
+        forecast_RH = anchor(to_rows(batch.context), sources=batch.sources)
+        return from_rows(forecast_RH, batch.context.shape[2])
+
+    return forecast
 
 
 def row_forecast(module: nn.Module) -> Forecast:
@@ -74,18 +119,26 @@ def repeat_last(batch: WindowBatch) -> Tensor:
     return batch.context[:, -1:].expand(-1, batch.target.shape[1], -1)
 
 
-def seasonal_naive(period: int) -> Forecast:
+def seasonal_naive(*periods: int) -> Forecast:
     """Forecast the last full season over and over; with a season beyond L, the last value.
 
     Args:
-        period: Steps per season.
+        periods: Steps per season, of each source.
     """
 
-    def forecast(batch: WindowBatch) -> Tensor:
+    def of_period(batch: WindowBatch, period: int) -> Tensor:
         if period > batch.context.shape[1]:
             return repeat_last(batch)
         steps_H = torch.arange(batch.target.shape[1]) % period
         return batch.context[:, -period:][:, steps_H]
+
+    def forecast(batch: WindowBatch) -> Tensor:
+        forecast_BHN = of_period(batch, periods[0])
+        for source, period in enumerate(periods[1:], start=1):
+            assert batch.sources is not None
+            here_B11 = (batch.sources == source)[:, None, None]
+            forecast_BHN = torch.where(here_B11, of_period(batch, period), forecast_BHN)
+        return forecast_BHN
 
     return forecast
 
@@ -158,17 +211,26 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     module.load_state_dict(best_state)
 
 
-def _grams(windows: WindowSet, *, follows_year: bool) -> list[GramAccumulator]:
-    """Accumulate this rank's contiguous share for each norm, and add up all ranks; collective."""
+def _grams(
+    windows: WindowSet, *, follows_year: bool, limit: int | None = None
+) -> list[GramAccumulator]:
+    """Accumulate this rank's contiguous share for each norm, and add up all ranks; collective.
+
+    Of more than ``limit`` windows an even sample is read.
+    """
     shape = (windows.seq_len, windows.pred_len)
     grams = [GramAccumulator(*shape, norm, follows_year=follows_year) for norm in NORMS]
     world_size, rank = distributed.world_size(), distributed.rank()
-    begin, end = (len(windows) * part // world_size for part in (rank, rank + 1))
+    size = len(windows)
+    sample = windows.even_sample(limit) if limit is not None and limit < size else None
+    size = size if sample is None else len(sample)
+    begin, end = (size * part // world_size for part in (rank, rank + 1))
     chunk = max(1, CHUNK_ROWS // windows.num_variates)
     progress.enter("ridge")
     for first in range(begin, end, chunk):
         progress.mark()
         ids = np.arange(first, min(first + chunk, end))
+        ids = ids if sample is None else sample[ids]
         context_RL, target_RH = _rows(windows, ids)
         phase = windows.year_phase(ids) if follows_year else None
         phase_B2 = None if phase is None else torch.from_numpy(phase)
@@ -185,11 +247,18 @@ def _rows(windows: WindowSet, ids: np.ndarray) -> tuple[Tensor, Tensor]:
     return to_rows(torch.from_numpy(context_BLN)), to_rows(torch.from_numpy(target_BHN))
 
 
-def all_baselines(data: ForecastData, ridge: AnchorFit, seed: int) -> dict[str, Forecast]:
+def all_baselines(
+    data: ForecastData, ridge: AnchorFit, by_source: Sequence[AnchorFit], seed: int
+) -> dict[str, Forecast]:
     """Every baseline by the name its row has in a table; collective, DLinear is trained here."""
+    ridges = {"ridge": ridge_forecast(ridge)}
+    if by_source:
+        ridges = {"ridge": ridge_forecast(*by_source), "ridge of all": ridge_forecast(ridge)}
     return {
-        "ridge": ridge_forecast(ridge),
+        **ridges,
         "DLinear": fit_dlinear(data, seed),
-        "seasonal naive": seasonal_naive(data.series_set.seasonal_period),
+        "seasonal naive": seasonal_naive(
+            *(source.series_set.seasonal_period for source in data.sources)
+        ),
         "repeat last": repeat_last,
     }

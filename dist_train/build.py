@@ -1,5 +1,6 @@
 """From a configuration to the objects it describes: forecaster and prompt builder."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def build_forecaster(
     dtype: torch.dtype,
     prompt_builder: PromptBuilder | None = None,
     *,
+    num_sources: int = 1,
     zero3: dict[str, Any] | None = None,
 ) -> Forecaster:
     """Make the model on the CPU, freshly initialised from ``train.seed``.
@@ -29,6 +31,7 @@ def build_forecaster(
         files: Where the backbone's weights are.
         dtype: Compute type; the trained parameters are float32 and cast by whoever runs it.
         prompt_builder: Knows what all prompts of the run begin with; None: no prompt.
+        num_sources: Sets of series that it is trained on.
         zero3: DeepSpeed JSON where the backbone is shared out over the ranks as it is loaded.
     """
     progress.enter("loading the backbone", patience=6)  # one call, which gives no marks
@@ -45,18 +48,19 @@ def build_forecaster(
             tapr=config.tapr,
             gram=config.gram,
             prompt_prefix=None if prompt_builder is None else prompt_builder.prefix_ids,
+            num_sources=num_sources,
         )
 
 
 def build_prompt_builder(
-    config: RunConfig, files: BackboneFiles, description: str
+    config: RunConfig, files: BackboneFiles, descriptions: Sequence[str]
 ) -> PromptBuilder | None:
     """Make the prompt builder of a run; None where the run has no prompt.
 
     Args:
         config: The run.
         files: Where the backbone's tokenizer is.
-        description: What the series are, in words.
+        descriptions: What the series of each source are, in words.
     """
     if config.model.prompt == "none":
         return None
@@ -65,5 +69,5 @@ def build_prompt_builder(
         config.model,
         pred_len=config.data.pred_len,
         seq_len=config.data.seq_len,
-        description=description,
+        descriptions=descriptions,
     )

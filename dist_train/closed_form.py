@@ -14,7 +14,7 @@ from dist_train import baselines, distributed, terminal
 from dist_train.config import RunConfig
 from dist_train.data.clock import overlapping_without_clock
 from dist_train.data.windows import ForecastData
-from dist_train.evaluation import score_split
+from dist_train.evaluation import score_split, selection_mse
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
 from dist_train.selection import block_errors, gain_in_standard_errors, may_replace
@@ -37,6 +37,15 @@ class ClosedForm:
     following_year: AnchorFit | None = None
     """The ridge without retrieval whose weights may follow the year; None where nobody asked."""
 
+    by_source: tuple[AnchorFit, ...] = ()
+    """The ridge of each source without retrieval, that of all where it is not trained on; empty
+    where there is one source."""
+
+    @property
+    def plain(self) -> tuple[AnchorFit, ...]:
+        """The ridge without retrieval of each source."""
+        return self.by_source or (self.ridge,)
+
 
 def solve(
     config: RunConfig, data: ForecastData, banks: Path | None
@@ -57,11 +66,14 @@ def solve(
         use_gram = verdict is not None and verdict.helps
         gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
+    by_source: tuple[AnchorFit, ...] = ()
     if model.follows_year and not model.reads_future:
         ridge, following_year = baselines.fit_ridge_and_following(data)
     else:
-        ridge = baselines.fit_ridge(data)
-    return config, ClosedForm(ridge=ridge, verdict=verdict, following_year=following_year)
+        ridge, by_source = baselines.fit_ridges(data)
+    return config, ClosedForm(
+        ridge=ridge, verdict=verdict, following_year=following_year, by_source=by_source
+    )
 
 
 def set_solutions(
@@ -83,7 +95,7 @@ def set_solutions(
     """
     if model.trend is not None and not isinstance(config.tapr.trend_thresholds, list):
         model.trend.thresholds.fit(training_changes(data.windows["train"]))
-    candidates = {"ridge": baselines.ridge_forecast(closed.ridge)}
+    candidates = {"ridge": baselines.ridge_forecast(*closed.plain)}
     start, retrieve = closed.following_year, None
     if config.model.reads_future:
         assert closed.verdict is not None
@@ -99,7 +111,7 @@ def set_solutions(
     sums = score_split(
         errors.watch(candidates), data, "val_selection", batch_size=config.train.eval_batch_size
     )
-    mse = {name: total.mse() for name, total in sums.items()}
+    mse = {name: selection_mse(total, data) for name, total in sums.items()}
     blocks = {name: block_errors(each, windows) for name, each in errors.gather().items()}
     taken = False
     if "start" in mse:
@@ -113,9 +125,9 @@ def set_solutions(
             )
             terminal.say(line, quiet=config.tracking.quiet)
     if model.anchor is not None and not taken:
-        weight = closed.ridge.weight
-        unread = model.anchor.weight.shape[1] - weight.shape[1]  # retrieved and year count 0
-        model.anchor.set_solution(F.pad(weight, (0, unread)), closed.ridge.norm)
+        for source, fit in enumerate(closed.plain):
+            unread = model.anchor.weight.shape[-1] - fit.weight.shape[1]  # they count 0
+            model.anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)
     return mse["ridge"]
 
 
@@ -126,6 +138,8 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
         fits |= {"without": closed.verdict.without, "with": closed.verdict.with_retrieval}
     if closed.following_year is not None:
         fits["year"] = closed.following_year
+    own = enumerate(closed.by_source)
+    fits |= {f"source_{number}": fit for number, fit in own if fit is not closed.ridge}
     facts = {
         name: {
             "norm": fit.norm,
@@ -136,7 +150,8 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
         for name, fit in fits.items()
     }
     tensors = {name: fit.weight.detach().cpu().contiguous() for name, fit in fits.items()}
-    return tensors, {"fits": facts, "ridge_val_mse": ridge_val_mse}
+    count = len(closed.by_source)
+    return tensors, {"fits": facts, "sources": count, "ridge_val_mse": ridge_val_mse}
 
 
 def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[ClosedForm, float]:
@@ -148,5 +163,11 @@ def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[Clo
     verdict = None
     if "with" in fits:
         verdict = RetrievalVerdict(without=fits["without"], with_retrieval=fits["with"])
-    closed = ClosedForm(ridge=fits["ridge"], verdict=verdict, following_year=fits.get("year"))
+    names = [f"source_{number}" for number in range(facts.get("sources", 0))]
+    closed = ClosedForm(
+        ridge=fits["ridge"],
+        verdict=verdict,
+        following_year=fits.get("year"),
+        by_source=tuple(fits.get(name, fits["ridge"]) for name in names),
+    )
     return closed, float(facts["ridge_val_mse"])

@@ -1,18 +1,42 @@
 """Score a model beside its baselines on the same windows, for training and evaluate alike."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from dist_train.baselines import all_baselines
 from dist_train.config import RunConfig
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.windows import ForecastData
-from dist_train.evaluation import Forecast, Observer, finish_scores, score_split
+from dist_train.evaluation import (
+    Forecast,
+    Observer,
+    finish_scores,
+    score_split,
+    scores_by_source,
+)
 from dist_train.metrics import Scores
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Scores of several forecasters on the same windows."""
+
+    scores: dict[str, Scores]
+    """Over all windows, by the name of the row."""
+
+    by_source: dict[str, dict[str, Scores]]
+    """By the name of the source, then of the row; empty where there is one source."""
+
+    def mse(self, row: str) -> float:
+        """Mean squared error of a row: the mean over sources, where there are several."""
+        if not self.by_source:
+            return self.scores[row].mse
+        return sum(one[row].mse for one in self.by_source.values()) / len(self.by_source)
 
 
 def score_beside_baselines(
@@ -25,10 +49,11 @@ def score_beside_baselines(
     retriever: Retriever | None,
     prompt_builder: PromptBuilder | None,
     ridge: AnchorFit,
+    by_source: Sequence[AnchorFit] = (),
     batch_size: int,
     observers: Sequence[Observer] = (),
     watch: Callable[[Mapping[str, Forecast]], dict[str, Forecast]] = dict,
-) -> dict[str, Scores]:
+) -> Comparison:
     """Score everything on all windows of a split; collective.
 
     Args:
@@ -40,13 +65,14 @@ def score_beside_baselines(
         retriever: Its memory; None where it has none.
         prompt_builder: Makes its prompts; None where it has none.
         ridge: The ridge that stands beside every result.
+        by_source: That of each source, where there are several.
         batch_size: Windows per forward pass of one rank.
         observers: Told of every window and its forecast by the whole model.
         watch: Puts something between each forecaster and its scoring, by name.
 
     Returns:
-        Scores by the name of the row, the model first; then, where its anchor is more than the
-        ridge, that anchor alone, and the baselines.
+        The model first; then, where its anchor is more than the ridge, that anchor alone, and the
+        baselines.
     """
     score = partial(
         score_split,
@@ -56,7 +82,7 @@ def score_beside_baselines(
         num_workers=config.data.num_workers,
     )
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
-    others = all_baselines(data, ridge, config.train.seed)
+    others = all_baselines(data, ridge, by_source, config.train.seed)
     model = config.model
     if model.reads_future or model.follows_year:
         assert module.anchor is not None
@@ -66,4 +92,9 @@ def score_beside_baselines(
             assert retriever is not None
             retrieve = retriever.forecast
         others = {name: anchor_forecast(module.anchor, retrieve, split)} | others
-    return finish_scores(sums | score(watch(others)), data)
+    sums |= score(watch(others))
+    several = len(data.sources) > 1
+    return Comparison(
+        scores=finish_scores(sums, data),
+        by_source=scores_by_source(sums, data) if several else {},
+    )

@@ -90,6 +90,30 @@ def finish_scores(sums: Mapping[str, ErrorSums], data: ForecastData) -> dict[str
     return {name: total.scores(data.num_variates, scale, naive) for name, total in sums.items()}
 
 
+def scores_by_source(
+    sums: Mapping[str, ErrorSums], data: ForecastData
+) -> dict[str, dict[str, Scores]]:
+    """Turn error sums into the scores of each source, by its name and the forecaster's."""
+    naive, scale = seasonal_naive_mae(data), data.scale_of_channels()
+    return {
+        source: {
+            name: total.of_channels(part).scores(data.num_variates, scale[part], naive[part])
+            for name, total in sums.items()
+        }
+        for source, part in data.source_channels().items()
+    }
+
+
+def selection_mse(total: ErrorSums, data: ForecastData) -> float:
+    """What model selection looks at: the mean over sources, so that none rules by its size alone.
+
+    A source that is not trained on has no voice: choosing by it would be training on it.
+    """
+    parts = data.source_channels()
+    voices = [parts[source.name] for source in data.sources if source.percent > 0]
+    return sum(total.of_channels(part).mse() for part in voices) / len(voices)
+
+
 def seasonal_naive_mae(data: ForecastData) -> np.ndarray:
     """MAE of seasonal naive on the training rows, in original units: the scale of MASE.
 
@@ -98,10 +122,10 @@ def seasonal_naive_mae(data: ForecastData) -> np.ndarray:
 
     Source: Hyndman and Koehler 2006, "Another look at measures of forecast accuracy".
     """
-    period = data.series_set.seasonal_period
     per_series = []
     for number in range(len(data.series_set.series)):
         train_TN = data.train_values(number)
+        period = data.sources[int(data.source_of(np.array(number)))].series_set.seasonal_period
         lag = period if len(train_TN) > period else 1
         per_series.append(np.abs(train_TN[lag:] - train_TN[:-lag]).mean(axis=0))
     return np.concatenate(per_series)

@@ -29,6 +29,7 @@ from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import bank_root
 from dist_train.precision import DTYPES
 from dist_train.retrieval import Retriever
+from dist_train.series_facts import descriptions
 from model.backbone_files import BackboneFiles, fingerprint, locate_backbone
 from model.batch import ForecastOutput, RetrievedWindows
 from model.forecaster import Forecaster
@@ -71,15 +72,19 @@ class LoadedRun:
         return output
 
     def batch_of(
-        self, context: npt.NDArray[np.float32], last_dates: Dates | None = None
+        self,
+        context: npt.NDArray[np.float32],
+        last_dates: Dates | None = None,
+        sources: Sequence[int] = (),
     ) -> WindowBatch:
         """Make a batch of windows of no split, with their prompts.
 
         Args:
             context: Standardised. Shape (B, L, N).
             last_dates: Time stamp of each one's last row. Shape (B,); None: not known.
+            sources: Number of each one's source. B of them; none: all of the first.
         """
-        prompts = None if self.prompt_builder is None else self.prompt_builder(context)
+        prompts = None if self.prompt_builder is None else self.prompt_builder(context, sources)
         size, _, num_variates = context.shape
         return WindowBatch(
             context=torch.from_numpy(context),
@@ -89,6 +94,7 @@ class LoadedRun:
             prompt_ids=None if prompts is None else prompts[0],
             prompt_mask=None if prompts is None else prompts[1],
             year_phase=None if last_dates is None else torch.from_numpy(year_phase(last_dates)),
+            sources=torch.tensor(list(sources) or [0] * size),
         )
 
     @property
@@ -242,8 +248,9 @@ def assemble(
         retriever: Its memory; None where it has none.
         known_errors: Its calibration.
     """
-    prompt_builder = build_prompt_builder(config, files, series["description"])
-    module = build_forecaster(config, files, dtype, prompt_builder)
+    texts = descriptions(series)
+    prompt_builder = build_prompt_builder(config, files, texts)
+    module = build_forecaster(config, files, dtype, prompt_builder, num_sources=len(texts))
     module.load_trained_state_dict(state)
     for parameter in module.parameters():
         if parameter.requires_grad:

@@ -67,6 +67,13 @@ class ErrorSums:
         self.absolute_CH.index_add_(0, channels_R, error_RH.abs())
         self.count_C.index_add_(0, channels_R, torch.ones_like(channels_R))
 
+    def of_channels(self, part: slice) -> "ErrorSums":
+        """The sums of some channels."""
+        chosen = ErrorSums(0, self.squared_CH.shape[1])
+        chosen.squared_CH, chosen.absolute_CH = self.squared_CH[part], self.absolute_CH[part]
+        chosen.count_C = self.count_C[part]
+        return chosen
+
     def reduce(self) -> None:
         """Add the sums of all ranks, on all ranks; collective."""
         self.squared_CH = distributed.reduce_sum(self.squared_CH)

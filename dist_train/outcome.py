@@ -11,7 +11,7 @@ from typing import Any
 
 from dist_train import calibration, coverage, distributed, report, run_folder
 from dist_train.closed_form import ClosedForm
-from dist_train.comparison import score_beside_baselines
+from dist_train.comparison import Comparison, score_beside_baselines
 from dist_train.config import RunConfig
 from dist_train.conformal import Calibration
 from dist_train.coverage import Coverage, CoverageSums
@@ -22,11 +22,10 @@ from dist_train.figures.samples import ForecastSample
 from dist_train.memory_account import account
 from dist_train.metrics import Scores
 from dist_train.report import RunReport
-from dist_train.score_table import closing, table
+from dist_train.score_table import closing, table, table_of_sources
 from dist_train.trainer import FitResult, Trainer
 from dist_train.window_errors import WindowErrors
 from memory_index.atomic_file import write_text
-from model.linear_anchor import AnchorFit
 
 _IMPORTED = time.time()
 
@@ -35,8 +34,8 @@ _IMPORTED = time.time()
 class Outcome:
     """What was measured of the best model."""
 
-    scores: dict[str, Scores]
-    """On test, by forecaster, the model first."""
+    comparison: Comparison
+    """On test, the model first."""
 
     measured: tuple[Coverage, ...]
     """What intervals cover on test."""
@@ -51,15 +50,22 @@ class Outcome:
     """Test windows with intervals and neighbours."""
 
     @property
+    def scores(self) -> dict[str, Scores]:
+        """On test over all windows, by forecaster."""
+        return self.comparison.scores
+
+    @property
     def metrics(self) -> dict[str, float]:
         """What is logged of it."""
-        told = {f"test/mse/{name}": row.mse for name, row in self.scores.items()}
+        told = {f"test/mse/{name}": self.comparison.mse(name) for name in self.scores}
+        for source, rows in self.comparison.by_source.items():
+            told |= {f"test/mse/{name}/{source}": row.mse for name, row in rows.items()}
         return told | {
             f"test/{key}": value for key, value in coverage.summary(self.measured).items()
         }
 
 
-def measure(trainer: Trainer, config: RunConfig, ridge: AnchorFit) -> Outcome:
+def measure(trainer: Trainer, config: RunConfig, closed: ClosedForm) -> Outcome:
     """Calibrate on validation and score on test, with the parameters there are; collective.
 
     The error of each test window is written into the run's folder.
@@ -67,7 +73,7 @@ def measure(trainer: Trainer, config: RunConfig, ridge: AnchorFit) -> Outcome:
     Args:
         trainer: With the best model restored.
         config: The run, all decided.
-        ridge: Stands beside every result.
+        closed: Its ridges stand beside every result.
     """
     data, test = trainer.data, partial(trainer.forecast, split="test")
     known = calibration.calibrate(
@@ -77,19 +83,20 @@ def measure(trainer: Trainer, config: RunConfig, ridge: AnchorFit) -> Outcome:
     )  # fmt: skip
     trainer.draw_panel(trainer.state.step, known)
     counted, errors = CoverageSums(known, data, "test"), WindowErrors(data.windows["test"])
-    scores = score_beside_baselines(
+    comparison = score_beside_baselines(
         test, config, data, "test",
         module=trainer.engine.module, retriever=trainer.retriever,
-        prompt_builder=trainer.prompt_builder, ridge=ridge,
-        batch_size=config.train.eval_batch_size, observers=[counted], watch=errors.watch,
+        prompt_builder=trainer.prompt_builder, ridge=closed.ridge,
+        by_source=closed.by_source, batch_size=config.train.eval_batch_size,
+        observers=[counted], watch=errors.watch,
     )  # fmt: skip
     errors.write(config.run_folder / run_folder.ERRORS_FILE)
     maker = ExampleMaker(
-        test, ridge, data, prompt_builder=trainer.prompt_builder, retriever=trainer.retriever,
-        calibration=known,
+        test, closed.ridge, data, prompt_builder=trainer.prompt_builder,
+        retriever=trainer.retriever, calibration=known,
     )  # fmt: skip
     return Outcome(
-        scores=scores, measured=counted.finish(), calibration=known, example=maker.middle(),
+        comparison=comparison, measured=counted.finish(), calibration=known, example=maker.middle(),
         samples=maker.samples(),
     )  # fmt: skip
 
@@ -102,8 +109,8 @@ def result_of(
     scores = outcome.scores
     result = {
         "run": config.name,
-        "test_mse": round(scores["Time-LLM"].mse, 6),
-        "ridge_mse": round(scores["ridge"].mse, 6),
+        "test_mse": round(outcome.comparison.mse("Time-LLM"), 6),
+        "ridge_mse": round(outcome.comparison.mse("ridge"), 6),
         "train_s": round(fit.train_s, 1),
         "total_s": round(time.time() - started, 1),
         "ranks": distributed.world_size(),
@@ -119,6 +126,11 @@ def result_of(
         "intervals": [asdict(one) for one in outcome.measured],
         **account.cost(),
     }
+    if outcome.comparison.by_source:
+        result["sources"] = {
+            source: {name: asdict(row) for name, row in rows.items()}
+            for source, rows in outcome.comparison.by_source.items()
+        }
     if closed.verdict is not None:
         result["ridge_sample_val_mse"] = closed.verdict.without.validation_mse
         result["ridge_retrieval_val_mse"] = closed.verdict.with_retrieval.validation_mse
@@ -142,12 +154,15 @@ def write(
         folder,
         RunReport(
             config=config, data=data, result=result, scores=outcome.scores,
-            example=outcome.example, samples=outcome.samples, measured=outcome.measured,
+            by_source=outcome.comparison.by_source, example=outcome.example,
+            samples=outcome.samples, measured=outcome.measured,
             calibration=saved,
         ),
     )  # fmt: skip
     write_text(folder / run_folder.RESULT_FILE, json.dumps(result, indent=2))
+    by_source = outcome.comparison.by_source
     return [
-        table(outcome.scores), "", coverage.table(outcome.measured, "test"),
+        table(outcome.scores), "", *([table_of_sources(by_source), ""] if by_source else []),
+        coverage.table(outcome.measured, "test"),
         *closing(folder / report.REPORT_FILE, result),
     ]  # fmt: skip

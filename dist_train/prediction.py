@@ -109,11 +109,13 @@ def predict(
     """
     horizon = check_horizon(horizon, run.config.data.pred_len)
     check_levels(run, levels)
-    series_set = at_frequency(series_set, run.series["frequency"], series_set.name)
     known = KnownSeries(run.series)
+    found = [_as_trained(known, one) for one in series_set.series]
+    for frequency in dict.fromkeys(entry.frequency for _, entry in found):
+        series_set = at_frequency(series_set, frequency, series_set.name)
     windows = [
         _Window(series=one, known=entry, end=len(one.values) - cutoff)
-        for one, entry in (_as_trained(known, one) for one in series_set.series)
+        for one, entry in found
         for cutoff in cutoffs
     ]
     for window in windows:
@@ -251,7 +253,7 @@ def _forecast(
 ) -> tuple[ForecastOutput, Neighbours | None]:
     """Forecast some windows in one pass; both on the CPU, rows first."""
     last_dates = np.array([one.series.dates[one.end - 1] for one in windows])
-    batch = run.batch_of(context, last_dates)
+    batch = run.batch_of(context, last_dates, [one.known.source for one in windows])
     retrieved, neighbours = None, None
     if run.retriever is not None:
         neighbours = _search(run.retriever, windows, batch)

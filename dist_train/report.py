@@ -18,7 +18,7 @@ from dist_train.figures.losses import save_loss_figure
 from dist_train.figures.run import save_run_figure
 from dist_train.figures.samples import ForecastSample, save_sample_figure
 from dist_train.metrics import Scores
-from dist_train.score_table import table
+from dist_train.score_table import table, table_of_sources
 from dist_train.tracking import FILE as METRICS_FILE
 from memory_index.atomic_file import write_text
 
@@ -42,6 +42,9 @@ class RunReport:
 
     scores: Mapping[str, Scores]
     """By forecaster, the model first."""
+
+    by_source: Mapping[str, Mapping[str, Scores]]
+    """The same of each source; empty where there is one."""
 
     example: ForecastExample
     """The window of ``forecast.png``."""
@@ -108,7 +111,7 @@ def _text(report: RunReport, drawn: Mapping[str, str]) -> str:
 Time-LLM is the whole model; "ridge + retrieval" is what it starts from, where that is its anchor.
 
 {table(report.scores)}
-
+{_sources(report)}
 Best validation MSE {result["val_mse"]:.4f} at step {result["best_step"]} of {result["steps"]}
 (ridge {result["ridge_val_mse"]:.4f}); training took {result["train_s"]} s on {result["ranks"]}
 rank(s), {result["windows_per_s"]} windows/s, at most {result["peak_rss_gib"]} GiB per rank.
@@ -126,6 +129,10 @@ rank(s), {result["windows_per_s"]} windows/s, at most {result["peak_rss_gib"]} G
 Checksum {data.series_set.checksum}.
 {chr(10).join(f"* {note}" for note in data.series_set.notes)}
 """
+
+
+def _sources(report: RunReport) -> str:
+    return f"\n{table_of_sources(report.by_source)}\n" if report.by_source else ""
 
 
 def _intervals(report: RunReport) -> str:

@@ -23,6 +23,24 @@ def table(scores: Mapping[str, Scores]) -> str:
     return "\n".join(lines)
 
 
+def table_of_sources(by_source: Mapping[str, Mapping[str, Scores]]) -> str:
+    """Lay out the MSE of each source as a Markdown table, the best of each marked."""
+    rows = list(next(iter(by_source.values())))
+    lines = [
+        "| MSE | " + " | ".join([*by_source, "mean"]) + " |",
+        "|---" * (len(by_source) + 2) + "|",
+    ]
+    columns = [[scores[row].mse for row in rows] for scores in by_source.values()]
+    columns.append([sum(values) / len(values) for values in zip(*columns, strict=True)])
+    for number, row in enumerate(rows):
+        marks = ["**" if column[number] == min(column) else "" for column in columns]
+        cells = [
+            f"{mark}{column[number]:.4f}{mark}" for mark, column in zip(marks, columns, strict=True)
+        ]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def table_rows(scores: Mapping[str, Scores]) -> tuple[list[str], list[list[str | float]]]:
     """Columns and rows of :func:`table`, as values."""
     columns = ["model", "MSE", "MAE", "RMSE (original units)", "MAE (original units)", "MASE"]

@@ -2,14 +2,14 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_train import baselines, calibration, coverage, distributed, saved_forecasts, watchdog
-from dist_train.comparison import score_beside_baselines
+from dist_train.comparison import Comparison, score_beside_baselines
 from dist_train.config import TrainConfig
 from dist_train.coverage import Coverage, CoverageSums
 from dist_train.data.windows import ForecastData
@@ -17,7 +17,7 @@ from dist_train.evaluation import Observer
 from dist_train.loading import LoadedRun, load_run, training_data_of
 from dist_train.metrics import Scores
 from dist_train.saved_forecasts import ForecastFile
-from dist_train.score_table import table
+from dist_train.score_table import table, table_of_sources
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,19 @@ def evaluate_run(asked: Evaluation) -> dict[str, Any] | None:
         run = load_run(asked.run, asked.root)
         data = training_data_of(run)
         run = _calibrated(run, asked.run, data)
-        scores, measured = _score(run, data, asked)
+        comparison, measured = _score(run, data, asked)
         if not distributed.is_main_rank():
             return None
-        print(table(scores), coverage.table(measured, asked.split), sep="\n\n", flush=True)
+        tables = [table(comparison.scores)]
+        if comparison.by_source:
+            tables.append(table_of_sources(comparison.by_source))
+        print(*tables, coverage.table(measured, asked.split), sep="\n\n", flush=True)
+        sources = {name: _plain(rows) for name, rows in comparison.by_source.items()}
         return {
             "run": asked.run.name,
             "split": asked.split,
-            "scores": {name: dataclasses.asdict(row) for name, row in scores.items()},
+            "scores": _plain(comparison.scores),
+            **({"sources": sources} if sources else {}),
             **coverage.summary(measured),
             "intervals": [dataclasses.asdict(one) for one in measured],
         }
@@ -103,10 +108,10 @@ def _calibrated(run: LoadedRun, folder: Path, data: ForecastData) -> LoadedRun:
 
 def _score(
     run: LoadedRun, data: ForecastData, asked: Evaluation
-) -> tuple[dict[str, Scores], tuple[Coverage, ...]]:
+) -> tuple[Comparison, tuple[Coverage, ...]]:
     """Score, count what lies within the intervals, and save forecasts; collective."""
     assert run.calibration is not None
-    ridge = baselines.fit_ridge(data)
+    ridge, by_source = baselines.fit_ridges(data)
     counted = CoverageSums(run.calibration, data, asked.split)
     observers: list[Observer] = [counted]
     with ExitStack() as open_files:
@@ -120,13 +125,18 @@ def _score(
                     )
                 )  # fmt: skip
             observers.append(file)
-        scores = score_beside_baselines(
+        comparison = score_beside_baselines(
             partial(run.forecast, split=asked.split), run.config, data, asked.split,
             module=run.module, retriever=run.retriever, prompt_builder=run.prompt_builder,
-            ridge=ridge, batch_size=asked.batch_size or run.config.train.eval_batch_size,
+            ridge=ridge, by_source=by_source,
+            batch_size=asked.batch_size or run.config.train.eval_batch_size,
             observers=observers,
         )  # fmt: skip
         measured = counted.finish()
         if file is not None:
             file.finish()
-    return scores, measured
+    return comparison, measured
+
+
+def _plain(rows: Mapping[str, Scores]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(row) for name, row in rows.items()}

@@ -1,6 +1,8 @@
 """What a checkpoint has to know of the series, so that forecasts need no training data."""
 
 import difflib
+from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,18 @@ from dist_train.data.windows import ForecastData
 
 
 def describe(data: ForecastData) -> dict[str, Any]:
-    """Write down scalers, variates, frequency and description as plain JSON values."""
+    """Write down scalers, variates, frequencies and descriptions as plain JSON values."""
     series_set = data.series_set
+    sources = [
+        {
+            "name": source.name,
+            "first": int(first),
+            "frequency": source.series_set.frequency,
+            "seasonal_period": source.series_set.seasonal_period,
+            "description": source.series_set.description,
+        }
+        for source, first in zip(data.sources, data.first_series, strict=False)
+    ]
     return {
         "name": series_set.name,
         "checksum": series_set.checksum,
@@ -29,7 +41,17 @@ def describe(data: ForecastData) -> dict[str, Any]:
             }
             for series, scaler in zip(series_set.series, data.scalers, strict=True)
         ],
+        **({"sources": sources} if len(sources) > 1 else {}),
     }
+
+
+def descriptions(facts: Mapping[str, Any]) -> list[str]:
+    """What the series of each source are, in words.
+
+    Args:
+        facts: What :func:`describe` wrote.
+    """
+    return [one["description"] for one in facts.get("sources", [facts])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +63,11 @@ class Known:
 
     scaler: Scaler
     columns: tuple[str, ...]
+    frequency: str | None
+    """Of its source."""
+
+    source: int
+    """Number of its source."""
 
 
 class KnownSeries:
@@ -48,9 +75,15 @@ class KnownSeries:
 
     def __init__(self, facts: dict[str, Any]) -> None:
         """Take what :func:`describe` wrote."""
+        sources = facts.get("sources", [{"first": 0, "frequency": facts["frequency"]}])
+        firsts = [one["first"] for one in sources]
+        numbers = range(len(facts["series"]))
+        source_of = [bisect_right(firsts, number) - 1 for number in numbers]
         self._entries = {
             entry["id"]: Known(
                 number=number,
+                source=source_of[number],
+                frequency=sources[source_of[number]]["frequency"],
                 scaler=Scaler(mean=np.asarray(entry["mean"]), scale=np.asarray(entry["scale"])),
                 columns=tuple(entry["columns"]),
             )

@@ -92,7 +92,7 @@ def train_and_score(
     main = distributed.is_main_rank()
     run_identity = identity(config, checked, distributed.world_size())
     # May still refuse: before the folder, so that the name is not taken by a run that never began.
-    prompt_builder = build_prompt_builder(config, files, data.series_set.description)
+    prompt_builder = build_prompt_builder(config, files, data.descriptions)
     progress.enter("opening the run", patience=3)
     resumption = None if wanted is None else resume.choose(config, wanted.where)
     with ExitStack() as held:
@@ -155,7 +155,10 @@ class _Run:
                 config, closed = closed_form.solve(self.config, self.data, banks)
         engine.prepare()
         zero3 = self.settings if engine.divides_parameters(self.settings) else None
-        model = build_forecaster(config, self.files, self.dtype, self.prompt_builder, zero3=zero3)
+        model = build_forecaster(
+            config, self.files, self.dtype, self.prompt_builder,
+            num_sources=len(self.data.sources), zero3=zero3,
+        )  # fmt: skip
         retriever = None
         if config.gram.use_gram is True:
             retriever = Retriever(self.data, config.gram, config.bank, banks)
@@ -179,7 +182,7 @@ class _Run:
             with distributed.agree_or_raise("Saving the best model"):
                 writer.close()
             trainer.restore_best()
-            outcome = measure(trainer, config, closed.ridge)
+            outcome = measure(trainer, config, closed)
             trainer.tracker.log(fit.steps, outcome.metrics)
 
         trainer.engine.close()
@@ -441,4 +444,5 @@ def _build_sampler(
         distributed.rank(),
         distributed.world_size(),
         config.train.seed,
+        mixture=data.mixture(config.data.temperature),
     )

@@ -20,7 +20,7 @@ from dist_train.data.prompts import PromptBuilder
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData
 from dist_train.engine import Engine
-from dist_train.evaluation import score_split
+from dist_train.evaluation import score_split, selection_mse
 from dist_train.memory_account import account
 from dist_train.node_stats import NodeMeter, peak_device_gib, peak_rss_gib
 from dist_train.nonfinite import NonFiniteSteps
@@ -472,7 +472,7 @@ class Trainer:
             num_workers=self.config.data.num_workers,
             between=self._stop_if_asked,
         )
-        mse = sums["model"].mse()
+        mse = selection_mse(sums["model"], self.data)
         if not math.isfinite(mse):
             raise FloatingPointError(
                 f"The validation error is {mse} after step {step}: lower train.learning_rate="
@@ -483,7 +483,16 @@ class Trainer:
         blocks = block_errors(errors.gather()["model"], self.data.windows["val_selection"])
         state.first_errors = state.first_errors or blocks
         gain = gain_in_standard_errors(state.first_errors, blocks)
-        self.tracker.log(step, {"val/mse": mse} | ({"val/gain_in_se": gain} if step else {}))
+        by_source = {
+            f"val/mse/{name}": sums["model"].of_channels(part).mse()
+            for name, part in self.data.source_channels().items()
+        }
+        self.tracker.log(
+            step,
+            {"val/mse": mse}
+            | (by_source if len(by_source) > 1 else {})
+            | ({"val/gain_in_se": gain} if step else {}),
+        )
         if mse < state.lowest_val_mse:
             state.lowest_val_mse, state.counter = mse, 0
         else:

@@ -32,6 +32,9 @@ class ForecastInputs(NamedTuple):
     year_phase: Tensor | None = None
     """Cosine and sine of the time of year of the context's end. (B, 2), float32; None: unknown."""
 
+    sources: Tensor | None = None
+    """Which of the sources that were trained on each window is of. (B,), int64; None: the first."""
+
 
 class RetrievedWindows(NamedTuple):
     """The neighbours of each row, nearest first. Slots without one hold zeros."""

@@ -54,6 +54,7 @@ class Forecaster(nn.Module):
         tapr: TaprConfig | None = None,
         gram: GramConfig | None = None,
         prompt_prefix: Tensor | None = None,
+        num_sources: int = 1,
     ) -> None:
         """Build the trained layers around ``backbone``, which is taken over as it is.
 
@@ -66,6 +67,7 @@ class Forecaster(nn.Module):
             gram: The retrieval memory; None or ``use_gram=false`` builds none of it.
             prompt_prefix: Token ids that every prompt begins with, read once for all where
                 ``token_order`` is prefix_cached. Shape (T,), int64; None: none.
+            num_sources: Sets of series that it is trained on; each has an anchor of its own.
 
         Raises:
             ValueError: The window is shorter than a patch, ``d_ff`` wider than the backbone, or
@@ -105,7 +107,7 @@ class Forecaster(nn.Module):
         self.memory: Memory | None = None
         if gram is not None and gram.use_gram is True:
             self.memory = Memory(config, gram, seq_len, pred_len, backbone.d_llm)
-        self.anchor = _build_anchor(config, seq_len, pred_len)
+        self.anchor = _build_anchor(config, seq_len, pred_len, num_sources)
         self.backbone = backbone
         self.prompt_prefix: Tensor | None
         self.register_buffer("prompt_prefix", prompt_prefix, persistent=False)
@@ -165,7 +167,7 @@ class Forecaster(nn.Module):
             fused_BHN = from_rows(self._fuse(head_RH, prediction), num_variates)
             forecast_BHN = denormalize(fused_BHN, loc_B1N, scale_B1N)
         else:
-            anchor_RH = self.anchor(rows_RL, retrieved_RH, inputs.year_phase)
+            anchor_RH = self.anchor(rows_RL, retrieved_RH, inputs.year_phase, inputs.sources)
             whole_RH = (anchor_RH - loc_R1) / scale_R1 + head_RH
             # Of the fusion the difference alone is added: a fusion of nothing leaves the anchor
             # as it is, bit for bit.
@@ -374,7 +376,9 @@ class Forecaster(nn.Module):
             )
 
 
-def _build_anchor(config: ModelConfig, seq_len: int, pred_len: int) -> LinearAnchor | None:
+def _build_anchor(
+    config: ModelConfig, seq_len: int, pred_len: int, num_sources: int
+) -> LinearAnchor | None:
     if config.anchor == "none":
         return None
     return LinearAnchor(
@@ -382,6 +386,7 @@ def _build_anchor(config: ModelConfig, seq_len: int, pred_len: int) -> LinearAnc
         pred_len,
         reads_future=config.reads_future,
         follows_year=config.follows_year,
+        num_sources=num_sources,
     )
 
 

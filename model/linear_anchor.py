@@ -8,6 +8,7 @@ scored on validation without another pass over the data.
 Shape legend (this file):
     R  rows, one per (window, variate)     L  seq_len, in time steps
     C  rows in one chunk                   H  pred_len, in time steps
+    S  sources                             B  windows
     I  inputs: L; H more with a retrieved future, 2 L more where weights follow the year
 """
 
@@ -45,7 +46,8 @@ class LinearAnchor(KeepsBufferPrecision):
     ``follows_year``, W is a mean and a cosine and a sine over the time of year: x then holds the
     centred window twice more, times either.
     Which ``loc`` belongs to W is a buffer too, so the pair survives a state dict. Before
-    :meth:`set_solution` W is zero and the forecast repeats ``loc``.
+    :meth:`set_solution` W is zero and the forecast repeats ``loc``. With several sources each has
+    a pair of its own.
     """
 
     weight: Tensor
@@ -59,36 +61,47 @@ class LinearAnchor(KeepsBufferPrecision):
         *,
         reads_future: bool = False,
         follows_year: bool = False,
+        num_sources: int = 1,
     ) -> None:
         super().__init__()
         self.seq_len = seq_len
+        self.num_sources = num_sources
         self.follows_year = follows_year
         num_inputs = num_anchor_inputs(
             seq_len, pred_len, reads_future=reads_future, follows_year=follows_year
         )
-        self.register_buffer("weight", torch.zeros(pred_len, num_inputs))
-        self.register_buffer("subtracts_last", torch.tensor(norm == "last"))
+        each = () if num_sources == 1 else (num_sources,)
+        self.register_buffer("weight", torch.zeros(*each, pred_len, num_inputs))
+        self.register_buffer("subtracts_last", torch.full(each, norm == "last"))
 
-    def set_solution(self, weight: Tensor, norm: Norm) -> None:
+    def set_solution(self, weight: Tensor, norm: Norm, source: int = 0) -> None:
         """Take a solved ridge; mutates the buffers in place.
 
         Args:
             weight: Coefficients of the centred inputs. Shape (H, I), floating point.
             norm: What the rows were centred on when it was solved.
+            source: Number of the source whose it is.
 
         Raises:
             ValueError: Another shape than this anchor's.
         """
-        if weight.shape != self.weight.shape:
+        own, flag = self.weight, self.subtracts_last
+        if self.num_sources > 1:
+            own, flag = own[source], flag[source]
+        if weight.shape != own.shape:
             raise ValueError(
                 f"weight has shape {tuple(weight.shape)}: this anchor was built for "
-                f"(pred_len, inputs) = {tuple(self.weight.shape)}."
+                f"(pred_len, inputs) = {tuple(own.shape)}."
             )
-        self.weight.copy_(weight)
-        self.subtracts_last.fill_(norm == "last")
+        own.copy_(weight)
+        flag.fill_(norm == "last")
 
     def forward(
-        self, rows: Tensor, retrieved: Tensor | None = None, year_phase: Tensor | None = None
+        self,
+        rows: Tensor,
+        retrieved: Tensor | None = None,
+        year_phase: Tensor | None = None,
+        sources: Tensor | None = None,
     ) -> Tensor:
         """Forecast each row, in the row's own units.
 
@@ -98,6 +111,8 @@ class LinearAnchor(KeepsBufferPrecision):
                 was built with ``reads_future``. Shape (R, H).
             year_phase: Cosine and sine of each window's time of year, its variates one after
                 another in ``rows``; read with ``follows_year`` alone. Shape (B, 2).
+            sources: Number of each window's source, its variates one after another in ``rows``.
+                Shape (B,), int64; None: all of the first.
 
         Returns:
             Forecast on the same scale. Shape (R, H), float32.
@@ -108,15 +123,27 @@ class LinearAnchor(KeepsBufferPrecision):
         _check_columns("rows", rows, self.seq_len)
         with torch.autocast(rows.device.type, enabled=False):
             rows_RL = rows.float()
+            subtracts_last = self.subtracts_last
+            if self.num_sources > 1:
+                if sources is None:
+                    sources = torch.zeros(1, dtype=torch.int64, device=rows.device)
+                sources_R1 = _of_rows(sources[:, None], len(rows))
+                subtracts_last = subtracts_last[sources_R1]
             # torch.where instead of an if: reading the flag would stall a GPU at every step.
-            loc_R1 = torch.where(
-                self.subtracts_last, rows_RL[:, -1:], rows_RL.mean(dim=1, keepdim=True)
-            )
+            loc_R1 = torch.where(subtracts_last, rows_RL[:, -1:], rows_RL.mean(dim=1, keepdim=True))
             inputs_RI = _inputs(
                 rows_RL, loc_R1, retrieved, year_phase if self.follows_year else None
             )
-            _check_columns("rows with what is retrieved", inputs_RI, self.weight.shape[1])
-            return loc_R1 + F.linear(inputs_RI, self.weight)
+            _check_columns("rows with what is retrieved", inputs_RI, self.weight.shape[-1])
+            if self.num_sources == 1:
+                return loc_R1 + F.linear(inputs_RI, self.weight)
+            change_RH = torch.zeros_like(rows_RL[:, :1])
+            # Every source's weights for every row: sorting rows by source would stall a GPU too.
+            for source, weight_HI in enumerate(self.weight):
+                change_RH = torch.where(
+                    sources_R1 == source, F.linear(inputs_RI, weight_HI), change_RH
+                )
+            return loc_R1 + change_RH
 
 
 class GramAccumulator:
@@ -222,6 +249,12 @@ class GramAccumulator:
         fitted = (weight_HL @ self.gram * weight_HL).sum() - 2 * (weight_HL * self.cross.T).sum()
         # A perfect fit cancels to rounding noise of either sign.
         return (self.target_square + fitted).clamp_min(0)
+
+    def merge(self, other: "GramAccumulator") -> None:
+        """Add the rows of another one, of the same norm and inputs."""
+        assert self.norm == other.norm
+        for mine, theirs in zip(self.tensors, other.tensors, strict=True):
+            mine += theirs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -350,9 +383,9 @@ def _inputs(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _of_rows(year_phase: Tensor, num_rows: int) -> Tensor:
-    """Give each row the time of its window. (B, 2) -> (R, 2)."""
-    return year_phase.repeat_interleave(num_rows // max(1, len(year_phase)), dim=0)
+def _of_rows(known: Tensor, num_rows: int) -> Tensor:
+    """Give each row what is known of its window. (B, n) -> (R, n)."""
+    return known.repeat_interleave(num_rows // max(1, len(known)), dim=0)
 
 
 def _check_columns(name: str, rows: Tensor, columns: int) -> None:

@@ -49,6 +49,9 @@ class WindowBatch:
     """Time of year of the context's last row, cosine and sine. Shape (B, 2), float32; None: not
     known."""
 
+    sources: Tensor | None = None
+    """Number of each window's source. Shape (B,), int64; None: there is one."""
+
     @property
     def inputs(self) -> ForecastInputs:
         """The part that the model may see."""
@@ -57,6 +60,7 @@ class WindowBatch:
             prompt_ids=self.prompt_ids,
             prompt_mask=self.prompt_mask,
             year_phase=self.year_phase,
+            sources=self.sources,
         )
 
     def to(self, device: torch.device | str) -> "WindowBatch":
@@ -93,7 +97,10 @@ class Collator:
         else:
             numbers, num_valid = ids, len(ids)
         contexts, targets = self.windows.batch(numbers)
-        prompts = self.prompt_builder(contexts) if self.prompt_builder is not None else None
+        sources = self.windows.source_of(numbers)
+        prompts = None
+        if self.prompt_builder is not None:
+            prompts = self.prompt_builder(contexts, sources)
         prompt_ids, prompt_mask = prompts if prompts is not None else (None, None)
         year_phase = self.windows.year_phase(numbers)
         return WindowBatch(
@@ -104,6 +111,7 @@ class Collator:
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
             year_phase=None if year_phase is None else torch.from_numpy(year_phase),
+            sources=torch.from_numpy(sources),
         )
 
 

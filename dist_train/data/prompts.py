@@ -1,6 +1,6 @@
 """Prompts: what each row of a batch says about itself, as token ids.
 
-A prompt is a prefix that all rows of a run share (description and task) and a suffix of each
+A prompt is a prefix that all rows of a source share (description and task) and a suffix of each
 row's own statistics. The two are tokenised apart, so that the prefix is the same tokens always.
 
 Shape legend (this file):
@@ -51,16 +51,16 @@ class PromptBuilder:
         config: ModelConfig,
         pred_len: int,
         seq_len: int,
-        description: str,
+        descriptions: Sequence[str],
     ) -> None:
-        """Tokenise the common part, and cut the description so that every row fits.
+        """Tokenise the common parts, and cut descriptions so that every row fits.
 
         Args:
             tokenizer: The backbone's.
             config: ``prompt``, ``num_prompt_lags``, ``lags`` and ``max_prompt_tokens`` are read.
             pred_len: Forecast length H, for the task.
             seq_len: Context length L.
-            description: What the series are; may be empty.
+            descriptions: What the series of each source are; may be empty texts.
 
         Raises:
             ValueError: Task and statistics alone are longer than ``model.max_prompt_tokens``, or
@@ -73,7 +73,8 @@ class PromptBuilder:
         # Which token pads is of no matter, the mask hides it; it only has to be in the vocabulary.
         self._pad_id = pad if pad is not None else (tokenizer.eos_token_id or 0)
         self.prefix_ids: Tensor = torch.empty(0, dtype=torch.int64)
-        """Tokens that all rows begin with. Shape (tokens,), int64."""
+        """Tokens that all rows of all sources begin with. Shape (tokens,), int64."""
+        self._own_prefixes: list[list[int]] = [[] for _ in descriptions]
         if config.prompt == "none":
             return
         if config.lags == "fft_raw" and config.num_prompt_lags > seq_len:
@@ -98,24 +99,27 @@ class PromptBuilder:
                 "tokens that the statistics of a window need, which are never cut: raise it, "
                 "lower model.num_prompt_lags, or use model.prompt=stats_only or none."
             )
-        about: list[int] = []
-        if config.prompt == "full" and description:
-            title, whole = self._tokenise(
-                ["Dataset description:", f"Dataset description: {description}"]
-            )
-            about = whole[:room] if room > len(title) else []  # a title alone says nothing
-        self.prefix_ids = torch.tensor(lead + about + task, dtype=torch.int64)
+        prefixes = [
+            lead + (self._about(text, room) if config.prompt == "full" else []) + task
+            for text in descriptions
+        ]
+        common = _common_beginning(prefixes)
+        self.prefix_ids = torch.tensor(common, dtype=torch.int64)
+        self._own_prefixes = [prefix[len(common) :] for prefix in prefixes]
 
-    def __call__(self, contexts: Float32s) -> tuple[Tensor, Tensor] | None:
+    def __call__(
+        self, contexts: Float32s, sources: Sequence[int] | npt.NDArray[np.int64] = ()
+    ) -> tuple[Tensor, Tensor] | None:
         """Make the prompts of a batch.
 
         Args:
             contexts: Standardised windows. Shape (B, L, N).
+            sources: Number of the source of each window. B of them; none: all of the first.
 
         Returns:
             Token ids (R, T) int64, padded on the left to the longest prompt of the batch, and a
             mask (R, T), True where there is a token; None under ``model.prompt=none``. Under
-            ``model.token_order=prefix_cached`` they are the statistics alone.
+            ``model.token_order=prefix_cached`` they are without what all rows begin with.
 
         Raises:
             ValueError: ``contexts`` is not (B, L, N).
@@ -123,6 +127,10 @@ class PromptBuilder:
         if self.config.prompt == "none":
             return None
         suffixes = self.suffix_ids(contexts)
+        own = [self._own_prefixes[number] for number in sources] or self._own_prefixes[:1]
+        if any(own):
+            rows_of_each = len(suffixes) // len(own)
+            suffixes = [own[row // rows_of_each] + suffix for row, suffix in enumerate(suffixes)]
         # With prefix_cached the model itself puts the common part in front, read once.
         cached = self.config.token_order == "prefix_cached"
         prefix = self.prefix_ids.numpy()[: 0 if cached else None]
@@ -163,6 +171,15 @@ class PromptBuilder:
             )
         ]
 
+    def _about(self, description: str, room: int) -> list[int]:
+        """Tokens that say what the series are, at most ``room`` of them."""
+        if not description:
+            return []
+        title, whole = self._tokenise(
+            ["Dataset description:", f"Dataset description: {description}"]
+        )
+        return whole[:room] if room > len(title) else []  # a title alone says nothing
+
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False).input_ids
 
@@ -193,6 +210,15 @@ class PromptBuilder:
             )
         )
         return frame + 3 * most + k * most_lag
+
+
+def _common_beginning(lists: list[list[int]]) -> list[int]:
+    """What all lists begin with."""
+    shortest = min(lists, key=len)
+    for place, token in enumerate(shortest):
+        if any(one[place] != token for one in lists):
+            return shortest[:place]
+    return shortest
 
 
 def _number(value: float) -> str:

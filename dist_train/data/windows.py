@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.dates import Dates, year_phase
+from dist_train.data.mixture import Mixture, shares
 from dist_train.data.series import Series, SeriesSet
 from dist_train.data.sources import Source, load_sources, union
 from dist_train.data.splits import Scaler, Split, borders
@@ -54,6 +55,7 @@ class WindowSet:
         pred_len: int,
         stride: int = 1,
         dates: Sequence[Dates] | None = None,
+        sources: Ints | None = None,
     ) -> None:
         """Number the windows.
 
@@ -64,11 +66,13 @@ class WindowSet:
             pred_len: Forecast length H.
             stride: Rows between the starts of windows.
             dates: Time stamps of the series, shared too. Shape (T,) each; None: not known.
+            sources: Number of the source of each series; None: there is one.
         """
         assert len(values) == len(ranges) > 0
         self.values, self.ranges = tuple(values), tuple(ranges)
         self.seq_len, self.pred_len, self.stride = seq_len, pred_len, stride
         self._dates = None if dates is None else tuple(dates)
+        self._sources = np.zeros(len(values), dtype=np.int64) if sources is None else sources
         counts = [
             num_windows(end - begin, seq_len, pred_len, False, stride) for begin, end in ranges
         ]
@@ -104,9 +108,19 @@ class WindowSet:
     def of_series(self, part: slice) -> "WindowSet":
         """The windows of some series, series and windows numbered from 0."""
         dates = None if self._dates is None else self._dates[part]
-        return WindowSet(
+        return WindowSet(  # of one source, whose number is 0 then
             self.values[part], self.ranges[part], self.seq_len, self.pred_len, self.stride, dates
         )
+
+    def count_by_series_range(self, first: Ints) -> Ints:
+        """Windows of the series between each two numbers. Shape (S + 1,) in, (S,) out."""
+        return np.diff(self._first_id[first])
+
+    def source_of(self, ids: Sequence[int] | Ints) -> Ints:
+        """Number of the source of each window. Shape (B,)."""
+        series_B, _ = self.locate_batch(ids)
+        number_B: Ints = self._sources[series_B]
+        return number_B
 
     def even_sample(self, max_windows: int) -> Ints:
         """Numbers of at most ``max_windows`` windows, evenly spread, ends included. Ascending."""
@@ -192,6 +206,24 @@ class ForecastData:
         """Number of the source of each series. Shape (...) in and out."""
         number: Ints = np.searchsorted(self.first_series, series, side="right") - 1
         return number
+
+    def mixture(self, temperature: float) -> Mixture | None:
+        """How training mixes the sources; None: there is one.
+
+        Args:
+            temperature: ``data.temperature``.
+        """
+        if len(self.sources) == 1:
+            return None
+        windows = self.windows["train"]
+        counts = [int(count) for count in windows.count_by_series_range(self.first_series)]
+        weights = [source.weight for source in self.sources]
+        return Mixture(counts, shares(counts, weights, temperature))
+
+    @property
+    def descriptions(self) -> tuple[str, ...]:
+        """What the series of each source are, in words."""
+        return tuple(source.series_set.description for source in self.sources)
 
     def source_channels(self) -> dict[str, slice]:
         """Channels of each source, by its name."""
@@ -313,9 +345,13 @@ def build_from_sources(
             values.append(scaled.values)
 
     dates = [one.dates for one in series_set.series] if with_dates else None
+    counts = [len(source.series_set.series) for source in sources]
+    number_of_source = np.repeat(np.arange(len(sources), dtype=np.int64), counts)
 
     def windows_of(split: str, stride: int) -> WindowSet:
-        return WindowSet(values, ranges[split], config.seq_len, config.pred_len, stride, dates)
+        return WindowSet(
+            values, ranges[split], config.seq_len, config.pred_len, stride, dates, number_of_source
+        )
 
     return ForecastData(
         series_set=replace(series_set, notes=tuple(notes)),

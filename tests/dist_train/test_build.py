@@ -67,14 +67,14 @@ def test_the_backbone_has_the_compute_type_and_the_trained_parameters_float32(co
 
 def test_no_prompt_needs_no_builder(config: RunConfig):
     config = replace(config, model=replace(config.model, prompt="none"))
-    assert build_prompt_builder(config, located(config), "a series") is None
+    assert build_prompt_builder(config, located(config), ["a series"]) is None
 
 
 def test_a_full_prompt_tells_the_description_and_the_task(config: RunConfig):
     full = replace(config.model, prompt="full", max_prompt_tokens=500)
     config = replace(config, model=full)
     told, untold = (
-        build_prompt_builder(config, located(config), text) for text in ("Wind in Oslo", "")
+        build_prompt_builder(config, located(config), [text]) for text in ("Wind in Oslo", "")
     )
     assert told is not None
     assert untold is not None

@@ -22,7 +22,7 @@ from tests.helpers.runs import tiny_run
 
 def batch_of(config: RunConfig, files: BackboneFiles) -> tuple[WindowBatch, int]:
     data = load_forecast_data(config.data)
-    builder = build_prompt_builder(config, files, "a description")
+    builder = build_prompt_builder(config, files, ["a description"])
     common = 0 if builder is None else len(builder.prefix_ids)
     return Collator(data.windows["train"], builder)([0, 5, 9]), common
 
@@ -37,7 +37,7 @@ def test_tokens_are_those_that_the_language_model_reads(
     batch, common = batch_of(config, files)
     assert batch.prompt_mask is not None
     assert not batch.prompt_mask.all()  # some rows are padded
-    builder = build_prompt_builder(config, files, "a description")
+    builder = build_prompt_builder(config, files, ["a description"])
     model = build_forecaster(config, files, torch.float32, builder)
     read: list[int] = []
     forward, ahead = Backbone.forward, Backbone.read

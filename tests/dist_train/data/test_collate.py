@@ -25,7 +25,7 @@ def windows() -> WindowSet:
 
 @pytest.fixture
 def builder(tokenizer: PreTrainedTokenizerFast) -> PromptBuilder:
-    return PromptBuilder(tokenizer, ModelConfig(), 4, 16, "demand")
+    return PromptBuilder(tokenizer, ModelConfig(), 4, 16, ["demand"])
 
 
 def test_a_batch_is_what_the_windows_and_the_builder_give(

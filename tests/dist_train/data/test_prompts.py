@@ -17,7 +17,7 @@ DESCRIPTION = "hourly electricity demand in a city"
 def build(
     tokenizer: PreTrainedTokenizerFast, description: str = DESCRIPTION, **keys: object
 ) -> PromptBuilder:
-    return PromptBuilder(tokenizer, ModelConfig(**keys), H, L, description)  # type: ignore[arg-type]
+    return PromptBuilder(tokenizer, ModelConfig(**keys), H, L, [description])  # type: ignore[arg-type]
 
 
 def test_the_words_are_time_llms(tokenizer: PreTrainedTokenizerFast):
@@ -81,7 +81,7 @@ def test_the_tokenizer_is_called_once_per_batch(tokenizer: PreTrainedTokenizerFa
             calls.append(len(text))
             return tokenizer(text, add_special_tokens=add_special_tokens)
 
-    builder = PromptBuilder(Counting(), ModelConfig(), H, L, DESCRIPTION)  # type: ignore[arg-type]
+    builder = PromptBuilder(Counting(), ModelConfig(), H, L, [DESCRIPTION])  # type: ignore[arg-type]
     calls.clear()
     builder(CONTEXTS)
     assert calls == [8]
@@ -152,7 +152,7 @@ def test_a_begin_of_text_token_comes_first(tokenizer: PreTrainedTokenizerFast):
 
     for prompt in ("full", "stats_only"):
         config = ModelConfig(prompt=prompt)  # type: ignore[arg-type]
-        builder = PromptBuilder(Framing(), config, H, L, DESCRIPTION)  # type: ignore[arg-type]
+        builder = PromptBuilder(Framing(), config, H, L, [DESCRIPTION])  # type: ignore[arg-type]
         assert builder.prefix_ids[0] == 7
         assert 8 not in builder.prefix_ids[1:2]
 
@@ -161,7 +161,7 @@ def test_fft_raw_lags_are_listed_with_zero(tokenizer: PreTrainedTokenizerFast):
     text = build(tokenizer, lags="fft_raw").suffix_texts(CONTEXTS)[0]
     assert "lags are: 0, " in text
     with pytest.raises(ValueError, match=r"num_prompt_lags=9 is more than .*seq_len=8"):
-        PromptBuilder(tokenizer, ModelConfig(lags="fft_raw", num_prompt_lags=9), H, 8, "")
+        PromptBuilder(tokenizer, ModelConfig(lags="fft_raw", num_prompt_lags=9), H, 8, [""])
 
 
 def test_windows_of_another_length_are_refused(tokenizer: PreTrainedTokenizerFast):

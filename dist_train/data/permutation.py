@@ -28,7 +28,9 @@ class Permutation:
         self.size = size
         self._half = np.uint64(max(1, (max(1, size - 1).bit_length() + 1) // 2))
         self._mask = np.uint64((1 << int(self._half)) - 1)
-        self._keys = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64)
+        # The length too: zeros at the end make no other seed.
+        seed = np.random.SeedSequence([len(key), *key])
+        self._keys = seed.generate_state(ROUNDS, np.uint64)
 
     def __getitem__(self, places: Ints) -> Ints:
         """The numbers at some places. Shape (...) in and out; places in [0, size)."""

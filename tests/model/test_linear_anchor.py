@@ -246,3 +246,31 @@ def test_weights_follow_the_year_where_that_is_better_on_validation(follows: boo
     assert fit.weight.shape == (H, 3 * L)
     assert bool(fit.weight[:, L:].any()) is follows
     assert fit.validation_mse == min(fit.candidates.values()) < 0.1
+
+
+def test_each_source_has_a_solution_of_its_own():
+    rows, _ = random_walks(12)
+    weights = torch.randn(3, H, L, generator=torch.Generator().manual_seed(5))
+    norms: tuple[Norm, ...] = ("last", "mean", "last")
+    together = LinearAnchor(L, H, num_sources=3)
+    for source in range(3):
+        together.set_solution(weights[source], norms[source], source)
+    sources = torch.tensor([2, 0, 1, 2])  # of windows of three variates each
+    forecast = together(rows, sources=sources)
+    for row, source in enumerate(sources.repeat_interleave(3).tolist()):
+        alone = LinearAnchor(L, H)
+        alone.set_solution(weights[source], norms[source])
+        torch.testing.assert_close(forecast[row : row + 1], alone(rows[row : row + 1]))
+    again = LinearAnchor(L, H, num_sources=3)
+    again.load_state_dict(together.state_dict())
+    assert torch.equal(again(rows, sources=sources), forecast)
+
+
+def test_sums_of_two_parts_are_the_sums_of_both():
+    x, y = random_walks(60)
+    whole, part, rest = (
+        accumulate(*rows, "last") for rows in ((x, y), (x[:20], y[:20]), (x[20:], y[20:]))
+    )
+    part.merge(rest)
+    for mine, theirs in zip(part.tensors, whole.tensors, strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -173,3 +173,29 @@ def test_a_builder_travels_to_a_worker(tokenizer: PreTrainedTokenizerFast):
     builder = build(tokenizer)
     there = pickle.loads(pickle.dumps(builder))
     np.testing.assert_array_equal(there(CONTEXTS)[0], builder(CONTEXTS)[0])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("order", ["spec", "prefix_cached"])
+def test_each_source_has_its_own_description(tokenizer: PreTrainedTokenizerFast, order: str):
+    texts = ["hourly electricity demand in a city", "hourly wind speed", ""]
+    config = ModelConfig(token_order=order)  # type: ignore[arg-type]
+    together = PromptBuilder(tokenizer, config, H, L, texts)
+    prompts = together(CONTEXTS, np.array([1, 0, 2, 1]))
+    assert prompts is not None
+    ids, mask = prompts
+    for window, source in enumerate([1, 0, 2, 1]):
+        alone = PromptBuilder(tokenizer, ModelConfig(), H, L, [texts[source]])
+        expected = alone(CONTEXTS[window : window + 1])
+        assert expected is not None
+        for row in range(2):
+            mine = ids[2 * window + row][mask[2 * window + row]].tolist()
+            if order == "prefix_cached":  # the model puts the common part in front
+                mine = together.prefix_ids.tolist() + mine
+            assert mine == expected[0][row][expected[1][row]].tolist()
+
+
+def test_what_all_sources_begin_with_is_common(tokenizer: PreTrainedTokenizerFast):
+    one, two = "hourly electricity demand in a city", "hourly electricity"
+    together = PromptBuilder(tokenizer, ModelConfig(), H, L, [one, two])
+    words = tokenizer.decode(together.prefix_ids)
+    assert words == "Dataset description : hourly electricity"

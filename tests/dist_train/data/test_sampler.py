@@ -1,13 +1,18 @@
 """dist_train/data/sampler.py: the same global batches on any number of ranks."""
 
+import json
 from collections import Counter
 from itertools import chain
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from dist_train.data.mixture import Mixture
 from dist_train.data.sampler import EvaluationSampler, GlobalBatchSampler
+
+MIXTURE = Mixture([30, 70], [0.6, 0.4])
 
 
 def global_batches(sampler: GlobalBatchSampler) -> list[list[int]]:
@@ -143,3 +148,32 @@ def test_an_evaluation_of_nothing_is_refused():
         EvaluationSampler(4, 0, 0, 1)
     with pytest.raises(ValueError, match=r"world_size=1\), got 1"):
         EvaluationSampler(4, 4, 1, 1)
+
+
+@given(world_size=st.sampled_from([1, 2, 3, 4, 6]), step=st.integers(0, 8), epoch=st.integers(0, 3))
+def test_a_mixture_goes_on_anywhere_on_any_number_of_ranks(world_size: int, step: int, epoch: int):
+    whole = GlobalBatchSampler(100, 12, 12, 0, 1, 7, epoch, mixture=MIXTURE)
+    saved = GlobalBatchSampler(100, 12, 12, 0, 1, 7, mixture=MIXTURE)
+    saved.set_position(epoch, step)
+    ranks = []
+    for rank in range(world_size):
+        resumed = GlobalBatchSampler(100, 12, 1, rank, world_size, 7, mixture=MIXTURE)
+        resumed.load_state_dict(json.loads(json.dumps(saved.state_dict())))
+        ranks.append(global_batches(resumed))
+    together = [list(chain.from_iterable(parts)) for parts in zip(*ranks, strict=True)]
+    assert together == global_batches(whole)[step:]
+
+
+def test_a_position_in_another_mixture_is_refused():
+    saved = GlobalBatchSampler(100, 12, 12, 0, 1, 7, mixture=MIXTURE).state_dict()
+    for other in (None, Mixture([30, 70], [0.5, 0.5]), Mixture([40, 60], [0.6, 0.4])):
+        sampler = GlobalBatchSampler(100, 12, 12, 0, 1, 7, mixture=other)
+        with pytest.raises(
+            ValueError, match=r"data\.sources, data\.temperature: windows and shares"
+        ):
+            sampler.load_state_dict(saved)
+
+
+def test_the_order_of_one_source_is_the_one_it_always_was():
+    first = next(iter(GlobalBatchSampler(1000, 8, 8, 0, 1, 2021)))
+    assert first == [int(one) for one in np.random.default_rng((2021, 0)).permutation(1000)[:8]]

@@ -248,7 +248,7 @@ def _rows(windows: WindowSet, ids: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def all_baselines(
-    data: ForecastData, ridge: AnchorFit, by_source: Sequence[AnchorFit], seed: int
+    data: ForecastData, ridge: AnchorFit, seed: int, by_source: Sequence[AnchorFit] = ()
 ) -> dict[str, Forecast]:
     """Every baseline by the name its row has in a table; collective, DLinear is trained here."""
     ridges = {"ridge": ridge_forecast(ridge)}

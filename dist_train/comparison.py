@@ -82,7 +82,7 @@ def score_beside_baselines(
         num_workers=config.data.num_workers,
     )
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
-    others = all_baselines(data, ridge, by_source, config.train.seed)
+    others = all_baselines(data, ridge, config.train.seed, by_source)
     model = config.model
     if model.reads_future or model.follows_year:
         assert module.anchor is not None

@@ -1,7 +1,7 @@
 """``report.md`` of a run: scores, intervals, cost, and the figures beside them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,6 @@ class RunReport:
     scores: Mapping[str, Scores]
     """By forecaster, the model first."""
 
-    by_source: Mapping[str, Mapping[str, Scores]]
-    """The same of each source; empty where there is one."""
-
     example: ForecastExample
     """The window of ``forecast.png``."""
 
@@ -57,6 +54,9 @@ class RunReport:
 
     calibration: Calibration | None = None
     """How they are made."""
+
+    by_source: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
+    """The scores of each source, by its name; empty where there is one."""
 
 
 def write(folder: Path, report: RunReport) -> None:

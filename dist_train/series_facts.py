@@ -75,7 +75,7 @@ class KnownSeries:
 
     def __init__(self, facts: dict[str, Any]) -> None:
         """Take what :func:`describe` wrote."""
-        sources = facts.get("sources", [{"first": 0, "frequency": facts["frequency"]}])
+        sources = facts.get("sources", [{"first": 0, "frequency": facts.get("frequency")}])
         firsts = [one["first"] for one in sources]
         numbers = range(len(facts["series"]))
         source_of = [bisect_right(firsts, number) - 1 for number in numbers]

@@ -9,13 +9,14 @@ import pytest
 import sklearn.linear_model
 import torch
 
-from dist_train.baselines import all_baselines, fit_dlinear, fit_ridge
+from dist_train.baselines import all_baselines, fit_dlinear, fit_ridge, fit_ridges
 from dist_train.data.catalog import lookup
 from dist_train.data.config import DataConfig
-from dist_train.data.windows import ForecastData, load_forecast_data
+from dist_train.data.windows import ForecastData, WindowSet, load_forecast_data
 from dist_train.evaluation import score_split
 from tests.helpers.ranks import run_ranks
 from tests.helpers.series import write_series
+from tests.helpers.sources import run_over_sources
 
 # EVIDENCE of the project: MSE of the closed-form ridge at 96, 192, 336, 720 on all test windows.
 ETTH1_RIDGE = {96: 0.363, 192: 0.396, 336: 0.419, 720: 0.419}
@@ -124,3 +125,18 @@ def all_ridge(data: ForecastData, fit):  # type: ignore[no-untyped-def]
     from dist_train.baselines import ridge_forecast
 
     return ridge_forecast(fit)
+
+
+def test_the_ridge_of_all_is_that_of_all_windows_that_are_trained_on(tmp_path: Path):
+    data = load_forecast_data(run_over_sources(tmp_path).data)
+    joint, by_source = fit_ridges(data)
+    trained = dataclasses.replace(data, windows=data.windows | {
+        "val": WindowSet(
+            data.windows["val"].values[:5], data.windows["val"].ranges[:5], 48, 12
+        )
+    })  # fmt: skip
+    expected = fit_ridge(trained)
+    assert (joint.norm, joint.lam) == (expected.norm, expected.lam)
+    np.testing.assert_allclose(joint.weight, expected.weight, atol=1e-9)
+    assert by_source[2] is joint
+    assert len({one.weight.data_ptr() for one in by_source}) == 3

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from dist_train import closed_form, preflight
 from dist_train.baselines import fit_ridge, ridge_forecast
-from dist_train.build import build_forecaster
-from dist_train.closed_form import ClosedForm, pack, set_solutions, unpack
+from dist_train.build import build_forecaster, build_prompt_builder
+from dist_train.closed_form import ClosedForm, pack, set_solutions, solve, unpack
 from dist_train.config import Selection
 from dist_train.evaluation import score_split
 from dist_train.retrieval import Retriever
@@ -20,6 +20,7 @@ from dist_train.selection import block_errors, gain_in_standard_errors
 from dist_train.window_errors import WindowErrors
 from model.linear_anchor import AnchorFit
 from tests.helpers.runs import tiny_run
+from tests.helpers.sources import run_over_sources
 
 
 @pytest.mark.parametrize("good", [True, False])
@@ -117,6 +118,34 @@ def test_what_was_solved_comes_back_out_of_tensors_and_json(judged: bool):
         assert torch.equal(mine.weight, theirs.weight)
         assert mine.weight.dtype == theirs.weight.dtype
         assert replace(mine, weight=theirs.weight, candidates={}) == theirs
+
+
+def test_ridges_of_sources_come_back_too():
+    joint, own = fit(1.0, 3), fit(2.0, 3)
+    tensors, facts = pack(ClosedForm(ridge=joint, verdict=None, by_source=(own, joint)), 0.5)
+    again, _ = unpack(tensors, json.loads(json.dumps(facts)))
+    assert [float(one.weight[0, 0]) for one in again.by_source] == [2.0, 1.0]
+    assert again.plain == again.by_source
+
+
+def test_each_source_starts_at_its_own_ridge(tmp_path: Path):
+    config = run_over_sources(tmp_path)
+    checked = preflight.check(config)
+    decided, closed = solve(config, checked.data, None)
+    model = build_forecaster(
+        decided, checked.backbone_files, torch.float32,
+        build_prompt_builder(config, checked.backbone_files, checked.data.descriptions),
+        num_sources=3,
+    )  # fmt: skip
+    mse = set_solutions(model, decided, checked.data, closed, None)
+    assert model.anchor is not None
+    for source in range(2):
+        alone = fit_ridge(checked.data.only(source))
+        torch.testing.assert_close(model.anchor.weight[source], alone.weight.float())
+        assert closed.by_source[source].validation_mse == pytest.approx(alone.validation_mse)
+    torch.testing.assert_close(model.anchor.weight[2], closed.ridge.weight.float())
+    expected = sum(one.validation_mse for one in closed.by_source[:2]) / 2
+    assert mse == pytest.approx(expected, rel=1e-5)
 
 
 def test_auto_is_decided_by_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

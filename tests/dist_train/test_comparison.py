@@ -17,12 +17,15 @@ from model.linear_anchor import LinearAnchor
 def test_the_rows_are_those_that_training_reported(finished_run: Path):
     run = load_run(finished_run)
     data = load_training_data(run.config, run.series)
-    scores = score_beside_baselines(
+    comparison = score_beside_baselines(
         partial(run.forecast, split="test"), run.config, data, "test",
         module=run.module, retriever=run.retriever, prompt_builder=run.prompt_builder,
         ridge=fit_ridge(data), batch_size=50,
     )  # fmt: skip
-    reported = json.loads((finished_run / "result.json").read_text())["scores"]
+    scores, reported = (
+        comparison.scores,
+        json.loads((finished_run / "result.json").read_text())["scores"],
+    )
     assert list(scores) == list(reported)
     for name, row in scores.items():
         assert row.num_windows == len(data.windows["test"])
@@ -43,7 +46,7 @@ def test_an_anchor_that_reads_the_memory_has_a_row_of_its_own(finished_run: Path
     scores = score_beside_baselines(
         lambda batch: batch.target, config, data, "val", module=run.module, retriever=retriever,
         prompt_builder=None, ridge=fit_ridge(data), batch_size=50,
-    )  # fmt: skip
+    ).scores  # fmt: skip
     assert list(scores)[:3] == ["Time-LLM", "ridge + retrieval", "ridge"]
     assert scores["Time-LLM"].mse == 0
     assert scores["ridge + retrieval"].mse == pytest.approx(scores["repeat last"].mse, rel=1e-6)

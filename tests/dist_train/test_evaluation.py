@@ -10,9 +10,16 @@ import torch
 from dist_train.baselines import repeat_last, seasonal_naive
 from dist_train.data.config import DataConfig
 from dist_train.data.windows import ForecastData, load_forecast_data
-from dist_train.evaluation import finish_scores, score_split, seasonal_naive_mae
+from dist_train.evaluation import (
+    finish_scores,
+    score_split,
+    scores_by_source,
+    seasonal_naive_mae,
+    selection_mse,
+)
 from tests.helpers.ranks import run_ranks
 from tests.helpers.series import write_series
+from tests.helpers.sources import run_over_sources
 
 BASELINES = {"repeat last": repeat_last, "seasonal naive": seasonal_naive(24)}
 
@@ -73,3 +80,29 @@ def test_seasonal_naive_repeats_the_last_season(tmp_path: Path):
     context, target = data.windows["test"].batch(range(len(data.windows["test"])))
     error = torch.from_numpy(context[:, 24:36] - target).double()  # L=48: one season before
     assert sums["naive"].mse() == pytest.approx(float(error.square().mean()), rel=1e-6)
+
+
+def test_each_source_is_scored_as_if_it_were_alone(tmp_path: Path):
+    data = load_forecast_data(run_over_sources(tmp_path).data)
+    periods = [source.series_set.seasonal_period for source in data.sources]
+    assert periods == [24, 96, 7]
+    rows = {"repeat last": repeat_last, "seasonal naive": seasonal_naive(*periods)}
+    sums = score_split(rows, data, "test", batch_size=50)
+    found = scores_by_source(sums, data)
+    for number, source in enumerate(data.sources):
+        part = data.only(number)
+        alone = {"repeat last": repeat_last, "seasonal naive": seasonal_naive(periods[number])}
+        expected = finish_scores(score_split(alone, part, "test", batch_size=50), part)
+        for name, row in expected.items():
+            assert found[source.name][name].num_windows == row.num_windows
+            assert found[source.name][name].mse == pytest.approx(row.mse, rel=1e-12)
+            assert found[source.name][name].mase == pytest.approx(row.mase, rel=1e-12)
+            assert found[source.name][name].rmse_original == pytest.approx(row.rmse_original)
+
+
+def test_a_source_that_is_not_trained_on_has_no_voice_in_model_selection(tmp_path: Path):
+    data = load_forecast_data(run_over_sources(tmp_path, held_out="daily").data)
+    sums = score_split({"last": repeat_last}, data, "val", batch_size=50)
+    found = scores_by_source(sums, data)
+    voices = [found[name]["last"].mse for name in ("hourly", "quarter")]
+    assert selection_mse(sums["last"], data) == pytest.approx(sum(voices) / 2)

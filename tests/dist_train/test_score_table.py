@@ -3,7 +3,7 @@
 import pytest
 
 from dist_train.metrics import Scores
-from dist_train.score_table import table
+from dist_train.score_table import table, table_of_sources
 
 
 def scores(mse: float) -> Scores:
@@ -31,3 +31,16 @@ def test_a_tie_marks_both(name: str):
     lines = table({"Time-LLM": scores(0.2), "ridge": scores(0.2)}).splitlines()
     (line,) = [one for one in lines if cells(one)[0] == name]
     assert cells(line)[1] == "**0.2000**"
+
+
+def test_sources_stand_beside_each_other_with_their_mean():
+    by_source = {
+        "a": {"Time-LLM": scores(0.3), "ridge": scores(0.2)},
+        "b": {"Time-LLM": scores(0.5), "ridge": scores(0.8)},
+    }
+    header, _, *rows = map(cells, table_of_sources(by_source).splitlines())
+    assert header == ["MSE", "a", "b", "mean"]
+    assert rows == [
+        ["Time-LLM", "0.3000", "**0.5000**", "**0.4000**"],
+        ["ridge", "**0.2000**", "0.8000", "0.5000"],
+    ]

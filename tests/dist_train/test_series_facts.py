@@ -9,8 +9,9 @@ import pytest
 
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.windows import load_forecast_data
-from dist_train.series_facts import KnownSeries, describe
+from dist_train.series_facts import KnownSeries, describe, descriptions
 from tests.helpers.series import write_series
+from tests.helpers.sources import run_over_sources
 
 
 def test_one_series_is_known_under_any_name(tmp_path: Path):
@@ -43,3 +44,14 @@ def test_the_one_series_of_a_long_file_has_its_name():
     entry = {"id": "a", "columns": ["y"], "mean": [0.0], "scale": [1.0]}
     with pytest.raises(DataError, match=r"series 'b': the run was not trained on it"):
         KnownSeries({"name": "file", "series": [entry]}).find("b")
+
+
+def test_a_series_is_known_with_its_source(tmp_path: Path):
+    data = load_forecast_data(run_over_sources(tmp_path).data)
+    facts = json.loads(json.dumps(describe(data)))
+    known = KnownSeries(facts)
+    places = {name: known.find(name) for name in ("hourly/v1", "quarter/v0", "daily")}
+    assert [one.number for one in places.values()] == [1, 2, 5]
+    assert [one.source for one in places.values()] == [0, 1, 2]
+    assert [one.frequency for one in places.values()] == ["h", "15min", "D"]
+    assert descriptions(facts) == ["The hourly series", "The quarter series", "The daily series"]

@@ -444,5 +444,6 @@ def _build_sampler(
         distributed.rank(),
         distributed.world_size(),
         config.train.seed,
-        mixture=data.mixture(config.data.temperature),
+        # Without sources the order is that of the runs that are there already.
+        mixture=data.mixture(config.data.temperature) if config.data.sources else None,
     )

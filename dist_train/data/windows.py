@@ -207,14 +207,12 @@ class ForecastData:
         number: Ints = np.searchsorted(self.first_series, series, side="right") - 1
         return number
 
-    def mixture(self, temperature: float) -> Mixture | None:
-        """How training mixes the sources; None: there is one.
+    def mixture(self, temperature: float) -> Mixture:
+        """How training mixes the sources.
 
         Args:
             temperature: ``data.temperature``.
         """
-        if len(self.sources) == 1:
-            return None
         windows = self.windows["train"]
         counts = [int(count) for count in windows.count_by_series_range(self.first_series)]
         weights = [source.weight for source in self.sources]

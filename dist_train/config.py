@@ -5,18 +5,20 @@ Free of torch. Precedence: default < file named by ``extends`` < file < command-
 
 import difflib
 import errno
+import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from dist_train.config_file import read_config_file
+from dist_train.config_file import read_config_file, read_value
 from dist_train.data.config import DataConfig
 from dist_train.tracking_config import TrackingConfig
 from memory_index.config import BankConfig
@@ -322,6 +324,16 @@ def build_parser(prog: str) -> "ArgumentParser":
     return parser
 
 
+def _parser_of(cls: type) -> "ArgumentParser":
+    """Make a parser of the keys of a dataclass alone."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(cls)
+    return parser
+
+
 def parse_run_config(
     parser: "ArgumentParser", argv: Sequence[str]
 ) -> tuple[RunConfig, dict[str, Any]]:
@@ -336,7 +348,9 @@ def parse_run_config(
     from jsonargparse import ArgumentError
 
     try:
-        namespace = parser.parse_args(list(_with_extended_files(argv)))
+        arguments = list(_with_extended_files(argv))
+        _check_lists(arguments)
+        namespace = parser.parse_args(arguments)
         _check_values(RunConfig, namespace.as_dict())
         values = parser.instantiate(namespace).as_dict()
     except OverflowError as error:
@@ -449,10 +463,28 @@ def _with_extended_files(argv: Sequence[str]) -> Iterator[str]:
             continue
         for path in _chain(Path(chosen), ()):
             yield f"--config={path}"
+            yield from _lists_beside(path)
         yield "--extends=null"  # done: what is printed and saved stands alone
     for flag, key in SHORT_FOR.items():
         if flag in argv:
             yield f"--{key}=true"
+
+
+def _lists_beside(path: Path) -> Iterator[str]:
+    """Say lists of a file again where a ``path`` in them begins at the file's folder."""
+    content = read_config_file(path)
+    for key in _lists_of(RunConfig):
+        section, _, name = key.rpartition(".")
+        entries = (content.get(section) or {}).get(name) or []
+        placed = [
+            {**entry, "path": str(path.parent / entry["path"])}
+            if str(entry.get("path")).startswith("./")
+            else entry
+            for entry in entries
+        ]
+        if placed != entries:
+            # All text in quotes: the parser takes more for numbers than PyYAML does.
+            yield f"--{key}={json.dumps(placed, ensure_ascii=False, default=str)}"
 
 
 def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
@@ -477,11 +509,11 @@ def _chain(path: Path, seen: tuple[Path, ...]) -> list[Path]:
     return [*_chain(path.parent / base, (*seen, place)), path]
 
 
-def _check_keys(cls: type, content: Mapping[Any, Any], path: Path, prefix: str = "") -> None:
+def _check_keys(cls: type, content: Mapping[Any, Any], path: Path | str, prefix: str = "") -> None:
     """Refuse keys that there are not, sections that hold no keys, and numbers out of all bounds."""
     leaves = set(_keys(cls))
     sections = {item.name: item.type for item in fields(cls) if item.name not in leaves}
-    types = get_type_hints(cls)
+    types, lists = get_type_hints(cls), _lists_of(cls)
     for name, value in content.items():
         key = f"{prefix}{name}"
         if name in sections:
@@ -490,13 +522,59 @@ def _check_keys(cls: type, content: Mapping[Any, Any], path: Path, prefix: str =
                     f"{key}={value!r:.60} in {path}: a section; write its keys below it."
                 )
             _check_keys(types[name], value, path, f"{key}.")
+        elif name in lists and value is not None:
+            _check_entries(lists[name], key, value, path)
         elif name in leaves:
             _check_numbers(key, value)
             _check_text(key, value)
         else:
             if isinstance(value, Mapping) and value:  # a misspelt section: what it holds tells more
                 key = f"{key}.{next(iter(value))}"
-            raise ConfigError(f"Unknown key {key:.200}: {_nearest_key(key[:200])}")
+            in_entry = prefix.endswith("].")
+            hint = _key_of_entry(name, leaves, prefix) if in_entry else _nearest_key(key[:200])
+            raise ConfigError(f"Unknown key {key:.200}: {hint}")
+
+
+def _check_lists(arguments: Sequence[str]) -> None:
+    """Refuse entries of lists on the command line; those of files have been looked at before."""
+    lists = _lists_of(RunConfig)
+    for argument, after in pairwise([*arguments, ""]):
+        option, given, value = argument.partition("=")
+        key = option.removeprefix("--").removesuffix("+")
+        if option.startswith("--") and key in lists:
+            try:
+                entries = read_value(value if given else after)
+            except ValueError as error:
+                raise ConfigError(f"{key}: {_in_one_line(str(error))}.") from error
+            if option.endswith("+") and not isinstance(entries, list):
+                entries = [entries]
+            if entries is not None:
+                _check_entries(lists[key], key, entries, "the command line")
+
+
+def _check_entries(kind: type, key: str, value: object, path: Path | str) -> None:
+    """Refuse entries of a list that the parser would refuse without saying which, and why.
+
+    Args:
+        kind: Dataclass of an entry.
+        key: Key of the list.
+        value: What was given.
+        path: Where it stands.
+    """
+    from jsonargparse import ArgumentError
+
+    if not isinstance(value, list):
+        raise ConfigError(f"{key}={value!r:.60}: needs a list, an entry for each.")
+    parser = _parser_of(kind)
+    for number, entry in enumerate(value):
+        place = f"{key}[{number}]"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{place}={entry!r:.60}: write its keys, such as dataset: ETTh1.")
+        _check_keys(kind, entry, path, f"{place}.")
+        try:
+            parser.parse_object(dict(entry))
+        except ArgumentError as error:
+            raise ConfigError(_in_one_line(_explain(str(error), f"{place}.", kind))) from error
 
 
 def _check_values(cls: type, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -505,16 +583,29 @@ def _check_values(cls: type, values: Mapping[str, Any], prefix: str = "") -> Non
     Also text that no file or no folder can hold, and an address with a password in it: all that
     is set here is written to the run's folder.
     """
+    lists = _lists_of(cls)
     for name, kind in get_type_hints(cls).items():
         key, value = f"{prefix}{name}", values.get(name)
-        if isinstance(value, Mapping) and is_dataclass(kind):
+        if name in lists and value:
+            for number, entry in enumerate(value):
+                _check_entry(lists[name], entry, f"{key}[{number}].")
+        elif isinstance(value, Mapping) and is_dataclass(kind):
             assert isinstance(kind, type)
             _check_values(kind, value, f"{key}.")
         elif value is None and type(None) not in get_args(kind):
-            raise ConfigError(f"{key}=null: needs a value; {_help_of(key)}")
+            raise ConfigError(f"{key}=null: needs a value; {_help_of(name, prefix, cls)}")
         else:
             _check_numbers(key, value)
             _check_text(key, value)
+
+
+def _check_entry(kind: type, entry: Any, prefix: str) -> None:
+    values = entry if isinstance(entry, Mapping) else entry.as_dict()
+    _check_values(kind, values, prefix)
+    try:
+        kind(**values)
+    except ValueError as error:
+        raise ConfigError(f"{prefix}{error}") from error
 
 
 def _check_numbers(key: str, value: object) -> None:
@@ -556,14 +647,33 @@ def _keys(cls: type, prefix: str = "") -> Iterator[str]:
             yield prefix + item.name
 
 
-def _explain(message: str) -> str:
-    """Say a parser's refusal as key, value and remedy."""
+def _lists_of(cls: type, prefix: str = "") -> dict[str, type]:
+    """Keys that hold a list of sections, and the dataclass of an entry."""
+    found: dict[str, type] = {}
+    for name, kind in get_type_hints(cls).items():
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            found |= _lists_of(kind, f"{prefix}{name}.")
+        for one in get_args(kind):
+            if get_origin(one) is list and is_dataclass(get_args(one)[0]):
+                found[f"{prefix}{name}"] = get_args(one)[0]
+    return found
+
+
+def _explain(message: str, prefix: str = "", cls: type = RunConfig) -> str:
+    """Say a parser's refusal as key, value and remedy.
+
+    Args:
+        message: Of a parser of ``cls``.
+        prefix: Where a section of that kind stands.
+        cls: What was read.
+    """
     union = re.search(
         r'Parser key "([\w.]+)":\s*Does not validate.*?Given value: ([^\n]*)', message, re.S
     )
     if union:
         key, value = union.groups()
-        return f"{key}={value.strip()}: not one of its values; {_help_of(key)}"
+        return f"{prefix}{key}={value.strip()}: not one of its values; {_help_of(key, prefix, cls)}"
     wrong_type = re.search(r'Parser key "([\w.]+)":\s*(.*?)\.? Got value: (.*)', message, re.S)
     if wrong_type:
         key, expected, value = wrong_type.groups()
@@ -573,8 +683,9 @@ def _explain(message: str) -> str:
         if choices:
             near = difflib.get_close_matches(value.strip(), re.findall(r"'(.*?)'", choices[1]), n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
-            return f"{key}={value.strip()}: must be one of {choices[1]}{hint}"
-        return f"{key}={value.strip()}: {expected[0].lower()}{expected[1:]}; {_help_of(key)}"
+            return f"{prefix}{key}={value.strip()}: must be one of {choices[1]}{hint}"
+        said = f"{expected[0].lower()}{expected[1:]}"
+        return f"{prefix}{key}={value.strip()}: {said}; {_help_of(key, prefix, cls)}"
     in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     unknown = re.search(r"(?:arguments: --|Option '|Key ')([\w.]+)", message, re.IGNORECASE)
     if in_group:
@@ -586,12 +697,19 @@ def _explain(message: str) -> str:
     return f"Unknown key {key}: {_nearest_key(key)}"
 
 
-def _help_of(key: str) -> str:
+def _help_of(key: str, prefix: str = "", cls: type = RunConfig) -> str:
     """Quote what --help says about a key."""
-    for action in build_parser("timellm")._actions:
+    for action in _parser_of(cls)._actions:
         if action.dest == key and action.help:
-            return f"{key} is: {str(action.help).strip()}"
+            return f"{prefix}{key} is: {' '.join(str(action.help).split())}"
     return "see --help."
+
+
+def _key_of_entry(name: str, known: Iterable[str], prefix: str) -> str:
+    near = difflib.get_close_matches(name[:200], list(known), n=1)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    return f"the keys there are {', '.join(sorted(known))}."
 
 
 def _nearest_key(key: str) -> str:

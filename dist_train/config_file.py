@@ -33,19 +33,31 @@ def read_config_file(path: Path) -> dict[Any, Any]:
     if len(raw) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES} bytes: not a configuration")
     try:
-        text = raw.decode("utf-8")
+        content = read_value(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError("holds no keys; see --print_config for all of them")
+    return content
+
+
+def read_value(text: str) -> object:
+    """Read YAML text, as bounded as a file.
+
+    Raises:
+        ValueError: As :func:`read_config_file`.
+    """
+    try:
         _check_events(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"not a YAML file: {error}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise ValueError("holds no keys; see --print_config for all of them")
-    _count(node, {}, "")
+    if node is not None:
+        _count(node, {}, "")
     try:
-        content: dict[Any, Any] = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except _BAD_VALUE as error:
         raise ValueError(f"not a YAML file: {error or type(error).__name__}") from error
-    return content
 
 
 def _check_events(text: str) -> None:

@@ -5,7 +5,10 @@ Free of torch, so that a configuration is read and refused before anything heavy
 
 from dataclasses import dataclass, fields, replace
 from math import isfinite
+from pathlib import Path
 from typing import Literal
+
+TooShort = Literal["error", "skip"]
 
 
 class DataError(ValueError):
@@ -57,26 +60,25 @@ class SeriesConfig:
 
     A catalog entry whose published file has such defects brings as_is with it."""
 
+    _section = "data."
+    _fewest_percent = 1
+
     def __post_init__(self) -> None:
-        if not self._fewest_percent() <= self.percent <= 100:
-            raise ValueError(
-                f"data.percent must be in [{self._fewest_percent()}, 100], got {self.percent}."
-            )
+        section, fewest = self._section, self._fewest_percent
+        if not fewest <= self.percent <= 100:
+            raise ValueError(f"{section}percent must be in [{fewest}, 100], got {self.percent}.")
         if self.splits is not None:
             if len(self.splits) != 3 or any(share <= 0 for share in self.splits):
                 raise ValueError(
-                    f"data.splits must be three positive shares (train, validation, test), "
+                    f"{section}splits must be three positive shares (train, validation, test), "
                     f"got {self.splits}."
                 )
             if abs(sum(self.splits) - 1) > 1e-6:
-                raise ValueError(f"data.splits must sum to 1, got {self.splits}.")
+                raise ValueError(f"{section}splits must sum to 1, got {self.splits}.")
         if self.seasonal_period is not None and self.seasonal_period < 1:
             raise ValueError(
-                f"data.seasonal_period must be at least 1, got {self.seasonal_period}."
+                f"{section}seasonal_period must be at least 1, got {self.seasonal_period}."
             )
-
-    def _fewest_percent(self) -> int:
-        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class SourceConfig(SeriesConfig):
 
     path: str | None = None
     """Own file, folder of files or pattern (``data/*.parquet``) instead of a catalog entry; or a
-    folder that ``timellm data build`` has made."""
+    folder that ``timellm data build`` has made. In a file, ``./`` begins at that file's folder."""
 
     name: str | None = None
     """What the source is called in scores and messages; default the data set's or file's name."""
@@ -101,6 +103,14 @@ class SourceConfig(SeriesConfig):
     """Share of the training rows that the memory holds; default as percent. 100 beside percent 0
     lets a forecaster that was never trained on a source retrieve from that source's history."""
 
+    too_short: TooShort = "error"
+    """A series without one window of seq_len + pred_len in some split: stop and name it, or leave
+    such series out and tell how many."""
+
+    # Messages begin with a key; what reads a list of sources says which of them it is of.
+    _section = ""
+    _fewest_percent = 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (isfinite(self.weight) and self.weight > 0):
@@ -112,9 +122,12 @@ class SourceConfig(SeriesConfig):
             raise ValueError(f"memory_percent must be in [0, 100], got {self.memory_percent}.")
         if self.name is not None and (not self.name or "/" in self.name):
             raise ValueError(f"name={self.name!r}: must be a word without /.")
-
-    def _fewest_percent(self) -> int:
-        return 0
+        if self.path == "":
+            raise ValueError("path is empty: name a file, a folder or a pattern, or leave it out.")
+        if self.path is not None:
+            # Without ./, which in a file means the folder of that file: a run's saved configuration
+            # would look for it in the run's folder.
+            object.__setattr__(self, "path", str(Path(self.path)))
 
     @property
     def label(self) -> str:

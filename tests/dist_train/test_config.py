@@ -1,5 +1,6 @@
 """dist_train/config.py: precedence, extends, round trip, and refusals that name key and remedy."""
 
+import re
 import time
 from pathlib import Path
 
@@ -165,3 +166,91 @@ def test_every_field_has_a_help_text():
 
 def test_the_run_folder_lies_in_runs_dir():
     assert RunConfig(name="a", runs_dir="b").run_folder == Path("b/a")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("[{dataset: a, wieght: 3}]", r"Unknown key data.sources[0].wieght: did you mean "
+                                      "data.sources[0].weight?"),
+        ("[{dataset: a}, {zzz: 1}]", "Unknown key data.sources[1].zzz: the keys there are columns"),
+        ("[{dataset: a}, {weight: heavy}]", "data.sources[1].weight=heavy: expected a "
+         "number; data.sources[1].weight is: How often its windows are drawn"),
+        ("[{weight: -1}]", "data.sources[0].weight must be positive, got -1.0: percent=0 keeps"),
+        ("[{weight: .nan}]", "data.sources[0].weight must be a finite number, got nan"),
+        ("[{weight: null}]", "data.sources[0].weight=null: needs a value; data.sources[0]"),
+        ("[{percent: 101}]", "data.sources[0].percent must be in [0, 100], got 101"),
+        ("[{percent: 1.5}]", "data.sources[0].percent=1.5: expected a whole number; data"),
+        ("[{memory_percent: -1}]", "data.sources[0].memory_percent must be in [0, 100], got -1"),
+        ("[{splits: [1, 2]}]", "data.sources[0].splits must be three positive shares"),
+        ("[{columns: a}]", "data.sources[0].columns=a: not one of its values; data.sources"),
+        ("[{too_short: skpi}]", "data.sources[0].too_short=skpi: must be one of 'error', 'skip'; "
+                                "did you mean skip?"),
+        ("[{name: a/b}]", "data.sources[0].name='a/b': must be a word without /"),
+        ("[{path: ''}]", "data.sources[0].path is empty: name a file, a folder or a pattern"),
+        ("[{path: 'http://me:pw@host/x'}]", "data.sources[0].path=http://***@host/x: holds a user"),
+        ('[{path: "a\\0b"}]', "data.sources[0].path='a\\x00b': holds a sign that no file"),
+        ("[ETTh1]", "data.sources[0]='ETTh1': write its keys, such as dataset: ETTh1"),
+        ("{dataset: a}", "data.sources={'dataset': 'a'}: needs a list, an entry for each"),
+        ("3", "data.sources=3: needs a list"),
+        ("[]", "data.sources is empty: name at least one"),
+        ("[{dataset: a}, {dataset: a}]", "data.sources names 'a' twice"),
+        ("[{dataset: a, dataset: b}]", "dataset is given twice; leave one of them out"),
+        ("[{dataset: !!python/name:os.system x}]", "tags such as"),
+    ],
+)  # fmt: skip
+def test_an_entry_of_a_list_is_refused_with_its_number_key_and_value(
+    tmp_path: Path, entries: str, message: str
+):
+    path = write(tmp_path, f"data:\n  sources: {entries}\n")
+    with pytest.raises(ConfigError, match=re.escape(message)) as in_file:
+        load_run_config(path)
+    for argv in (["--data.sources", entries], [f"--data.sources={entries}"]):
+        with pytest.raises(ConfigError, match=re.escape(message)) as given:
+            parse_run_config(build_parser("timellm"), argv)
+        assert "\n" not in str(given.value)
+    assert "\n" not in str(in_file.value)
+
+
+def test_an_entry_may_be_changed_or_added_on_the_command_line(tmp_path: Path):
+    path = write(tmp_path, "data: {sources: [{dataset: ETTh1, weight: 1e-3}]}")
+    config = load_run_config(path, ["--data.sources+", "{dataset: ETTh2}"])
+    assert config.data.sources is not None
+    assert [(one.dataset, one.weight) for one in config.data.sources] == [
+        ("ETTh1", 0.001), ("ETTh2", 1.0),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"data.sources\[0\].weight must be positive, got -3.0"):
+        load_run_config(path, ["--data.sources.weight", "-3"])
+    with pytest.raises(ConfigError, match=r"Unknown key data.sources\[0\].wieght"):
+        load_run_config(path, ["--data.sources+={wieght: 3}"])
+
+
+def test_a_path_of_a_source_may_begin_at_the_file_that_names_it(tmp_path: Path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "mine").mkdir()
+    entries = "[{path: ./a b, weight: 1e-3}, {path: c}, {path: '~/d'}, {dataset: ETTh1}]"
+    write(tmp_path / "corpus", f"data: {{sources: {entries}}}", "sources.yaml")
+    path = write(tmp_path / "mine", "extends: ../corpus/sources.yaml\ndata: {seq_len: 96}")
+    config = load_run_config(path)
+    assert config.data.seq_len == 96
+    assert config.data.sources is not None
+    first, *others = config.data.sources
+    assert first.path is not None
+    assert Path(first.path).resolve() == tmp_path / "corpus" / "a b"
+    assert first.weight == 0.001
+    assert [one.path for one in others] == ["c", "~/d", None]
+    saved = write(tmp_path, config_to_yaml(config), "saved.yaml")
+    assert load_run_config(saved) == config
+    own = load_run_config(path, ["--data.sources", "[{path: ./x}]"])
+    assert own.data.sources is not None
+    assert own.data.sources[0].path == "x"
+    assert load_run_config(write(tmp_path, config_to_yaml(own), "saved.yaml")) == own
+
+
+def test_sources_of_a_file_replace_those_of_the_one_it_extends(tmp_path: Path):
+    write(tmp_path, "data: {sources: [{path: ./a}, {path: ./b}]}", "base.yaml")
+    path = write(tmp_path, "extends: base.yaml\ndata: {sources: [{dataset: ETTh1}]}")
+    config = load_run_config(path)
+    assert config.data.sources is not None
+    assert [one.dataset for one in config.data.sources] == ["ETTh1"]
+    assert config.data.sources[0].path is None

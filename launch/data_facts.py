@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from dist_train.config import ConfigError, RunConfig
 from dist_train.data.catalog import CATALOG
 from dist_train.data.config import DataError
+from dist_train.data.lengths import num_windows
 from dist_train.data.splits import borders
-from dist_train.data.windows import load_forecast_data, num_windows
+from dist_train.data.windows import load_forecast_data
 
 # Rows and variates of the published files that need not be at hand. Source: Autoformer, Wu et al.
 # 2021 (arXiv:2106.13008), and its packed files.

@@ -8,6 +8,7 @@ Rows are counted from 1 in messages, the header line not counted.
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,6 +116,25 @@ def load_series(config: DataConfig) -> SeriesSet:
     )
 
 
+def checksum_of_data(config: DataConfig) -> str:
+    """The checksum that :func:`load_series` gives, without making series of the file.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    file = data_file(config)
+    if file is None:
+        return load_series(config).checksum
+    return _checksum(local_copy.find(file), f"data.path={file}")
+
+
+def checksum_of_parts(checksums: Sequence[str]) -> str:
+    """The checksum of series that come from several files, of the files' own in their order."""
+    if len(checksums) == 1:
+        return checksums[0]
+    return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
+
+
 def from_table(
     table: pd.DataFrame,
     config: SeriesConfig,
@@ -204,6 +224,14 @@ def _common_frequency(
         else infer_frequency(one.dates)
         for one in series
     }
+    known = {found for found in frequencies.values() if found is not None}
+    if len(known) == 1:  # fewer than 3 rows have no frequency, and may follow that of the others
+        common = next(iter(known))
+        frequencies |= {
+            one.id: common
+            for one in series
+            if frequencies[one.id] is None and follows(one.dates, common)
+        }
     if len(set(frequencies.values())) == 1:
         return next(iter(frequencies.values()))
     if config.dates == "strict":

@@ -2,23 +2,18 @@
 
 Every variate becomes a series of its own, so that sets with any number of variates share a batch:
 the forecaster reads each variate by itself anyway.
-
-Shape legend (this file):
-    T  time steps of one series
 """
 
-import glob
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.data.arrow_series import is_built, open_series
-from dist_train.data.config import DataConfig, DataError, SourceConfig
-from dist_train.data.dates import season_of
-from dist_train.data.series import Series, SeriesSet, load_series
-
-READABLE = (".csv", ".parquet", ".pq")
+from dist_train import local_copy
+from dist_train.data.arrow_series import CORPUS_FILE, is_source, open_series
+from dist_train.data.config import DataConfig, DataError, SourceConfig, TooShort
+from dist_train.data.series import Series, SeriesSet, checksum_of_parts, load_series
+from dist_train.data.source_files import Joint, name_of, names_of, parts_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,6 +32,10 @@ class Source:
     memory_percent: int = 100
     """Share of its training rows that the memory holds, in percent."""
 
+    too_short: TooShort = "error"
+    """What becomes of series without a window, see
+    :class:`~dist_train.data.config.SourceConfig`."""
+
     @property
     def name(self) -> str:
         """What it is called."""
@@ -53,12 +52,11 @@ def load_sources(config: DataConfig) -> tuple[Source, ...]:
         percent = config.percent
         series_set = load_series(config)
         return (Source(series_set=series_set, percent=percent, memory_percent=percent),)
+    names_of(config.sources)
     loaded = []
     for number, source in enumerate(config.sources):
-        try:
-            series_set = _load(config.of_source(source), source)
-        except DataError as error:
-            raise DataError(f"data.sources[{number}] ({source.label}): {error}") from error
+        with naming(number, source):
+            series_set = _load(config, source)
         memory = source.percent if source.memory_percent is None else source.memory_percent
         loaded.append(
             Source(
@@ -66,13 +64,19 @@ def load_sources(config: DataConfig) -> tuple[Source, ...]:
                 weight=source.weight,
                 percent=source.percent,
                 memory_percent=memory,
+                too_short=source.too_short,
             )
         )
-    names = [source.name for source in loaded]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"data.sources names {twice!r} twice: give one of them another name.")
     return tuple(loaded)
+
+
+@contextmanager
+def naming(number: int, source: SourceConfig) -> Iterator[None]:
+    """Say in front of what is refused inside which source it is of."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"data.sources[{number}] ({source.label}): {error}") from error
 
 
 def union(sources: tuple[Source, ...]) -> SeriesSet:
@@ -88,100 +92,23 @@ def union(sources: tuple[Source, ...]) -> SeriesSet:
         seasonal_period=sets[0].seasonal_period,
         description="",
         borders=sets[0].borders,
-        checksum=_checksum_of((one.name, one.checksum) for one in sets),
+        checksum=checksum_of_parts([f"{one.name} {one.checksum}" for one in sets]),
         notes=tuple(f"{one.name}: {note}" for one in sets for note in one.notes),
     )
 
 
-def files_of(source: SourceConfig) -> list[Path]:
-    """The files that a source's ``path`` names, in the order of their names.
-
-    Raises:
-        DataError: There is none.
-    """
-    assert source.path is not None
-    path = Path(source.path).expanduser()
-    if path.is_dir() and not is_built(path):
-        found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in READABLE]
-        if not found:
-            raise DataError(
-                f"path={source.path} holds no CSV or Parquet file: name a folder of such files, or "
-                "a pattern such as folder/*.parquet."
-            )
-        return found
-    if glob.has_magic(source.path) and not path.exists():
-        fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        found = sorted(file for file in fixed.glob(str(path.relative_to(fixed))) if file.is_file())
-        if not found:
-            raise DataError(f"path={source.path} matches no file: check the pattern.")
-        return found
-    return [path]
-
-
 def _load(config: DataConfig, source: SourceConfig) -> SeriesSet:
-    if source.path is None:
-        series_set = load_series(config)
-        name = source.name or series_set.name
-        return _flat(series_set, name, name)
-    files = files_of(source)
-    name = source.name or _name_of(Path(source.path))
-    if is_built(files[0]):
-        return open_series(files[0], source, name)
-    sets = []
-    for file in files:
-        read = load_series(replace(config, path=str(file)))
-        sets.append(_flat(read, name, f"{name}/{file.stem}" if len(files) > 1 else name))
-    return _joined(sets, files)
-
-
-def _name_of(path: Path) -> str:
-    """The file's name without ending; of a pattern that of the folder it looks into."""
-    while glob.has_magic(path.name):
-        path = path.parent
-    return (path.stem if path.suffix.lower() in READABLE else path.name) or "source"
-
-
-def _flat(series_set: SeriesSet, name: str, prefix: str) -> SeriesSet:
-    """Make each variate a series of its own, whose id tells where it comes from."""
-    many = len(series_set.series) > 1
-    flat = []
-    for series in series_set.series:
-        place = f"{prefix}/{series.id}" if many else prefix
-        for n, column in enumerate(series.columns):
-            id_ = f"{place}/{column}" if len(series.columns) > 1 else place
-            values = series.values[:, n : n + 1]
-            flat.append(Series(id=id_, dates=series.dates, values=values, columns=("y",)))
-    return replace(series_set, name=name, series=tuple(flat))
-
-
-def _joined(sets: list[SeriesSet], files: list[Path]) -> SeriesSet:
-    """The series of several files as one set, of one frequency."""
-    first = sets[0]
-    if len(sets) == 1:
-        return first
-    for other, file in zip(sets, files, strict=True):
-        if other.frequency != first.frequency:
+    if source.path is not None:
+        path = Path(source.path).expanduser()
+        if is_source(path):
+            return open_series(local_copy.find(path), source, name_of(source))
+        if path.is_dir() and any(is_source(folder) for folder in path.iterdir()):
             raise DataError(
-                f"{files[0].name} has the frequency {first.frequency}, {file.name} "
-                f"{other.frequency}: make them sources of their own."
+                f"path={source.path} holds built sources: name one of them, or begin with "
+                f"--config {path / CORPUS_FILE}, which names all."
             )
-    return replace(
-        first,
-        series=tuple(series for one in sets for series in one.series),
-        seasonal_period=first.seasonal_period or season_of(first.frequency),
-        checksum=_checksum_of(
-            (file.name, one.checksum) for file, one in zip(files, sets, strict=True)
-        ),
-        notes=tuple(
-            f"{file.name}: {note}"
-            for file, one in zip(files, sets, strict=True)
-            for note in one.notes
-        ),
-    )
-
-
-def _checksum_of(parts: Iterable[tuple[str, str]]) -> str:
-    digest = hashlib.sha256()
-    for name, checksum in parts:
-        digest.update(f"{name} {checksum}\n".encode())
-    return digest.hexdigest()
+    joint, series = Joint(), list[Series]()
+    for part in parts_of(config, source):
+        joint.add(part)
+        series += part.series
+    return joint.of(tuple(series))

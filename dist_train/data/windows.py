@@ -12,10 +12,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.data.config import DataConfig, DataError
+from dist_train.data.config import DataConfig
 from dist_train.data.dates import Dates, year_phase
+from dist_train.data.lengths import long_enough, num_windows, oldest_rows
 from dist_train.data.mixture import Mixture, shares
-from dist_train.data.series import Series, SeriesSet
+from dist_train.data.series import SeriesSet
 from dist_train.data.sources import Source, load_sources, union
 from dist_train.data.splits import Scaler, Split, borders
 from dist_train.data.standardise import standardise
@@ -24,24 +25,8 @@ Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_MOST_ROWS = 10**12
-
-
-def num_windows(
-    rows: int, seq_len: int, pred_len: int, context_before: bool, stride: int = 1
-) -> int:
-    """Count the windows of a split.
-
-    Args:
-        rows: Rows of the split.
-        seq_len: Context length L.
-        pred_len: Forecast length H.
-        context_before: The context may come from before the split (validation and test):
-            ``rows - H + 1`` windows; else ``rows - L - H + 1``.
-        stride: Rows between the starts of windows.
-    """
-    free = rows - pred_len - (0 if context_before else seq_len)
-    return free // stride + 1 if free >= 0 else 0
+_MOST_NOTES = 8
+"""Of one kind and one source."""
 
 
 class WindowSet:
@@ -315,32 +300,38 @@ def build_from_sources(
             it then.
 
     Raises:
-        DataError: A series is too short for one window in some split, or cannot be standardised.
+        DataError: A series is too short for one window in some split, and its source does not say
+            that such ones are left out; or it cannot be standardised.
     """
+    sources = tuple(long_enough(source, config) for source in sources)
     series_set = union(sources)
     notes = list(series_set.notes)
     scalers, values, split_rows, memory_rows = [], [], [], []
     ranges: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
     for source in sources:
+        constant, unused = [], []
+        short = source.too_short
         for one in source.series_set.series:
             where = f"series {one.id!r}"
             rows = borders(len(one.values), source.series_set.borders, where)
-            _refuse_too_short(one, source.series_set, rows, config)
             scaled = one.standardised
             if scaled is None:
                 scaled = standardise(one.values, rows["train"], one.columns, one.id)
-            notes += [f"column {one.columns[n]!r} of {where} is constant in the training rows"
-                      for n in scaled.scaler.constant]  # fmt: skip
-            unused = len(one.values) - rows["test"][1]
-            if unused:
-                notes.append(f"{where}: the newest {unused} rows belong to no split")
-            ranges["train"].append(_oldest(rows["train"], source.percent, config, where))
+            constant += [f"column {one.columns[n]!r} of {where} is constant in the training rows"
+                         for n in scaled.scaler.constant]  # fmt: skip
+            left = len(one.values) - rows["test"][1]
+            if left:
+                unused.append(f"{where}: the newest {left} rows belong to no split")
+            ranges["train"].append(oldest_rows(rows["train"], source.percent, config, where, short))
             for split in ("val", "test"):
                 ranges[split].append((rows[split][0] - config.seq_len, rows[split][1]))
-            memory_rows.append(_oldest(rows["train"], source.memory_percent, config, where))
+            memory_rows.append(
+                oldest_rows(rows["train"], source.memory_percent, config, where, short)
+            )
             scalers.append(scaled.scaler)
             split_rows.append(rows)
             values.append(scaled.values)
+        notes += [*_some(constant), *_some(unused)]
 
     dates = [one.dates for one in series_set.series] if with_dates else None
     counts = [len(source.series_set.series) for source in sources]
@@ -366,71 +357,8 @@ def build_from_sources(
     )
 
 
-def _oldest(
-    train: tuple[int, int], percent: int, config: DataConfig, where: str
-) -> tuple[int, int]:
-    """A share of the training rows as Time-LLM's few-shot has it: of the possible starts.
-
-    Raises:
-        DataError: It is not nothing, and has not one window.
-    """
-    begin, end = train
-    if percent == 0:
-        return begin, begin
-    few_end = (end - config.seq_len) * percent // 100 + config.seq_len
-    if num_windows(few_end, config.seq_len, config.pred_len, False) == 0:
-        raise DataError(
-            f"data.percent={percent} leaves {few_end} training rows of {where}, one "
-            f"window needs {config.seq_len + config.pred_len}: raise it."
-        )
-    return begin, few_end
-
-
-def _fits(rows: dict[Split, tuple[int, int]], seq_len: int, pred_len: int) -> bool:
-    lengths = {split: end - begin for split, (begin, end) in rows.items()}
-    return lengths["train"] >= seq_len + pred_len and all(
-        lengths[split] >= pred_len for split in ("val", "test")
-    )
-
-
-def _rows_needed(rows: int, series_set: SeriesSet, seq_len: int, pred_len: int) -> int | None:
-    """The fewest rows, more than ``rows``, that shares cut into long enough splits."""
-
-    def enough(count: int) -> bool:
-        return _fits(borders(count, series_set.borders), seq_len, pred_len)
-
-    high = rows
-    while not enough(high):
-        high *= 2
-        if high > _MOST_ROWS:
-            return None
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    # Shares are rounded, so a little fewer may do although one more does not.
-    return next(count for count in range(max(rows + 1, high - 64), high + 1) if enough(count))
-
-
-def _refuse_too_short(
-    series: Series, series_set: SeriesSet, rows: dict[Split, tuple[int, int]], config: DataConfig
-) -> None:
-    seq_len, pred_len = config.seq_len, config.pred_len
-    if _fits(rows, seq_len, pred_len):
-        return
-    lengths = "/".join(str(end - begin) for begin, end in rows.values())
-    if all(isinstance(part, int) for part in series_set.borders):
-        remedy = "shorten them, or set data.splits"
-    else:
-        needed = _rows_needed(len(series.values), series_set, seq_len, pred_len)
-        if needed is None:
-            remedy = "shorten data.seq_len or data.pred_len, or raise the smallest of data.splits"
-        else:
-            remedy = (
-                f"{needed} rows are needed; bring more, or shorten data.seq_len or data.pred_len"
-            )
-    raise DataError(
-        f"series {series.id!r} has {len(series.values)} rows, split into {lengths} for train, "
-        f"validation and test: too short for data.seq_len={seq_len} and data.pred_len={pred_len} "
-        f"(train needs {seq_len + pred_len}, the others {pred_len} each): {remedy}."
-    )
+def _some(notes: list[str]) -> list[str]:
+    """The first notes of a kind, and how many there are: a corpus may have thousands."""
+    if len(notes) <= _MOST_NOTES:
+        return notes
+    return [*notes[:_MOST_NOTES], f"{len(notes) - _MOST_NOTES} more notes of this kind"]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.dates import year_phase
+from dist_train.data.lengths import num_windows
 from dist_train.data.series import SeriesSet, from_table
-from dist_train.data.windows import WindowSet, build_forecast_data, num_windows
+from dist_train.data.windows import WindowSet, build_forecast_data
 
 CONFIG = DataConfig(seq_len=8, pred_len=4)
 

@@ -30,6 +30,8 @@ commands:
              timellm inspect --run runs/quickstart --split test
   bank       build a memory before a training, or look at one:
              timellm bank build --config FILE --bank.path DIR, timellm bank info --path DIR
+  data       build many sets of series into a corpus, which stays on the disk while it is read:
+             timellm data build --config FILE --out DIR, timellm data info DIR --verify
   doctor     look at machine, ranks, data and backbone before a job:
              timellm doctor --config configs/quickstart.yaml
   plan       what a run needs, and settings that fit a GPU:
@@ -175,11 +177,7 @@ def inspect(argv: Sequence[str]) -> int:
 
 def bank(argv: Sequence[str]) -> int:
     """Build a memory bank, or say what lies in a folder of banks."""
-    actions = {"build": bank_build, "info": bank_info}
-    if not argv or argv[0] not in actions:
-        given = argv[0] if argv else "nothing"
-        raise ValueError(f"timellm bank {given}: say build or info; each explains its --help.")
-    return actions[argv[0]](argv[1:])
+    return _build_or_info("bank", argv, bank_build, bank_info)
 
 
 def bank_build(argv: Sequence[str]) -> int:
@@ -217,6 +215,47 @@ def bank_info(argv: Sequence[str]) -> int:
     return 0
 
 
+def data(argv: Sequence[str]) -> int:
+    """Build a corpus, or say what lies in one."""
+    return _build_or_info("data", argv, data_build, data_info)
+
+
+def data_build(argv: Sequence[str]) -> int:
+    """Build every source of data.sources, or the one set, into a folder of its own.
+
+    DIR/sources.yaml names them all: train with --config DIR/sources.yaml, or extend it. What is
+    there and was built of the same files with the same settings is left alone.
+    """
+    from dist_train.config import build_parser, parse_run_config
+
+    parser = build_parser("timellm data build")
+    parser.description = data_build.__doc__
+    parser.add_argument("--out", type=Path, help="Folder of the corpus.")
+    config, further = parse_run_config(parser, argv)
+    if further["out"] is None:
+        raise ValueError("timellm data build: name the folder of the corpus with --out.")
+
+    from dist_train.data_command import build
+
+    print(json.dumps(build(config, further["out"])), flush=True)
+    return 0
+
+
+def data_info(argv: Sequence[str]) -> int:
+    """Say what the sources of a corpus are: series, rows, frequency, time, size, windows."""
+    parser = _parser("timellm data info", data_info)
+    parser.add_argument("folder", type=Path, help="Folder of a corpus, or of one built source.")
+    parser.add_argument("--config", type=Path, help="Count the training windows of this run.")
+    parser.add_argument("--verify", action="store_true", help="Read every byte.")
+    options = _parse(parser, argv)
+
+    from dist_train.data_info import info
+
+    found = info(options["folder"], options["config"], verify_bytes=options["verify"])
+    print(json.dumps(found), flush=True)
+    return 2 if found["damaged"] else 0
+
+
 def doctor(argv: Sequence[str]) -> int:
     """Look at the machine before a job does; see ``launch/doctor/command.py``."""
     from launch.doctor.command import main as doctor_main
@@ -238,6 +277,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": export,
     "inspect": inspect,
     "bank": bank,
+    "data": data,
     "ablate": ablate,
     "doctor": doctor,
     "plan": plan,
@@ -267,6 +307,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, (ValueError, OSError)) or is_refusal(error):
             return fail(error)
         raise
+
+
+def _build_or_info(
+    name: str,
+    argv: Sequence[str],
+    build: Callable[[Sequence[str]], int],
+    info: Callable[[Sequence[str]], int],
+) -> int:
+    actions = {"build": build, "info": info}
+    if not argv or argv[0] not in actions:
+        given = argv[0] if argv else "nothing"
+        raise ValueError(f"timellm {name} {given}: say build or info; each explains its --help.")
+    return actions[argv[0]](argv[1:])
 
 
 def _parser(prog: str, command: Callable[..., object]) -> Any:

@@ -42,7 +42,10 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
 }  # fmt: skip
 LAYERS = [  # inside dist_train: a module may import its own layer and the ones below, never up
     {"cli"},
-    {"train", "scoring", "bank_command", "inspect_command", "baseline_run", "ablation"},
+    {
+        "train", "scoring", "bank_command", "data_command", "inspect_command", "baseline_run",
+        "ablation",
+    },
     {"session"},
     {"outcome"},
     {"export"},
@@ -67,7 +70,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {
         "memory_build", "engine", "engine_state", "checkpoint", "optim", "tracking", "figures",
         "series_facts", "profiler", "conformal", "coverage", "score_table", "wandb_run",
-        "wandb_identity", "histograms",
+        "wandb_identity", "histograms", "data_info",
     },
     {"inspect_figure", "token_text", "watchdog"},
     {"verdict"},
@@ -85,7 +88,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
 ALSO_ALLOWED = {("dist_train/config.py", "data")}
 TORCH_FREE = {  # what refuses a run must not need seconds to import
     "dist_train/cli.py", "dist_train/config.py", "dist_train/config_file.py",
-    "dist_train/preflight.py",
+    "dist_train/preflight.py", "dist_train/data_command.py", "dist_train/data_info.py",
     "dist_train/run_folder.py", "dist_train/train.py", "dist_train/data/windows.py",
     "dist_train/progress.py", "dist_train/processes.py", "dist_train/launcher.py",
     "dist_train/local_copy.py", "dist_train/ablation/command.py",

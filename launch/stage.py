@@ -2,7 +2,8 @@
 
     TIMELLM_LOCAL_COPY=DIR python -m launch.stage --config FILE [--section.key value ...]
 
-The data file, and the folder of banks that bank.path names. See dist_train/local_copy.py.
+The data files or built sources, and the folder of banks that bank.path names. See
+dist_train/local_copy.py.
 """
 
 import os
@@ -21,7 +22,7 @@ from dist_train.config import (
     fail,
     parse_run_config,
 )
-from dist_train.data.series import data_file
+from dist_train.data import sources
 
 _GIB = 2**30
 
@@ -30,12 +31,12 @@ def read_by(config: RunConfig) -> list[Path]:
     """Files and folders that every rank of a run reads, and that are there.
 
     Raises:
-        DataError: The data set's file is nowhere.
+        DataError: A data set's file is nowhere.
     """
-    found = [data_file(config.data)]
+    found = sources.read_by(config.data)
     if config.bank.path is not None and config.gram.use_gram is not False:
         found.append(Path(config.bank.path).expanduser())
-    return [path for path in found if path is not None and path.exists()]
+    return [path for path in found if path.exists()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

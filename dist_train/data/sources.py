@@ -12,8 +12,14 @@ from pathlib import Path
 from dist_train import local_copy
 from dist_train.data.arrow_series import CORPUS_FILE, is_source, open_series
 from dist_train.data.config import DataConfig, DataError, SourceConfig, TooShort
-from dist_train.data.series import Series, SeriesSet, checksum_of_parts, load_series
-from dist_train.data.source_files import Joint, name_of, names_of, parts_of
+from dist_train.data.series import (
+    Series,
+    SeriesSet,
+    checksum_of_parts,
+    data_file,
+    load_series,
+)
+from dist_train.data.source_files import Joint, files_of, name_of, names_of, parts_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,6 +83,26 @@ def naming(number: int, source: SourceConfig) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"data.sources[{number}] ({source.label}): {error}") from error
+
+
+def read_by(config: DataConfig) -> list[Path]:
+    """Files and folders that a run reads its series from; those of a package are none.
+
+    Raises:
+        DataError: A data set's file, or a source's, is nowhere.
+    """
+    if config.sources is None:
+        return [file for file in [data_file(config)] if file is not None]
+    found: list[Path] = []
+    for number, source in enumerate(config.sources):
+        with naming(number, source):
+            if source.path is None:
+                found += read_by(config.of_source(source))
+            elif is_source(Path(source.path).expanduser()):
+                found.append(Path(source.path).expanduser())
+            else:
+                found += files_of(source)
+    return found
 
 
 def union(sources: tuple[Source, ...]) -> SeriesSet:

@@ -8,10 +8,13 @@ import pytest
 
 from dist_train import local_copy
 from dist_train.config import RunConfig, config_to_yaml
+from dist_train.data.config import SourceConfig
 from dist_train.data.series import load_series
+from dist_train.data.windows import load_forecast_data
 from launch.stage import main, read_by
 from memory_index.config import BankConfig
 from model.config import GramConfig
+from tests.helpers.corpora import build_one, mixed_sources, windows_of
 from tests.helpers.runs import tiny_run
 
 
@@ -50,6 +53,28 @@ def test_the_default_data_come_out_of_a_package(config: RunConfig):
     assert config.data.path is not None
     embedded = replace(config, data=replace(config.data, path=None, dataset="vic_elec"))
     assert [path.name for path in read_by(embedded)] == ["banks"]
+
+
+def test_files_and_built_sources_of_a_corpus_are_copied_and_read(tmp_path: Path, config: RunConfig):
+    (tmp_path / "raw").mkdir()
+    first, second, third = mixed_sources(tmp_path / "raw")[:3]
+    build_one(first, tmp_path / "built")
+    sources = [SourceConfig(path=str(tmp_path / "built")), second, third, SourceConfig()]
+    data = windows_of(sources)
+    found = read_by(replace(config, data=data, gram=GramConfig(use_gram=False)))
+    assert [path.name for path in found] == [
+        "built", "long.parquet", "s0.csv", "s1.csv", "s2.csv",
+    ]  # fmt: skip
+    before = load_forecast_data(data).series_set.checksum
+    for path in found:
+        copy = local_copy.make(path)
+        for file in [path] if path.is_file() else list(path.iterdir()):
+            stamp = file.stat()
+            os.truncate(file, 0)
+            os.truncate(file, stamp.st_size)
+            os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert local_copy.find(path) == copy
+    assert load_forecast_data(data).series_set.checksum == before
 
 
 def test_where_to_has_to_be_said(

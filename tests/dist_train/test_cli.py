@@ -60,6 +60,12 @@ def test_print_config_shows_the_resolved_configuration():
         (["bank", "bild"], "timellm bank bild: say build or info; each explains its --help"),
         (["bank", "build", "--bank.index", "ivf"], "bank.index"),
         (["bank", "info", "--pth", "x"], "--pth"),
+        (["data"], "timellm data nothing: say build or info"),
+        (["data", "bild"], "timellm data bild: say build or info; each explains its --help"),
+        (["data", "build"], "timellm data build: name the folder of the corpus with --out"),
+        (["data", "build", "--data.sorces", "x"], "Unknown key data.sorces"),
+        (["data", "info"], "folder"),
+        (["data", "info", "x", "--vrify"], "--vrify"),
     ],
 )
 def test_a_mistake_is_refused(
@@ -69,6 +75,14 @@ def test_a_mistake_is_refused(
     error = capsys.readouterr().err
     assert "error: " in error
     assert message in error
+
+
+def test_data_explains_itself_without_torch():
+    for action, option in (("build", "--out"), ("info", "--verify")):
+        done = timellm("data", action, "--help")
+        assert done.returncode == 0
+        assert option in done.stdout
+    assert "timellm data build --config FILE --out DIR" in timellm().stdout
 
 
 def test_bank_explains_itself_without_torch():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config_file import MAX_BYTES, read_config_file
+from dist_train.config_file import MAX_BYTES, read_config_file, read_value
 
 LAUGHS = "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
 MERGES = "".join(f"a{i}: &a{i} {{'<<': [{','.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 9))
@@ -61,3 +61,12 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
     (tmp_path / "run.yaml").write_bytes(b"a: \xff\xfe")
     with pytest.raises(ValueError, match="not a YAML file"):
         read_config_file(tmp_path / "run.yaml")
+
+
+def test_a_value_of_the_command_line_is_as_bounded(tmp_path: Path):
+    assert read_value("[{a: 1}, b]") == [{"a": 1}, "b"]
+    assert read_value("") is None
+    assert read_value("text") == "text"
+    for text in ("[" * 50, "[!!python/name:os.system x]", "{a: 1, a: 2}", "[1"):
+        with pytest.raises(ValueError, match="levels deep|tags such as|given twice|not a YAML"):
+            read_value(text)

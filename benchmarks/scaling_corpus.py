@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from dist_train.data.arrow_series import write_series
+from dist_train.data.lengths import num_windows
 from dist_train.data.series import Series, SeriesSet
 from dist_train.data.splits import borders
-from dist_train.data.windows import num_windows
 
 SEQ_LEN, PRED_LEN = 96, 24
 ROWS = 20_000
@@ -33,7 +33,7 @@ def build(folder: Path, windows: int) -> list[Path]:
     """
     count = max(1, -(-windows // windows_of_a_series() // len(FREQUENCIES)))
     for name in FREQUENCIES:
-        write_series(folder / name, name, _parts(name, count))
+        write_series(folder / name, name, _parts(name, count), {})
     return [folder / name for name in FREQUENCIES]
 
 

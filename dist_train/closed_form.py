@@ -37,14 +37,18 @@ class ClosedForm:
     following_year: AnchorFit | None = None
     """The ridge without retrieval whose weights may follow the year; None where nobody asked."""
 
+    off: tuple[str, ...] = ()
+    """Names of the sources, of several, whose windows get no neighbours: validation said so."""
+
 
 def solve(
     config: RunConfig, data: ForecastData, banks: Path | None
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
     verdict, following_year, model = None, None, config.model
+    off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
-    no_clock = overlapping_without_clock(data.series_set) is not None
+    no_clock = any(overlapping_without_clock(one) is not None for one in data.source_sets)
     if (undecided and not no_clock) or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
@@ -55,13 +59,15 @@ def solve(
             line = "memory: the series overlap in time but share no regular clock"
             terminal.say(line, quiet=config.tracking.quiet)
         use_gram = verdict is not None and verdict.helps
+        if verdict is not None and use_gram:
+            off = verdict.off
         gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
     if model.follows_year and not model.reads_future:
         ridge, following_year = baselines.fit_ridge_and_following(data)
     else:
         ridge = baselines.fit_ridge(data)
-    return config, ClosedForm(ridge=ridge, verdict=verdict, following_year=following_year)
+    return config, ClosedForm(ridge=ridge, verdict=verdict, following_year=following_year, off=off)
 
 
 def set_solutions(
@@ -136,7 +142,17 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
         for name, fit in fits.items()
     }
     tensors = {name: fit.weight.detach().cpu().contiguous() for name, fit in fits.items()}
-    return tensors, {"fits": facts, "ridge_val_mse": ridge_val_mse}
+    told: dict[str, Any] = {"fits": facts, "ridge_val_mse": ridge_val_mse}
+    if closed.verdict is not None and closed.verdict.by_source:
+        told["by_source"] = {k: list(mse) for k, mse in closed.verdict.by_source.items()}
+    if closed.off:
+        told["off"] = list(closed.off)
+    return tensors, told
+
+
+def sources_off(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the sources whose windows get no neighbours, from what :func:`pack` wrote."""
+    return tuple(facts.get("off", ()))
 
 
 def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[ClosedForm, float]:
@@ -147,6 +163,15 @@ def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[Clo
     }
     verdict = None
     if "with" in fits:
-        verdict = RetrievalVerdict(without=fits["without"], with_retrieval=fits["with"])
-    closed = ClosedForm(ridge=fits["ridge"], verdict=verdict, following_year=fits.get("year"))
+        verdict = RetrievalVerdict(
+            without=fits["without"],
+            with_retrieval=fits["with"],
+            by_source={name: tuple(mse) for name, mse in facts.get("by_source", {}).items()},
+        )
+    closed = ClosedForm(
+        ridge=fits["ridge"],
+        verdict=verdict,
+        following_year=fits.get("year"),
+        off=sources_off(facts),
+    )
     return closed, float(facts["ridge_val_mse"])

@@ -158,7 +158,7 @@ class _Run:
         model = build_forecaster(config, self.files, self.dtype, self.prompt_builder, zero3=zero3)
         retriever = None
         if config.gram.use_gram is True:
-            retriever = Retriever(self.data, config.gram, config.bank, banks)
+            retriever = Retriever(self.data, config.gram, config.bank, banks, off=closed.off)
             if not retriever.needs_refresh:
                 retriever.refresh({})
         if self.known is not None:

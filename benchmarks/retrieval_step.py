@@ -120,8 +120,8 @@ def measure(rank: int, world_size: int, quick: bool) -> dict[str, Any]:
         "search_ms_beside_the_step": 1000 * float(np.median(searched)),
         "search_and_fetch_ms_alone": 1000 * float(np.median(alone)),
         "step_entries": len(retriever.bank),
-        "step_index": retriever.live.choice.reason,
-        "step_nprobe": retriever.live.index.effort,
+        "step_index": retriever.builder.reason,
+        "step_nprobe": retriever.live.parts[0].index.effort,
         "precision": precision.dtype_name(dtype),
         "cores": os.cpu_count(),
     }

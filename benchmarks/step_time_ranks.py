@@ -178,7 +178,7 @@ class LoneRank:
             "variates": inputs.context.shape[2],
             "prompt_tokens": prompt,
             "entries": len(self.retriever.bank),
-            "index": self.retriever.live.choice.kind,
+            "index": self.retriever.live.parts[0].choice.kind,
             "trained": sum(p.numel() for p in self.model.trained_parameters().values()),
         }
 

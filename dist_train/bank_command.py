@@ -10,10 +10,13 @@ from torch import Tensor
 
 from dist_train import distributed, watchdog
 from dist_train.config import ConfigError, RunConfig, load_saved_config
+from dist_train.corpus_memory import CorpusMemoryBuilder, open_builder
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
 from memory_index.manifest import ManifestError
-from memory_index.store import BankFolder, versions
+from memory_index.store import BankFolder, bank_folders
+
+Builder = MemoryBuilder | CorpusMemoryBuilder
 
 
 def build(config: RunConfig, run: Path | None) -> dict[str, Any] | None:
@@ -38,18 +41,12 @@ def build(config: RunConfig, run: Path | None) -> dict[str, Any] | None:
             live = builder.open(state)
         if not distributed.is_main_rank():
             return None
-        folder = BankFolder(builder.root, live.version)
-        print(f"{folder.path}: {len(builder.bank):,} entries; {live.choice.reason}", flush=True)
-        return {
-            "path": str(folder.path),
-            "entries": len(builder.bank),
-            "kind": live.choice.kind,
-            "effort": live.index.effort,
-            "recall_at_5": _recall(folder, live),
-            "gib": round(folder.size_gib(), 3),
+        told = {
             "ranks": distributed.world_size(),
             "seconds": round(time.monotonic() - began, 1),
         }
+        banks = [_built(*pair) for pair in zip(builder.parts, live.parts, strict=True)]
+        return banks[0] | told if len(banks) == 1 else {"banks": banks} | told
     finally:
         distributed.shut_down()
 
@@ -72,10 +69,8 @@ def info(path: Path | None, run: Path | None, *, verify: bool) -> dict[str, Any]
     if (path is None) == (run is None):
         raise ConfigError("timellm bank info: give --path or --run, one of them.")
     root = path if path is not None else _bank_folder_of(run)
-    if (root / "manifest.json").exists():
-        found = [BankFolder(root.parent, root.name)]
-    else:
-        found = [BankFolder(root, version) for version in versions(root)]
+    is_bank = (root / "manifest.json").exists()
+    found = [BankFolder(root.parent, root.name)] if is_bank else bank_folders(root)
     if not found:
         raise ManifestError(f"{root}: holds no bank; build one with timellm bank build.")
     banks = [_describe(folder, verify=verify) for folder in found]
@@ -84,6 +79,20 @@ def info(path: Path | None, run: Path | None, *, verify: bool) -> dict[str, Any]
             print(f"{key:>14}  {value}")
         print()
     return {"banks": banks}
+
+
+def _built(builder: MemoryBuilder, live: LiveMemory) -> dict[str, Any]:
+    """Say what was built of one source, and print it."""
+    folder = BankFolder(builder.root, live.version)
+    print(f"{folder.path}: {len(builder.bank):,} entries; {live.choice.reason}", flush=True)
+    return {
+        "path": str(folder.path),
+        "entries": len(builder.bank),
+        "kind": live.choice.kind,
+        "effort": live.index.effort,
+        "recall_at_5": _recall(folder, live),
+        "gib": round(folder.size_gib(), 3),
+    }
 
 
 def _describe(folder: BankFolder, *, verify: bool) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def _recall(folder: BankFolder, live: LiveMemory) -> float | None:
     return None if recall is None else recall["curve"].get(live.index.effort)
 
 
-def _of_config(config: RunConfig) -> tuple[MemoryBuilder, Mapping[str, Tensor]]:
+def _of_config(config: RunConfig) -> tuple[Builder, Mapping[str, Tensor]]:
     if config.gram.retrieval_key != "anchored":
         raise ConfigError(
             f"gram.retrieval_key={config.gram.retrieval_key}: its keys come from a trained "
@@ -132,10 +141,10 @@ def _of_config(config: RunConfig) -> tuple[MemoryBuilder, Mapping[str, Tensor]]:
     if config.bank.path is None:
         raise ConfigError("bank.path: name the folder that the bank is built in.")
     data = load_forecast_data(config.data)
-    return MemoryBuilder(data, config.gram, config.bank, None), {}
+    return open_builder(data, config.gram, config.bank, None), {}
 
 
-def _of_run(run: Path) -> tuple[MemoryBuilder, Mapping[str, Tensor]]:
+def _of_run(run: Path) -> tuple[Builder, Mapping[str, Tensor]]:
     from dist_train.checkpoint import load_checkpoint
     from dist_train.loading import load_training_data
 
@@ -147,7 +156,7 @@ def _of_run(run: Path) -> tuple[MemoryBuilder, Mapping[str, Tensor]]:
     if root is None and config.bank.path is None:
         raise ConfigError(f"--run {run}: nothing can be written there; build in a copy of the run.")
     data: ForecastData = load_training_data(config, checkpoint.series)
-    builder = MemoryBuilder(data, config.gram, config.bank, root)
+    builder = open_builder(data, config.gram, config.bank, root)
     return builder, checkpoint.memory
 
 

@@ -115,7 +115,8 @@ def _fit_all(
     fitted: dict[str, Fitted] = {}
     retrieving = {"ridge_retrieval", "retrieval"} & set(names)
     if retrieving:
-        check_clock(data.series_set)
+        for series_set in data.source_sets:
+            check_clock(series_set)
         fitted |= _fit_retrieving(config, data, held)
     for name in set(names) - retrieving:
         progress.enter(name)

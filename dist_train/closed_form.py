@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train import baselines, distributed, terminal
@@ -15,6 +17,7 @@ from dist_train.config import RunConfig
 from dist_train.data.clock import overlapping_without_clock
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import score_split, selection_mse
+from dist_train.metrics import ErrorSums
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
 from dist_train.selection import block_errors, gain_in_standard_errors, may_replace
@@ -37,6 +40,9 @@ class ClosedForm:
     following_year: AnchorFit | None = None
     """The ridge without retrieval whose weights may follow the year; None where nobody asked."""
 
+    off: tuple[str, ...] = ()
+    """Names of the sources, of several, whose windows get no neighbours: validation said so."""
+
     by_source: tuple[AnchorFit, ...] = ()
     """The ridge of each source without retrieval, that of all where it is not trained on; empty
     where there is one source."""
@@ -52,8 +58,9 @@ def solve(
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
     verdict, following_year, model = None, None, config.model
+    off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
-    no_clock = overlapping_without_clock(data.series_set) is not None
+    no_clock = any(overlapping_without_clock(one) is not None for one in data.source_sets)
     if (undecided and not no_clock) or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
@@ -64,6 +71,8 @@ def solve(
             line = "memory: the series overlap in time but share no regular clock"
             terminal.say(line, quiet=config.tracking.quiet)
         use_gram = verdict is not None and verdict.helps
+        if verdict is not None and use_gram:
+            off = verdict.off
         gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
     by_source: tuple[AnchorFit, ...] = ()
@@ -72,7 +81,7 @@ def solve(
     else:
         ridge, by_source = baselines.fit_ridges(data)
     return config, ClosedForm(
-        ridge=ridge, verdict=verdict, following_year=following_year, by_source=by_source
+        ridge=ridge, verdict=verdict, following_year=following_year, by_source=by_source, off=off
     )
 
 
@@ -96,39 +105,58 @@ def set_solutions(
     if model.trend is not None and not isinstance(config.tapr.trend_thresholds, list):
         model.trend.thresholds.fit(training_changes(data.windows["train"]))
     candidates = {"ridge": baselines.ridge_forecast(*closed.plain)}
-    start, retrieve = closed.following_year, None
+    start: tuple[AnchorFit, ...] = ()
+    retrieve = None
+    if closed.following_year is not None:
+        start = (closed.following_year,)
     if config.model.reads_future:
         assert closed.verdict is not None
         assert retriever is not None
-        start, retrieve = closed.verdict.with_retrieval, retriever.forecast
-    if start is not None:
+        start, retrieve = closed.verdict.reading, retriever.forecast
+    if start:
         assert model.anchor is not None
-        model.anchor.set_solution(start.weight, start.norm)
+        for source, fit in enumerate(start):
+            model.anchor.set_solution(fit.weight, fit.norm, source)
         anchor = copy.deepcopy(model.anchor).to(distributed.device())
         candidates["start"] = anchor_forecast(anchor, retrieve, "val_selection")
-    windows = data.windows["val_selection"]
-    errors = WindowErrors(windows)
+    errors = WindowErrors(data.windows["val_selection"])
     sums = score_split(
         errors.watch(candidates), data, "val_selection", batch_size=config.train.eval_batch_size
     )
-    mse = {name: selection_mse(total, data) for name, total in sums.items()}
-    blocks = {name: block_errors(each, windows) for name, each in errors.gather().items()}
-    taken = False
-    if "start" in mse:
-        gain = gain_in_standard_errors(blocks["ridge"], blocks["start"])
-        may = may_replace(config.train.selection, gain, len(blocks["start"]))
-        taken = mse["start"] < mse["ridge"] and may
-        if not taken and distributed.is_main_rank():
-            line = (
-                f"anchor: the plain ridge takes its place, validation mse {mse['ridge']:.4f} "
-                f"against {mse['start']:.4f} (a gain of {gain:.1f} standard errors)"
-            )
-            terminal.say(line, quiet=config.tracking.quiet)
-    if model.anchor is not None and not taken:
-        for source, fit in enumerate(closed.plain):
-            unread = model.anchor.weight.shape[-1] - fit.weight.shape[1]  # they count 0
-            model.anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)
-    return mse["ridge"]
+    by_window = errors.gather()
+    for source, fit in enumerate(closed.plain):
+        if model.anchor is None or (start and _is_better(config, data, source, sums, by_window)):
+            continue
+        unread = model.anchor.weight.shape[-1] - fit.weight.shape[1]  # they count 0
+        model.anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)
+    return selection_mse(sums["ridge"], data)
+
+
+def _is_better(
+    config: RunConfig,
+    data: ForecastData,
+    source: int,
+    sums: Mapping[str, ErrorSums],
+    by_window: Mapping[str, NDArray[np.float64]],
+) -> bool:
+    """Whether a source's anchor may be more than its ridge; says so where it may not."""
+    windows, part = data.windows["val_selection"], slice(*data.first_series[source : source + 2])
+    mine, channels = windows.ids_of(part), list(data.source_channels().values())[source]
+    mse = {name: total.of_channels(channels).mse() for name, total in sums.items()}
+    own = windows.of_series(part)
+    blocks = {name: block_errors(errors[mine], own) for name, errors in by_window.items()}
+    gain = gain_in_standard_errors(blocks["ridge"], blocks["start"])
+    may = may_replace(config.train.selection, gain, len(blocks["start"]))
+    if mse["start"] < mse["ridge"] and may:
+        return True
+    if distributed.is_main_rank():
+        which = f" of {data.sources[source].name}" if len(data.sources) > 1 else ""
+        line = (
+            f"anchor{which}: the plain ridge takes its place, validation mse {mse['ridge']:.4f} "
+            f"against {mse['start']:.4f} (a gain of {gain:.1f} standard errors)"
+        )
+        terminal.say(line, quiet=config.tracking.quiet)
+    return False
 
 
 def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -140,6 +168,10 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
         fits["year"] = closed.following_year
     own = enumerate(closed.by_source)
     fits |= {f"source_{number}": fit for number, fit in own if fit is not closed.ridge}
+    if closed.verdict is not None:
+        reading = enumerate(closed.verdict.own)
+        of_all = closed.verdict.with_retrieval
+        fits |= {f"with_{number}": fit for number, fit in reading if fit is not of_all}
     facts = {
         name: {
             "norm": fit.norm,
@@ -150,8 +182,18 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
         for name, fit in fits.items()
     }
     tensors = {name: fit.weight.detach().cpu().contiguous() for name, fit in fits.items()}
-    count = len(closed.by_source)
-    return tensors, {"fits": facts, "sources": count, "ridge_val_mse": ridge_val_mse}
+    told: dict[str, Any] = {"fits": facts, "ridge_val_mse": ridge_val_mse}
+    told["sources"] = len(closed.by_source)
+    if closed.verdict is not None and closed.verdict.by_source:
+        told["by_source"] = {k: list(mse) for k, mse in closed.verdict.by_source.items()}
+    if closed.off:
+        told["off"] = list(closed.off)
+    return tensors, told
+
+
+def sources_off(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the sources whose windows get no neighbours, from what :func:`pack` wrote."""
+    return tuple(facts.get("off", ()))
 
 
 def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[ClosedForm, float]:
@@ -160,14 +202,20 @@ def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[Clo
         name: AnchorFit(weight=tensors[name], candidates={}, **known)
         for name, known in facts["fits"].items()
     }
+    sources = range(facts.get("sources", 0))
     verdict = None
     if "with" in fits:
-        verdict = RetrievalVerdict(without=fits["without"], with_retrieval=fits["with"])
-    names = [f"source_{number}" for number in range(facts.get("sources", 0))]
+        verdict = RetrievalVerdict(
+            without=fits["without"],
+            with_retrieval=fits["with"],
+            by_source={name: tuple(mse) for name, mse in facts.get("by_source", {}).items()},
+            own=tuple(fits.get(f"with_{number}", fits["with"]) for number in sources),
+        )
     closed = ClosedForm(
         ridge=fits["ridge"],
         verdict=verdict,
         following_year=fits.get("year"),
-        by_source=tuple(fits.get(name, fits["ridge"]) for name in names),
+        by_source=tuple(fits.get(f"source_{number}", fits["ridge"]) for number in sources),
+        off=sources_off(facts),
     )
     return closed, float(facts["ridge_val_mse"])

@@ -240,6 +240,12 @@ class RunConfig:
                 "backbone.activation_checkpointing=true computes a block twice, which a cache of "
                 "keys and values cannot: use model.token_order=spec, or leave it out."
             )
+        several = self.data.sources is not None and len(self.data.sources) > 1
+        if self.gram.retrieval_scope == "across" and self.gram.use_gram and not several:
+            raise ValueError(
+                "gram.retrieval_scope=across: the run has one source, so there are no others to "
+                "retrieve from: use gram.retrieval_scope=both, or name several data.sources."
+            )
         if self.model.reads_future:
             if self.gram.use_gram is not True:
                 raise ValueError(

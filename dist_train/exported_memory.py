@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from dist_train.config import RunConfig
+from dist_train.config import ConfigError, RunConfig
 from dist_train.data.series import Series, SeriesSet
 from dist_train.data.sources import Source
 from dist_train.data.windows import ForecastData, WindowSet
@@ -40,10 +40,18 @@ def write_memory(folder: Path, retriever: Retriever) -> dict[str, Any]:
 
     Returns:
         What :func:`read_memory` has to be told, as plain JSON values.
+
+    Raises:
+        ConfigError: It is one of several sources.
     """
+    if len(retriever.data.sources) > 1:
+        raise ConfigError(
+            "data.sources: the memory of several sources cannot be exported; forecast with the "
+            "run's own folder, or train on one source."
+        )
     folder.mkdir(parents=True)
     train = retriever.data.windows["train"]
-    ends = [end for _, end in train.ranges]
+    ends = [end for _, end in retriever.data.memory_rows]
     dates = [one.dates.astype("datetime64[ns]") for one in retriever.data.series_set.series]
     kept = [values[:end].ravel() for values, end in zip(train.values, ends, strict=True)]
     write_tensors(
@@ -52,11 +60,11 @@ def write_memory(folder: Path, retriever: Retriever) -> dict[str, Any]:
             "values": torch.from_numpy(np.concatenate(kept)),
             "dates": torch.from_numpy(np.concatenate(dates).astype(np.int64)),
             "rows": torch.tensor([len(part) for part in dates]),
-            "train_rows": torch.tensor([list(part) for part in train.ranges]),
+            "train_rows": torch.tensor([list(part) for part in retriever.data.memory_rows]),
         },
     )
     write_tensors(folder / ENCODER_FILE, retriever.snapshot())
-    live = retriever.live
+    (live,) = retriever.live.parts
     shutil.copytree(
         BankFolder(retriever.builder.root, live.version).path,
         folder / live.version,

@@ -103,12 +103,7 @@ def _count_overlaps(
     retriever: Retriever, window_ids: np.ndarray, split: str, ids: torch.Tensor
 ) -> int:
     """Compare the ranges themselves, not through the exclusion that is on trial."""
-    bank = retriever.bank
     series, starts = retriever.data.windows[split].locate_batch(window_ids)
     per_row = retriever.data.windows[split].num_variates
-    clocks_R, rows_R = bank.on_clock(
-        *(torch.from_numpy(np.repeat(part, per_row)) for part in (series, starts))
-    )
-    clocks_RK, rows_RK = bank.on_clock(bank.series(ids), bank.starts(ids))
-    near_RK = (rows_RK - rows_R[:, None]).abs() < bank.seq_len + bank.pred_len
-    return int((near_RK & (clocks_RK == clocks_R[:, None]) & (ids >= 0)).sum())
+    series_R, starts_R = (torch.from_numpy(np.repeat(part, per_row)) for part in (series, starts))
+    return int(retriever.bank.overlaps(series_R, starts_R, ids).sum())

@@ -18,6 +18,7 @@ from torch import Tensor
 from dist_train import calibration, distributed
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from dist_train.closed_form import sources_off
 from dist_train.config import RunConfig, load_saved_config
 from dist_train.conformal import Calibration
 from dist_train.coverage import TOLD_LEVELS
@@ -304,6 +305,7 @@ def _load_retriever(config: RunConfig, checkpoint: Checkpoint, folder: Path) -> 
     if config.gram.use_gram is not True:
         return None
     data = load_training_data(config, checkpoint.series)
-    retriever = Retriever(data, config.gram, config.bank, bank_root(folder))
+    off = sources_off(checkpoint.training.get("closed_form", {}))
+    retriever = Retriever(data, config.gram, config.bank, bank_root(folder), off=off)
     retriever.refresh(checkpoint.memory)
     return retriever

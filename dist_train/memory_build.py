@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dist_train import distributed, local_copy, progress
 from dist_train.data.clock import check_clock, clock_offsets
-from dist_train.data.windows import ForecastData
+from dist_train.data.windows import ForecastData, Ints
 from dist_train.memory_account import account
 from memory_index.atomic_file import is_disk_full
 from memory_index.bank import MemoryBank
@@ -37,7 +37,7 @@ from memory_index.loading import load_index
 from memory_index.manifest import ManifestError, StaleMemoryError, version_of
 from memory_index.recall import SampleQueries, sample_ids
 from memory_index.sharded_index import Encode, ShardedIndex
-from memory_index.store import BankFolder, versions
+from memory_index.store import BankFolder, bank_folders, versions
 from model.config import GramConfig
 from model.pattern_encoder import AnchoredEncoder, DualEncoder, build_encoder, fingerprint
 
@@ -59,12 +59,23 @@ class LiveMemory:
     version: str
     """Name of the bank's folder."""
 
+    @property
+    def parts(self) -> tuple["LiveMemory", ...]:
+        """One for each source that has entries."""
+        return (self,)
+
 
 class MemoryBuilder:
     """Makes the memory of one state of the encoder after the other; built banks are reused."""
 
     def __init__(
-        self, data: ForecastData, gram: GramConfig, config: BankConfig, root: Path | None
+        self,
+        data: ForecastData,
+        gram: GramConfig,
+        config: BankConfig,
+        root: Path | None,
+        *,
+        bank: MemoryBank | None = None,
     ) -> None:
         """Choose the entries and the index; collective.
 
@@ -73,27 +84,24 @@ class MemoryBuilder:
             gram: Which key.
             config: Which windows, which index, and where.
             root: Folder of the banks where ``bank.path`` names none; None: one that goes away.
+            bank: The entries, where they are chosen already; of these series and settings.
 
         Raises:
             DataError: Series overlap in time and share no clock, see
                 :func:`dist_train.data.clock.check_clock`.
             ValueError: A GPU was asked for and there is none.
         """
-        train = data.windows["train"]
         self.data, self.gram, self.config = data, gram, config
-        check_clock(data.series_set)
         offsets = clock_offsets(data.series_set)
-        self.bank = MemoryBank(
-            train.values,
-            train.ranges,
-            train.seq_len,
-            train.pred_len,
-            config,
-            None if offsets is None else offsets.tolist(),
-        )
+        # Beside other sources, series without a clock are laid end to end: other ids.
+        self._end_to_end = bank is not None and offsets is None and len(data.scalers) > 1
+        if bank is None:
+            check_clock(data.series_set)
+            bank = choose_entries(data, config, offsets)
+        self.bank = bank
         self.device = _search_device(config)
         # One to copy: a new one draws random numbers, from the generator of the training's dropout.
-        self._encoder = build_encoder(gram, train.seq_len).requires_grad_(False).eval()
+        self._encoder = build_encoder(gram, bank.seq_len).requires_grad_(False).eval()
         self.width = self._encoder.key_width
         nodes = distributed.node_names()
         self.choice = choose_index(
@@ -110,7 +118,20 @@ class MemoryBuilder:
         self._measuring = distributed.rank_group("measure", self.choice.group)
         self._begun: BankFolder | None = None
         self._forget: weakref.finalize[..., Any] | None = None
-        self.root = Path(config.path) if config.path else root or self._make_temporary_root()
+        chosen = Path(config.path) if config.path else root
+        if chosen is None:
+            chosen, self._forget = temporary_root(self)
+        self.root = chosen
+
+    @property
+    def parts(self) -> tuple["MemoryBuilder", ...]:
+        """One for each source that has entries."""
+        return (self,)
+
+    @property
+    def reason(self) -> str:
+        """How the bank is searched and why, for the log."""
+        return self.choice.reason
 
     def open(self, state: Mapping[str, Tensor]) -> LiveMemory:
         """Load the bank of an encoder, or build it where there is none that fits; collective.
@@ -272,10 +293,10 @@ class MemoryBuilder:
     def _identity(self, encoder: str) -> dict[str, Any]:
         """All that the content of a bank depends on, as plain JSON values."""
         train = self.data.windows["train"]
-        return {
+        return ({"end_to_end": True} if self._end_to_end else {}) | {
             "data": self.data.series_set.checksum,
             "scalers": _hash_of_scalers(self.data),
-            "train_rows": [[int(first), int(end)] for first, end in train.ranges],
+            "train_rows": [[int(first), int(end)] for first, end in self.data.memory_rows],
             "seq_len": train.seq_len,
             "pred_len": train.pred_len,
             "bank_stride": self.config.bank_stride,
@@ -287,19 +308,42 @@ class MemoryBuilder:
             "nlist": self.choice.nlist,
         }
 
-    def _make_temporary_root(self) -> Path:
-        name = ""
-        if distributed.is_main_rank():
-            name = tempfile.mkdtemp(prefix="timellm-bank-")
-            self._forget = weakref.finalize(self, shutil.rmtree, name, ignore_errors=True)
-        return Path(str(self._all.gather_objects(name)[0]))
+
+def choose_entries(
+    data: ForecastData, config: BankConfig, clock_offsets: Sequence[int] | Ints | None
+) -> MemoryBank:
+    """Choose the entries of the memory: windows of its rows, see ``ForecastData.memory_rows``.
+
+    Args:
+        data: The series.
+        config: Stride and size.
+        clock_offsets: Where each begins on a clock that all share; None: each has its own.
+    """
+    windows = data.windows["train"]
+    offsets = None if clock_offsets is None else [int(offset) for offset in clock_offsets]
+    return MemoryBank(
+        windows.values, data.memory_rows, windows.seq_len, windows.pred_len, config, offsets
+    )
+
+
+def temporary_root(owner: object) -> tuple[Path, "weakref.finalize[..., Any] | None"]:
+    """Make a folder of banks that goes away with its owner; collective.
+
+    Returns:
+        The folder, and on the main rank what deletes it before that.
+    """
+    name, forget = "", None
+    if distributed.is_main_rank():
+        name = tempfile.mkdtemp(prefix="timellm-bank-")
+        forget = weakref.finalize(owner, shutil.rmtree, name, ignore_errors=True)
+    return Path(str(distributed.rank_group("build", "world").gather_objects(name)[0])), forget
 
 
 def bank_root(run_folder: Path) -> Path | None:
     """Folder of a run's banks; None where it holds none and nothing can be written there."""
     folder = run_folder / "bank"
     nearest = folder if folder.exists() else run_folder
-    return folder if os.access(nearest, os.W_OK) or versions(folder) else None
+    return folder if os.access(nearest, os.W_OK) or bank_folders(folder) else None
 
 
 def _search_device(config: BankConfig) -> torch.device:

@@ -71,6 +71,10 @@ def parameters(
             f"{verdict.with_retrieval.validation_mse:.4f} with retrieved futures"
             + _following(verdict.with_retrieval)
         )
+        if verdict.by_source:
+            each = [f"{name} {without:.4f} and {reading:.4f}"
+                    for name, (without, reading) in verdict.by_source.items()]  # fmt: skip
+            lines.append(f"the same by source: {', '.join(each)}")
     if year is not None:
         lines.append(f"anchor on validation: mse {year.validation_mse:.4f}{_following(year)}")
     if retriever is None:
@@ -78,8 +82,13 @@ def parameters(
     else:
         bank = retriever.bank
         sampled = "" if len(bank) == bank.num_candidates else f" of {bank.num_candidates:,}, even"
-        reason = retriever.builder.choice.reason
+        reason = retriever.builder.reason
         lines.append(f"memory: on, {len(bank):,} entries{sampled}; {reason}")
+        if retriever.off:
+            lines.append(
+                f"memory: off for windows of {', '.join(retriever.off)}, where retrieval does not "
+                "help on validation"
+            )
     return "\n".join(lines)
 
 

@@ -84,7 +84,8 @@ def check(
     if data is None:
         data = load_forecast_data(config.data, with_dates=config.model.follows_year)
     if config.gram.use_gram is True:
-        check_clock(data.series_set)
+        for series_set in data.source_sets:
+            check_clock(series_set)
     num_windows = len(data.windows["train"])
     if config.train.batch_size > num_windows:
         raise ConfigError(

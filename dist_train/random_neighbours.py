@@ -2,6 +2,7 @@
 
 Shape legend (this file):
     R  rows, one per (window, variate)     M  entries of the bank     K  top_k
+    S  sources
 """
 
 import numpy as np
@@ -17,7 +18,8 @@ def draw_neighbours(entry_ids: Tensor, hidden: Tensor, k: int, queries: Tensor) 
 
     Args:
         entry_ids: Ids of all entries, ascending. Shape (M,), int64.
-        hidden: Range of ids that each query must not see, first <= id < end. Shape (R, 2), int64.
+        hidden: Ranges of ids that each query must not see, first <= id < end, one or several that
+            ascend and share nothing. Shape (R, 2) or (R, S, 2), int64.
         k: Entries wanted.
         queries: Series, start and variate of each query. Shape (R, 3), int64.
 
@@ -25,12 +27,13 @@ def draw_neighbours(entry_ids: Tensor, hidden: Tensor, k: int, queries: Tensor) 
         Ids, -1 where fewer than K are visible. Shape (R, K), int64, on the CPU.
     """
     drawn_RK = torch.full((len(hidden), k), -1, dtype=torch.int64)
-    first_R, end_R = torch.searchsorted(entry_ids, hidden.T.contiguous())
+    edges_RS2 = torch.searchsorted(entry_ids, hidden.reshape(len(hidden), -1, 2).contiguous())
     for row, query in enumerate(queries.tolist()):
-        first, end = int(first_R[row]), max(int(first_R[row]), int(end_R[row]))
-        visible = first + len(entry_ids) - end
+        ranges = [(first, max(first, end)) for first, end in edges_RS2[row].tolist()]
+        visible = len(entry_ids) - sum(end - first for first, end in ranges)
         generator = np.random.default_rng(query)
         places = generator.choice(visible, size=min(k, visible), replace=False)
-        places[places >= first] += end - first  # step over what is hidden
+        for first, end in ranges:
+            places[places >= first] += end - first  # step over what is hidden
         drawn_RK[row, : len(places)] = entry_ids[torch.from_numpy(places)]
     return drawn_RK

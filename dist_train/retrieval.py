@@ -10,7 +10,7 @@ Shape legend (this file):
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from dist_train import distributed, progress
+from dist_train.corpus_memory import LiveCorpusMemory, open_builder
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData
-from dist_train.memory_build import LiveMemory, MemoryBuilder
+from dist_train.memory_build import LiveMemory
 from dist_train.random_neighbours import draw_neighbours
 from dist_train.worker import OrderedWorker
 from memory_index.bank import MemoryBank
+from memory_index.bank_union import BankUnion
 from memory_index.config import BankConfig
 from memory_index.exclusion import Exclusion
 from model.batch import RetrievedWindows, from_rows, to_rows
@@ -57,29 +59,37 @@ class Retriever:
     """
 
     def __init__(
-        self, data: ForecastData, gram: GramConfig, bank: BankConfig, root: Path | None = None
+        self,
+        data: ForecastData,
+        gram: GramConfig,
+        bank: BankConfig,
+        root: Path | None = None,
+        *,
+        off: Collection[str] = (),
     ) -> None:
         """Choose the entries: training windows with their futures. :meth:`refresh` comes next.
 
         Args:
             data: The series.
-            gram: Key, number of neighbours, temperature.
+            gram: Key, number of neighbours, temperature, and which sources neighbours come from.
             bank: Which windows become entries, and how they are searched.
             root: Folder of the banks where ``bank.path`` names none; None: one that goes away.
+            off: Names of sources, of several, whose windows get no neighbours.
 
         Raises:
-            DataError: Series overlap in time and share no clock, see
-                :func:`dist_train.data.clock.check_clock`.
+            DataError: Series of one source overlap in time and share no clock, see
+                :func:`dist_train.data.clock.check_clock`; or no source has entries.
         """
         self.data = data
         self.gram = gram
-        self.builder = MemoryBuilder(data, gram, bank, root)
-        self.bank: MemoryBank = self.builder.bank
+        self.off = tuple(off)
+        self.builder = open_builder(data, gram, bank, root, off)
+        self.bank: MemoryBank | BankUnion = self.builder.bank
         self.search_s = 0.0
         self._anchored = gram.retrieval_key == "anchored"
         self._device = distributed.device()
-        self._live: LiveMemory | None = None
-        self._next: Future[LiveMemory] | None = None
+        self._live: LiveMemory | LiveCorpusMemory | None = None
+        self._next: Future[LiveMemory | LiveCorpusMemory] | None = None
         self._searching = OrderedWorker("memory-search")
         self._building = OrderedWorker("memory-build")
 
@@ -89,7 +99,7 @@ class Retriever:
         return not self._anchored
 
     @property
-    def live(self) -> LiveMemory:
+    def live(self) -> LiveMemory | LiveCorpusMemory:
         """The memory that is searched now."""
         assert self._live is not None  # refresh() comes first
         return self._live
@@ -138,7 +148,8 @@ class Retriever:
         """
         assert self._next is None, "one refresh at a time"
         copy = {name: value.clone() for name, value in state.items()}
-        self._next = self._building.submit(self.builder.open, copy)
+        open_memory: Callable[..., LiveMemory | LiveCorpusMemory] = self.builder.open
+        self._next = self._building.submit(open_memory, copy)
 
     def finish_refresh(self, *, swap: bool = True, or_keep: bool = False) -> bool:
         """Wait for the new keys and search them from now on, on every rank alike.
@@ -199,7 +210,8 @@ class Retriever:
         series_R, starts_R = (
             torch.from_numpy(np.repeat(part, num_variates)) for part in (series, starts)
         )
-        hidden_R2 = self.bank.hidden(series_R, starts_R, self.exclusion(past_only=past_only))
+        # One range of ids to each query; with several sources one of each, hidden_RS2.
+        hidden = self.bank.hidden(series_R, starts_R, self.exclusion(past_only=past_only))
         # A rank without a window searches too, but the encoder refuses a batch of nothing.
         keys_RZ = torch.empty(0, self.builder.width)
         if len(rows_RL):
@@ -207,10 +219,10 @@ class Retriever:
         if self.gram.neighbours == "random":
             variates_R = torch.arange(num_variates).repeat(len(starts))
             queries_R3 = torch.stack([series_R, starts_R, variates_R], dim=1)
-            ids_RK = draw_neighbours(self.bank.ids, hidden_R2, self.gram.top_k, queries_R3)
+            ids_RK = draw_neighbours(self.bank.ids, hidden, self.gram.top_k, queries_R3)
             distances_RK = self._distances(keys_RZ, ids_RK)
         else:
-            distances_RK, ids_RK = live.index.search(keys_RZ, hidden_R2, self.gram.top_k)
+            distances_RK, ids_RK = live.index.search(keys_RZ, hidden, self.gram.top_k)
         weights_RK = softmax_weights(distances_RK, ids_RK >= 0, self.gram.temperature)
         self.search_s += time.monotonic() - began
         return Neighbours(ids=ids_RK, weights=weights_RK, distances=distances_RK)

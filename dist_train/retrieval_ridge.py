@@ -1,14 +1,15 @@
 """Whether retrieval helps, answered by closed form before training: ridge with and without it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
 
 from dist_train import distributed, progress
 from dist_train.data.collate import Collator, WindowBatch
-from dist_train.data.windows import ForecastData
+from dist_train.data.windows import ForecastData, Ints
 from dist_train.evaluation import Forecast
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
@@ -20,7 +21,6 @@ from model.linear_anchor import (
     AnchorFit,
     GramAccumulator,
     LinearAnchor,
-    Norm,
     fit_anchor,
 )
 
@@ -33,15 +33,37 @@ CHUNK_ROWS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalVerdict:
-    """The two ridges, fitted to the same sample of training windows."""
+    """The two ridges, fitted to the same sample of training windows of all sources."""
 
     without: AnchorFit
     with_retrieval: AnchorFit
 
+    by_source: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Validation MSE of ridges of its own without and with retrieved futures, by name of the
+    source; empty where there is one. One that no training sees has that of all the others."""
+
+    own: tuple[AnchorFit, ...] = ()
+    """The ridge of each source with retrieved futures, :attr:`with_retrieval` where no training
+    sees it; empty where there is one."""
+
+    @property
+    def reading(self) -> tuple[AnchorFit, ...]:
+        """The ridge with retrieved futures of each source."""
+        return self.own or (self.with_retrieval,)
+
     @property
     def helps(self) -> bool:
-        """Whether the ridge that reads the retrieved futures is better on validation."""
+        """Whether the ridge that reads the retrieved futures is better on validation, anywhere."""
+        if self.by_source:
+            return len(self.off) < len(self.by_source)
         return self.with_retrieval.validation_mse < self.without.validation_mse
+
+    @property
+    def off(self) -> tuple[str, ...]:
+        """Names of the sources where it is not."""
+        return tuple(
+            name for name, (without, reading) in self.by_source.items() if reading >= without
+        )
 
 
 def judge_retrieval(
@@ -61,7 +83,8 @@ def judge_retrieval(
         data: The series.
         gram: Number of neighbours and temperature.
         bank: Which windows can be retrieved.
-        train_rows: Training windows of one variate that both are fitted to, evenly spread.
+        train_rows: Training windows of one variate that both are fitted to, evenly spread; of each
+            source as many.
         root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`. This one is
             deleted again where the run has a learned key, and so no use for it later.
         follows_year: Weights of both may change with the time of year, where that is better on
@@ -69,23 +92,36 @@ def judge_retrieval(
     """
     retriever = Retriever(data, replace(gram, retrieval_key="anchored"), bank, root)
     retriever.refresh({})
-    sums = {
-        (split, reads): [_empty(data, norm, reads, follows_year) for norm in NORMS]
-        for split in ("train", "val")
-        for reads in (False, True)
-    }
-    for split, limit in (("train", train_rows), ("val", VAL_ROWS)):
-        _accumulate(retriever, split, limit, sums[split, False], sums[split, True])
-    for accumulators in sums.values():
-        for accumulator in accumulators:
-            distributed.sum_in_place(accumulator.tensors)
+    by_source: dict[str, tuple[float, float]] = {}
+    fits: dict[str, AnchorFit] = {}
+    train, validation = _Sums(data, follows_year), _Sums(data, follows_year)
+    for number, series in _judged_sources(data).items():
+        own = _Sums(data, follows_year), _Sums(data, follows_year)
+        for sums, split, rows in zip(own, ("train", "val"), (train_rows, VAL_ROWS), strict=True):
+            limit = max(1, rows // data.num_variates)
+            sums.add(retriever, split, data.windows[split].even_sample(limit, series))
+            sums.join()
+        if len(data.sources) > 1:
+            without, reading = _fits(*own)
+            name = data.sources[number].name
+            by_source[name] = without.validation_mse, reading.validation_mse
+            fits[name] = reading
+        train.take(own[0])
+        validation.take(own[1])
     # Not before all have come this far: another rank may still have been reading the bank.
     if gram.retrieval_key != "anchored":
         retriever.builder.prune(set())
     retriever.close()
+    without, reading = _fits(train, validation)
+    if len(data.sources) == 1:
+        return RetrievalVerdict(without=without, with_retrieval=reading)
+    names = [one.name for one in data.sources]
+    of_all = without.validation_mse, reading.validation_mse
     return RetrievalVerdict(
-        without=fit_anchor(sums["train", False], sums["val", False], LAMBDAS_TRIED),
-        with_retrieval=fit_anchor(sums["train", True], sums["val", True], LAMBDAS_TRIED),
+        without=without,
+        with_retrieval=reading,
+        by_source={name: by_source.get(name, of_all) for name in names},
+        own=tuple(fits.get(name, reading) for name in names),
     )
 
 
@@ -112,39 +148,66 @@ def anchor_forecast(
     return forecast
 
 
-def _empty(
-    data: ForecastData, norm: Norm, reads_future: bool, follows_year: bool
-) -> GramAccumulator:
-    windows = data.windows["train"]
-    return GramAccumulator(
-        windows.seq_len, windows.pred_len, norm,
-        reads_future=reads_future, follows_year=follows_year,
-    )  # fmt: skip
+class _Sums:
+    """Sums over windows of what the two ridges read."""
+
+    def __init__(self, data: ForecastData, follows_year: bool) -> None:
+        windows = data.windows["train"]
+        self.of = {
+            reads: [
+                GramAccumulator(
+                    windows.seq_len, windows.pred_len, norm,
+                    reads_future=reads, follows_year=follows_year,
+                )
+                for norm in NORMS
+            ]
+            for reads in (False, True)
+        }  # fmt: skip
+        """By whether it reads the retrieved futures: an accumulator for each norm."""
+
+    def add(self, retriever: Retriever, split: str, ids: Ints) -> None:
+        """Add this rank's share of some windows; collective, the ids are the same on all ranks."""
+        windows = retriever.data.windows[split]
+        ranks = distributed.world_size()
+        mine = ids[distributed.rank() :: ranks]
+        chunk = max(1, CHUNK_ROWS // windows.num_variates)
+        # As many rounds on every rank, the last one empty on some: the search is collective.
+        progress.enter(f"ridge with retrieval, {split}")
+        for first in range(0, -(-len(ids) // ranks), chunk):
+            progress.mark()
+            batch = Collator(windows, None)([int(number) for number in mine[first : first + chunk]])
+            context, target, retrieved = (
+                to_rows(values)
+                for values in (batch.context, batch.target, retriever.forecast(batch, split))
+            )
+            for reads, accumulators in self.of.items():
+                for accumulator in accumulators:
+                    accumulator.add(context, target, retrieved if reads else None, batch.year_phase)
+
+    def join(self) -> None:
+        """Add up the shares of all ranks; collective."""
+        for accumulators in self.of.values():
+            for accumulator in accumulators:
+                distributed.sum_in_place(accumulator.tensors)
+
+    def take(self, other: "_Sums") -> None:
+        """Add the sums over other windows."""
+        for reads, accumulators in self.of.items():
+            for mine, its in zip(accumulators, other.of[reads], strict=True):
+                mine.merge(its)
 
 
-def _accumulate(
-    retriever: Retriever,
-    split: str,
-    limit: int,
-    without: list[GramAccumulator],
-    with_retrieval: list[GramAccumulator],
-) -> None:
-    """Add this rank's share of an even sample of windows to both kinds of sums."""
-    windows = retriever.data.windows[split]
-    ids = windows.even_sample(max(1, limit // windows.num_variates))
-    ranks = distributed.world_size()
-    mine = ids[distributed.rank() :: ranks]
-    chunk = max(1, CHUNK_ROWS // windows.num_variates)
-    # As many rounds on every rank, the last one empty on some: the search is collective.
-    progress.enter(f"ridge with retrieval, {split}")
-    for first in range(0, -(-len(ids) // ranks), chunk):
-        progress.mark()
-        batch = Collator(windows, None)([int(number) for number in mine[first : first + chunk]])
-        context, target, retrieved = (
-            to_rows(values)
-            for values in (batch.context, batch.target, retriever.forecast(batch, split))
-        )
-        for accumulator in without:
-            accumulator.add(context, target, None, batch.year_phase)
-        for accumulator in with_retrieval:
-            accumulator.add(context, target, retrieved, batch.year_phase)
+def _judged_sources(data: ForecastData) -> dict[int, slice]:
+    """Series of each source by its number, without those that no training sees."""
+    series = {number: slice(first, end) for number, (first, end) in
+              enumerate(pairwise(data.first_series.tolist()))}  # fmt: skip
+    return {number: part for number, part in series.items()
+            if len(data.windows["train"].even_sample(1, part))}  # fmt: skip
+
+
+def _fits(train: _Sums, validation: _Sums) -> tuple[AnchorFit, AnchorFit]:
+    """The ridge without and with the retrieved futures."""
+    without, reading = (
+        fit_anchor(train.of[reads], validation.of[reads], LAMBDAS_TRIED) for reads in (False, True)
+    )
+    return without, reading

@@ -161,7 +161,7 @@ class _Run:
         )  # fmt: skip
         retriever = None
         if config.gram.use_gram is True:
-            retriever = Retriever(self.data, config.gram, config.bank, banks)
+            retriever = Retriever(self.data, config.gram, config.bank, banks, off=closed.off)
             if not retriever.needs_refresh:
                 retriever.refresh({})
         if self.known is not None:

@@ -62,7 +62,7 @@ def data_facts(
     entries = sum(
         num_windows(end - begin, train.seq_len, train.pred_len, False, config.bank.bank_stride)
         * values.shape[1]
-        for values, (begin, end) in zip(train.values, train.ranges, strict=True)
+        for values, (begin, end) in zip(train.values, data.memory_rows, strict=True)
     )
     return DataFacts(
         num_variates=train.num_variates,

@@ -63,13 +63,18 @@ class MemoryBank:
         starts = [self._entry_starts(rows, config.bank_stride) for rows in train_rows]
         counts = [len(s) * array.shape[1] for s, array in zip(starts, self._arrays, strict=True)]
         self.num_candidates = sum(counts)
-        shares = _even_shares(counts, config.limit)
+        shares = even_shares(counts, config.limit)
         parts = [self._sample(index, starts[index], shares[index]) for index in range(len(shapes))]
         ids = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
         self.ids = ids if len(parts) == 1 else ids.sort().values
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_series(self) -> int:
+        """Series that the entries are of."""
+        return len(self._arrays)
 
     def places(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Say what each id is of; -1 in all three where the id is.
@@ -103,6 +108,17 @@ class MemoryBank:
         """
         return self._places.hidden(series, starts, exclusion)
 
+    def ids_in_rows(self, rows: Tensor) -> Tensor:
+        """Ids of all windows that begin in a range of rows, of the clock that all series share.
+
+        Args:
+            rows: First row and the one after the last. Shape (..., 2), int64.
+
+        Returns:
+            These are ``first <= id < end``. Shape (..., 2), int64.
+        """
+        return self._places.from_row(rows)
+
     def on_clock(self, series: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Say where windows lie in time: number of the clock, and first row on it.
 
@@ -114,6 +130,28 @@ class MemoryBank:
             starts: First row of each window in its series. Shape (...), int64.
         """
         return self._places.on_clock(series, starts)
+
+    def overlaps(self, series: Tensor, starts: Tensor, ids: Tensor) -> Tensor:
+        """Say which windows share time with a query; compares rows, asks no exclusion.
+
+        Args:
+            series: Index of each query's series. Shape (Q,), int64.
+            starts: First row of each query's window in its series. Shape (Q,), int64.
+            ids: Windows to compare each query with, -1 for none. Shape (Q, K), int64.
+
+        Returns:
+            True where they do, by a step of the future at least. Shape (Q, K), bool.
+        """
+        clocks_Q, rows_Q = self.on_clock(series, starts)
+        clocks_QK, rows_QK = self.on_clock(self.series(ids), self.starts(ids))
+        near_QK = (rows_QK - rows_Q[:, None]).abs() < self.seq_len + self.pred_len
+        shared_QK: Tensor = near_QK & (clocks_QK == clocks_Q[:, None]) & (ids >= 0)
+        return shared_QK
+
+    @property
+    def end_of_ids(self) -> int:
+        """The first number that is no id of any window of the series."""
+        return self._places.end
 
     @property
     def end_of_time(self) -> int:
@@ -220,8 +258,8 @@ def _check_ranges(
             )
 
 
-def _even_shares(counts: list[int], limit: int | None) -> list[int]:
-    """Split ``limit`` over the series in proportion to their entries; all of them without."""
+def even_shares(counts: list[int], limit: int | None) -> list[int]:
+    """Split ``limit`` in proportion to numbers of entries; all of them without."""
     total = sum(counts)
     if limit is None or limit >= total:
         return counts

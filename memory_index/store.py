@@ -183,6 +183,12 @@ def versions(root: Path) -> list[str]:
     return [path.name for path in found]
 
 
+def bank_folders(root: Path) -> list[BankFolder]:
+    """Finished banks below a root, and in the folders of sources below it."""
+    below = [path for path in sorted(root.glob("[!.]*")) if path.is_dir()]
+    return [BankFolder(folder, name) for folder in (root, *below) for name in versions(folder)]
+
+
 def _read(path: Path, version: str, name: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:

@@ -89,6 +89,11 @@ class TimeMajorIds:
             places[2].where(ids >= 0, -1),
         )
 
+    def from_row(self, rows: Tensor) -> Tensor:
+        """First id at or after rows of the one clock that all series share. (...) -> (...)."""
+        assert len(self._rows_G) == 1
+        return rows.clamp(0, int(self._rows_G[0])) * self._channels_G[0]
+
     def on_clock(self, series: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Say where windows lie in time: number of the clock, and first row on it. (...) each."""
         return self._clock_S[series], self._offset_S[series] + starts

@@ -324,6 +324,9 @@ class GramConfig:
     retrieval_key: Literal["dual", "anchored"] = "dual"
     """dual: learned shape and value codes; anchored: the window minus its last value, pooled."""
 
+    retrieval_scope: Literal["source", "across", "both"] = "both"
+    """Where neighbours come from, of several data.sources: the window's own, the others, or all."""
+
     neighbours: Literal["nearest", "random"] = "nearest"
     """nearest: found by their keys; random: drawn by lot from what a query may see and weighed by
     the same keys, to tell what the search is worth."""

@@ -67,6 +67,7 @@ LAYERS = [  # inside dist_train: a module may import its own layer and the ones 
     {"calibration", "saved_forecasts"},
     {"evaluation"},
     {"retrieval"},
+    {"corpus_memory"},
     {
         "memory_build", "engine", "engine_state", "checkpoint", "optim", "tracking", "figures",
         "series_facts", "profiler", "conformal", "coverage", "score_table", "wandb_run",

@@ -1,52 +1,81 @@
-"""One clock for several series: which rows of two series lie at the same time. Free of torch."""
+"""One clock for several series: which rows of two series lie at the same time. Free of torch.
+
+Time stamps have no zone: they are compared as they are written, within a source and between
+sources. Sources whose stamps were given in several zones, or as local time of several places, have
+to be brought to one of them first, or a window could be shown its own future of the other source.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.config import DataError
+from dist_train.data.dates import Dates, continue_dates
 from dist_train.data.series import SeriesSet
+from memory_index.timeline import Timeline
+
+Ints = npt.NDArray[np.int64]
 
 
-def clock_offsets(series_set: SeriesSet) -> npt.NDArray[np.int64] | None:
+def clock_offsets(series_set: SeriesSet) -> Ints | None:
     """Find where each series begins on a clock that all of them share.
 
     Returns:
-        Rows between the first time stamp of the set and that of each series. Shape (S,).
+        Rows between the first time stamp of the set and that of each series. Shape (S,). Series
+        whose irregular stamps are the same share them as they are; such that come after all of
+        them go on from there.
         None where there is no such clock: one series alone, or time stamps that are irregular or
         lie between those of another series. The rows of two series then say nothing about time.
     """
-    if series_set.frequency is None or len(series_set.series) == 1:
+    if len(series_set.series) == 1:
         return None
-    import pandas as pd
+    on_grid = _grid(series_set)
+    if on_grid is not None:
+        return on_grid[1]
+    groups = _groups(series_set)
+    # Series one after the other need none, each has its own.
+    if len(groups) == len(series_set.series) or _overlapping(series_set, groups) is not None:
+        return None
+    return _end_to_end(series_set, groups)[1]
 
-    dates = [series.dates for series in series_set.series]
-    first, last = min(part[0] for part in dates), max(part[-1] for part in dates)
-    clock = pd.date_range(first, last, freq=series_set.frequency).to_numpy()
-    offsets = [int(np.searchsorted(clock, part[0])) for part in dates]
-    for part, offset in zip(dates, offsets, strict=True):
-        if not np.array_equal(clock[offset : offset + len(part)], part):
-            return None
-    return np.array(offsets, dtype=np.int64)
+
+def timeline(series_set: SeriesSet) -> tuple[Ints, Timeline]:
+    """Find when the rows of a set are, on one clock; for comparison with other sets.
+
+    A row lasts from its stamp to the next one. The last one of a regular set as long as its
+    frequency says, of an irregular one as long as the one before it.
+
+    Returns:
+        Row of the clock that each series begins at, shape (S,); and the clock.
+
+    Raises:
+        DataError: As :func:`check_clock`.
+    """
+    check_clock(series_set)
+    series = series_set.series
+    on_grid = None if len(series) == 1 else _grid(series_set)
+    if on_grid is not None:
+        groups, stretch_S, offsets_S = [[0]], np.zeros(len(series), dtype=np.int64), on_grid[1]
+        stretches = [on_grid[0]]
+    else:
+        groups = _groups(series_set)
+        stretch_S, offsets_S = _end_to_end(series_set, groups)
+        stretches = [series[members[0]].dates for members in groups]
+    following = [_after(dates, series_set.frequency) for dates in stretches]
+    return offsets_S, Timeline([_ns(dates) for dates in stretches], following, stretch_S, offsets_S)
 
 
 def overlapping_without_clock(series_set: SeriesSet) -> tuple[str, str] | None:
     """Name two series that overlap in time although the set has no common clock; None: none do."""
-    if len(series_set.series) == 1 or clock_offsets(series_set) is not None:
+    if len(series_set.series) == 1 or _grid(series_set) is not None:
         return None
-    ordered = sorted(series_set.series, key=lambda series: series.dates[0])
-    latest = ordered[0]
-    for series in ordered[1:]:
-        if series.dates[0] <= latest.dates[-1]:
-            return latest.id, series.id
-        latest = max(latest, series, key=lambda one: one.dates[-1])
-    return None
+    return _overlapping(series_set, _groups(series_set))
 
 
 def check_clock(series_set: SeriesSet) -> None:
     """Refuse series among which a memory could not tell past from future.
 
     Raises:
-        DataError: Two of them overlap in time and share no regular clock.
+        DataError: Two of them overlap in time and share no clock.
     """
     pair = overlapping_without_clock(series_set)
     if pair is not None:
@@ -55,3 +84,68 @@ def check_clock(series_set: SeriesSet) -> None:
             "regular clock, so a window could be shown its own future in the other one: bring "
             "their time stamps onto one grid, or set gram.use_gram=false."
         )
+
+
+def _grid(series_set: SeriesSet) -> tuple[Dates, Ints] | None:
+    """The regular clock that all series lie on, and where each begins; None: there is none."""
+    if series_set.frequency is None:
+        return None
+    import pandas as pd
+
+    dates = [series.dates for series in series_set.series]
+    first, last = min(part[0] for part in dates), max(part[-1] for part in dates)
+    clock: Dates = pd.date_range(first, last, freq=series_set.frequency).to_numpy()
+    offsets = [int(np.searchsorted(clock, part[0])) for part in dates]
+    for part, offset in zip(dates, offsets, strict=True):
+        if not np.array_equal(clock[offset : offset + len(part)], part):
+            return None
+    return clock, np.array(offsets, dtype=np.int64)
+
+
+def _groups(series_set: SeriesSet) -> list[list[int]]:
+    """Numbers of the series that have the same time stamps; groups in order of time."""
+    known: dict[tuple[int, object, object], list[list[int]]] = {}
+    for number, one in enumerate(series_set.series):
+        alike = known.setdefault((len(one.dates), one.dates[0], one.dates[-1]), [])
+        for members in alike:
+            dates = series_set.series[members[0]].dates
+            if dates is one.dates or np.array_equal(dates, one.dates):
+                members.append(number)
+                break
+        else:
+            alike.append([number])
+    groups = [members for alike in known.values() for members in alike]
+    return sorted(groups, key=lambda members: series_set.series[members[0]].dates.min())
+
+
+def _overlapping(series_set: SeriesSet, groups: list[list[int]]) -> tuple[str, str] | None:
+    """Two series of different groups, the first two in time, whose stamps overlap."""
+    latest, *others = [series_set.series[members[0]] for members in groups]
+    for one in others:
+        if one.dates.min() <= latest.dates.max():
+            return latest.id, one.id
+        latest = one
+    return None
+
+
+def _end_to_end(series_set: SeriesSet, groups: list[list[int]]) -> tuple[Ints, Ints]:
+    """Number of the group of each series, and row that it begins at where groups follow in rows."""
+    stretch_S, offsets_S = np.zeros((2, len(series_set.series)), dtype=np.int64)
+    row = 0
+    for number, members in enumerate(groups):
+        stretch_S[members], offsets_S[members] = number, row
+        row += len(series_set.series[members[0]].dates)
+    return stretch_S, offsets_S
+
+
+def _after(dates: Dates, frequency: str | None) -> int:
+    """The time stamp that comes after the last one, in nanoseconds since 1970."""
+    if frequency is not None:
+        return int(_ns(continue_dates(dates[-1], frequency, 1))[0])
+    stamps = _ns(dates[-2:])
+    return int(stamps[-1]) + max(1, int(stamps[-1] - stamps[0]))
+
+
+def _ns(dates: Dates) -> Ints:
+    """Time stamps as nanoseconds since 1970; a view where they are kept so."""
+    return dates.astype("datetime64[ns]", copy=False).view(np.int64)

@@ -97,6 +97,10 @@ class WindowSet:
             self.values[part], self.ranges[part], self.seq_len, self.pred_len, self.stride, dates
         )
 
+    def ids_of(self, part: slice) -> slice:
+        """Numbers of the windows of some series."""
+        return slice(int(self._first_id[part.start]), int(self._first_id[part.stop]))
+
     def count_by_series_range(self, first: Ints) -> Ints:
         """Windows of the series between each two numbers. Shape (S + 1,) in, (S,) out."""
         return np.diff(self._first_id[first])
@@ -107,10 +111,17 @@ class WindowSet:
         number_B: Ints = self._sources[series_B]
         return number_B
 
-    def even_sample(self, max_windows: int) -> Ints:
-        """Numbers of at most ``max_windows`` windows, evenly spread, ends included. Ascending."""
-        size = min(len(self), max_windows)
-        return np.unique(np.linspace(0, len(self) - 1, size).astype(np.int64))
+    def even_sample(self, max_windows: int, series: slice = slice(None)) -> Ints:
+        """Numbers of at most ``max_windows`` windows, evenly spread, ends included. Ascending.
+
+        Args:
+            max_windows: As many, or all there are.
+            series: Only windows of these series.
+        """
+        first, end, _ = series.indices(len(self.values))
+        begin, until = int(self._first_id[first]), int(self._first_id[end])
+        size = min(until - begin, max_windows)
+        return np.unique(np.linspace(begin, until - 1, size).astype(np.int64))
 
     def year_phase(self, ids: Sequence[int] | Ints) -> Float32s | None:
         """Time of year of each context's last row, see :func:`~dist_train.data.dates.year_phase`.
@@ -186,6 +197,13 @@ class ForecastData:
         """Number of each source's first series, and behind the last one that of none. (S + 1,)."""
         counts = [len(source.series_set.series) for source in self.sources]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @property
+    def source_sets(self) -> tuple[SeriesSet, ...]:
+        """The series of each source; all of :attr:`series_set` where there is one source."""
+        if len(self.sources) == 1:
+            return (self.series_set,)
+        return tuple(source.series_set for source in self.sources)
 
     def source_of(self, series: Ints) -> Ints:
         """Number of the source of each series. Shape (...) in and out."""

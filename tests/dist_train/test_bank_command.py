@@ -15,7 +15,7 @@ from memory_index.config import BankConfig
 from memory_index.store import BankFolder, versions
 from model.config import GramConfig
 from tests.helpers.jobs import run_job
-from tests.helpers.runs import claim_other_settings, tiny_run
+from tests.helpers.runs import claim_other_settings, tiny_corpus_run, tiny_run
 
 
 @pytest.fixture
@@ -201,3 +201,21 @@ def test_a_build_whose_rank_was_killed_goes_on_from_where_it_was(config: Path):
     for name, written in kept.items():
         assert (folder.path / name).stat().st_mtime_ns == written
     assert not list(banks.glob(".*"))
+
+
+def test_each_source_has_a_bank_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = tiny_corpus_run(
+        tmp_path,
+        gram=GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16),
+        bank=BankConfig(path=str(tmp_path / "banks")),
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(config_to_yaml(run))
+    assert main(["bank", "build", "--config", str(path)]) == 0
+    _, built = last_line(capsys)
+    folders = [Path(bank["path"]).parent for bank in built["banks"]]
+    assert folders == [tmp_path / "banks" / name for name in ("hours", "quarters")]
+    assert main(["bank", "info", "--path", str(tmp_path / "banks"), "--verify"]) == 0
+    _, told = last_line(capsys)
+    for one, other in zip(told["banks"], built["banks"], strict=True):
+        assert (one["path"], one["entries"]) == (other["path"], other["entries"])

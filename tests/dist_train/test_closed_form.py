@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from dist_train.retrieval_ridge import RetrievalVerdict
 from dist_train.selection import block_errors, gain_in_standard_errors
 from dist_train.window_errors import WindowErrors
 from model.linear_anchor import AnchorFit
-from tests.helpers.runs import tiny_run
+from tests.helpers.runs import tiny_corpus_run, tiny_run
 from tests.helpers.sources import run_over_sources
 
 
@@ -164,3 +165,64 @@ def test_auto_is_decided_by_validation(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(closed_form, "judge_retrieval", lambda *given, **keys: asked.append(given))
     decided, closed = closed_form.solve(base, data, None)
     assert (decided, closed.verdict, asked) == (base, None, [])
+
+
+@pytest.mark.parametrize(
+    ("by_source", "use_gram", "off"),
+    [
+        ({"hours": (1.0, 0.5), "quarters": (1.0, 2.0)}, True, ("quarters",)),
+        ({"hours": (1.0, 0.5), "quarters": (1.0, 0.9)}, True, ()),
+        ({"hours": (1.0, 1.5), "quarters": (1.0, 2.0)}, False, ()),
+    ],
+)
+def test_auto_is_decided_for_each_source(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_source: dict[str, tuple[float, float]],
+    use_gram: bool,
+    off: tuple[str, ...],
+):
+    base = tiny_corpus_run(tmp_path)
+    data = preflight.check(base).data
+    # What the ridges reach together does not decide.
+    verdict = RetrievalVerdict(without=fit(1.0, 3), with_retrieval=fit(2.0, 5), by_source=by_source)
+    monkeypatch.setattr(closed_form, "judge_retrieval", lambda *given, **keys: verdict)
+    auto = replace(base, gram=replace(base.gram, use_gram="auto"))
+    decided, closed = closed_form.solve(auto, data, None)
+    assert decided.gram.use_gram is use_gram
+    assert closed.off == off
+    # Who asks for the memory gets it everywhere.
+    _, asked = closed_form.solve(base, data, None)
+    assert asked.off == ()
+
+    tensors, facts = pack(closed, 0.5)
+    facts = json.loads(json.dumps(facts))
+    again, _ = unpack(tensors, facts)
+    assert again.off == closed_form.sources_off(facts) == off
+    assert again.verdict is not None
+    assert again.verdict.by_source == by_source
+
+
+def test_of_one_source_nothing_more_is_written_than_before():
+    verdict = RetrievalVerdict(without=fit(2.0, 3), with_retrieval=fit(3.0, 5))
+    _, facts = pack(ClosedForm(ridge=fit(1.0, 3), verdict=verdict), 0.125)
+    assert set(facts) == {"fits", "ridge_val_mse"}
+    assert closed_form.sources_off({}) == ()
+
+
+def test_auto_says_so_where_a_source_has_no_clock(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    base = tiny_corpus_run(tmp_path)
+    data = preflight.check(base).data
+    odd = data.sources[0].series_set
+    shifted = replace(odd.series[0], dates=odd.series[0].dates + np.timedelta64(7, "m"))
+    odd = replace(odd, series=(shifted, odd.series[1]))
+    sources = (replace(data.sources[0], series_set=odd), data.sources[1])
+    auto = replace(base, gram=replace(base.gram, use_gram="auto"))
+    decided, closed = closed_form.solve(auto, replace(data, sources=sources), None)
+    assert decided.gram.use_gram is False
+    assert closed.verdict is None
+    assert (
+        "memory: the series overlap in time but share no regular clock" in capsys.readouterr().out
+    )

@@ -17,6 +17,8 @@ from dist_train.config import (
     load_run_config,
     parse_run_config,
 )
+from dist_train.data.config import DataConfig, SourceConfig
+from model.config import GramConfig
 
 
 def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
@@ -254,3 +256,20 @@ def test_sources_of_a_file_replace_those_of_the_one_it_extends(tmp_path: Path):
     assert config.data.sources is not None
     assert [one.dataset for one in config.data.sources] == ["ETTh1"]
     assert config.data.sources[0].path is None
+
+
+@pytest.mark.parametrize("names", [None, ["ETTh1"]])
+def test_one_source_has_no_others_to_retrieve_from(names: list[str] | None):
+    sources = None if names is None else [SourceConfig(dataset=name) for name in names]
+    with pytest.raises(ValueError, match=r"gram\.retrieval_scope=across: .* use gram.*=both, or"):
+        RunConfig(data=DataConfig(sources=sources), gram=GramConfig(retrieval_scope="across"))
+    off = GramConfig(retrieval_scope="across", use_gram=False)
+    assert RunConfig(data=DataConfig(sources=sources), gram=off).gram == off
+
+
+def test_several_sources_may_retrieve_across(tmp_path: Path):
+    path = write(
+        tmp_path,
+        "data: {sources: [{dataset: ETTh1}, {dataset: ETTm1}]}\ngram: {retrieval_scope: across}",
+    )
+    assert load_run_config(path).gram.retrieval_scope == "across"

@@ -1,6 +1,7 @@
 """dist_train/examples.py: pictures show what was forecast, bounded and retrieved."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from dist_train.examples import MAX_NEIGHBOURS, ExampleMaker
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
 from model.config import GramConfig
-from tests.helpers.forecast_data import long_data, wide_data
+from tests.helpers.forecast_data import data_of_sources, long_data, source_of, wide_data
 from tests.helpers.series import random_motifs
 
 
@@ -97,6 +98,34 @@ def test_neighbours_are_past_histories_on_the_scale_of_the_window(data: Forecast
             assert level[0] == pytest.approx(level[1], abs=0.05 * history.std())
         dates = [one.name for one in sample.neighbours]
         assert len(set(dates)) == len(dates)
+
+
+def test_neighbours_may_come_from_another_source():
+    rng = np.random.default_rng(2)
+    sources = []
+    for name, begin, freq in (("hours", "2020-06-01", "h"), ("days", "2020-01-01", "D")):
+        dates = pd.date_range(begin, periods=400, freq=freq).as_unit("ns").to_numpy()
+        sources.append(source_of(name, [(dates, rng.normal(size=400).cumsum())]))
+    data = data_of_sources(sources, 24, 6)
+    gram = GramConfig(
+        use_gram=True, retrieval_key="anchored", retrieval_scope="across", d_repr=8, top_k=20
+    )
+    retriever = Retriever(data, gram, BankConfig())
+    retriever.refresh({})
+    samples = ExampleMaker(zeros, fit_ridge(data), data, retriever=retriever).samples()
+    retriever.close()
+    found = 0
+    for sample in samples:
+        other = {"hours/0": 1, "days/0": 0}[sample.example.columns[0]]
+        series = data.series_set.series[other]
+        for one in sample.neighbours:
+            date, _, name = one.name.rpartition(", ")
+            assert name == series.id
+            first = int(np.flatnonzero(series.dates == np.datetime64(date, "ns"))[0])
+            source = series.values[first - 24 : first + 6, 0]
+            assert np.corrcoef(source, one.values)[0, 1] == pytest.approx(1, abs=1e-4)
+            found += 1
+    assert found
 
 
 def test_many_series_are_told_by_their_ids():

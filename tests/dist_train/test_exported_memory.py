@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from dist_train.config import ConfigError
+from dist_train.data.windows import load_forecast_data
 from dist_train.exported_memory import read_memory, write_memory
 from dist_train.loading import LoadedRun, load_run
 from dist_train.retrieval import Retriever
 from memory_index.manifest import ManifestError
+from tests.helpers.runs import tiny_corpus_run
 
 
 def everything_found(retriever: Retriever, context: torch.Tensor, start: int) -> list[torch.Tensor]:
@@ -47,3 +50,13 @@ def test_a_bank_of_other_entries_is_refused(run: LoadedRun, tmp_path: Path):
     other = replace(run.config, bank=replace(run.config.bank, bank_stride=2))
     with pytest.raises(ManifestError, match=r"does not exist; .* Export the run anew"):
         read_memory(tmp_path / "memory", other, run.series, told)
+
+
+def test_the_memory_of_several_sources_stays_with_its_run(tmp_path: Path):
+    config = tiny_corpus_run(tmp_path)
+    gram = replace(config.gram, retrieval_key="anchored")
+    retriever = Retriever(load_forecast_data(config.data), gram, config.bank)
+    retriever.refresh({})
+    with pytest.raises(ConfigError, match="data.sources: the memory of several sources cannot be"):
+        write_memory(tmp_path / "memory", retriever)
+    assert not (tmp_path / "memory").exists()

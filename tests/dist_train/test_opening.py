@@ -17,7 +17,7 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
 from model.backbone_files import locate_backbone
-from tests.helpers.runs import tiny_run
+from tests.helpers.runs import tiny_corpus_run, tiny_run
 from tests.helpers.series import write_series
 
 CONFIG = DataConfig(path="unused", seq_len=48, pred_len=12)
@@ -71,3 +71,21 @@ def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: P
     closed = ClosedForm(ridge=ridge, verdict=None, following_year=year)
     line = "anchor on validation: mse 0.0312, weights that follow the year"
     assert line in opening.parameters(sizes, closed, None).splitlines()
+
+
+def test_the_memory_of_each_source_is_told(tmp_path: Path):
+    config = tiny_corpus_run(tmp_path)
+    model = build_forecaster(config, locate_backbone(config.backbone.name), torch.float32)
+    data = load_forecast_data(config.data)
+    ridge = fit_ridge(data)
+    by_source = {"hours": (0.5, 0.25), "quarters": (0.125, 0.75)}
+    verdict = RetrievalVerdict(without=ridge, with_retrieval=ridge, by_source=by_source)
+    closed = ClosedForm(ridge=ridge, verdict=verdict, off=("quarters",))
+    retriever = Retriever(data, config.gram, config.bank, off=closed.off)
+    lines = opening.parameters(opening.sizes(model), closed, retriever).splitlines()
+    assert "the same by source: hours 0.5000 and 0.2500, quarters 0.1250 and 0.7500" in lines
+    assert lines[-1] == (
+        "memory: off for windows of quarters, where retrieval does not help on validation"
+    )
+    assert "hours: flat, a copy on every rank: " in lines[-2]
+    assert "; quarters: flat, a copy on every rank: " in lines[-2]

@@ -5,12 +5,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dist_train import preflight
 from dist_train.config import ConfigError, RunConfig, config_to_yaml
 from dist_train.data.config import DataError
-from tests.helpers.runs import tiny_run
+from tests.helpers.runs import tiny_corpus_run, tiny_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,3 +132,20 @@ def test_a_profile_of_more_steps_than_the_run_has_is_refused(config: RunConfig):
         preflight.check(replace(config, train=epochs))
     preflight.check(replace(config, train=replace(short, max_steps=5)))
     preflight.check(replace(config, train=replace(short, profile=False)))
+
+
+def test_sources_of_different_frequency_share_a_memory(tmp_path: Path):
+    data = preflight.check(tiny_corpus_run(tmp_path)).data
+    assert data.series_set.frequency is None
+    assert [one.frequency for one in data.source_sets] == ["h", "15min"]
+
+
+def test_a_source_whose_series_share_no_clock_is_refused(tmp_path: Path):
+    config = tiny_corpus_run(tmp_path)
+    data = preflight.check(config).data
+    one = data.sources[0].series_set.series[0]
+    between = replace(one, id="between", dates=one.dates + np.timedelta64(7, "m"))
+    series_set = replace(data.sources[0].series_set, series=(one, between))
+    sources = (replace(data.sources[0], series_set=series_set), data.sources[1])
+    with pytest.raises(DataError, match="'between' overlap in time but share no regular clock"):
+        preflight.check(config, data=replace(data, sources=sources))

@@ -36,3 +36,15 @@ def test_a_query_that_sees_too_few_gets_those():
     drawn = draw([[4, 200], [0, 400]], 5, [0, 1])
     assert sorted(drawn[0].tolist()) == [-1, -1, -1, 0, 2]
     assert drawn[1].tolist() == [-1] * 5
+
+
+def test_several_ranges_are_stepped_over_and_one_is_as_before():
+    rows, hidden = 300, [[0, 21], [50, 50], [60, 151], [190, 200]]
+    queries = torch.tensor([[0, start, 1] for start in range(rows)])
+    ranges = torch.tensor([hidden] * rows)
+    drawn = draw_neighbours(ENTRIES, ranges, 5, queries)
+    expected = {*range(22, 60, 2), *range(152, 190, 2)}
+    assert set(drawn.flatten().tolist()) == expected
+    one = draw_neighbours(ENTRIES, torch.tensor([[50, 151]] * rows), 5, queries)
+    same = [[0, 0], [50, 151], [160, 160]]
+    assert torch.equal(draw_neighbours(ENTRIES, torch.tensor([same] * rows), 5, queries), one)

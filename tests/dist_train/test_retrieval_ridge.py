@@ -13,16 +13,18 @@ from sklearn.linear_model import Ridge
 from dist_train import retrieval_ridge
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
-from dist_train.data.windows import ForecastData
+from dist_train.data.config import DataConfig
+from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import MemoryBuilder
 from dist_train.retrieval import Retriever
-from dist_train.retrieval_ridge import anchor_forecast, judge_retrieval
+from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
 from memory_index.config import BankConfig
 from memory_index.store import versions
 from model.config import GramConfig, ModelConfig
 from model.linear_anchor import LinearAnchor
 from tests.helpers.forecast_data import wide_data
 from tests.helpers.ranks import run_ranks
+from tests.helpers.runs import tiny_corpus_run
 from tests.helpers.series import random_motifs
 
 L, H = 24, 8
@@ -173,3 +175,63 @@ def test_refuses_an_anchor_that_reads_a_memory_that_may_not_be_there(use_gram: b
 def test_refuses_an_anchor_on_a_key_that_moves():
     with pytest.raises(ValueError, match=r"needs gram\.retrieval_key=anchored, got dual: the"):
         RunConfig(model=ModelConfig(anchor="ridge_retrieval"), gram=GramConfig(use_gram=True))
+
+
+def corpus_config(folder: Path, percent: int = 100) -> DataConfig:
+    config = tiny_corpus_run(folder).data
+    assert config.sources is not None
+    quarters = replace(config.sources[1], percent=percent, memory_percent=100)
+    return replace(config, sources=[config.sources[0], quarters])
+
+
+def test_each_source_is_judged_as_it_would_be_alone(tmp_path: Path):
+    data = load_forecast_data(corpus_config(tmp_path))
+    verdict = judge_retrieval(data, replace(GRAM, retrieval_scope="source"), BankConfig(), ROWS)
+    assert list(verdict.by_source) == ["hours", "quarters"]
+    for number, (without, reading) in enumerate(verdict.by_source.values()):
+        alone = judge_retrieval(data.only(number), GRAM, BankConfig(), ROWS)
+        assert without == alone.without.validation_mse
+        assert reading == pytest.approx(alone.with_retrieval.validation_mse, rel=1e-9)
+        assert alone.by_source == {}
+    assert verdict.off == ("quarters",)
+    assert verdict.helps
+
+
+def test_a_source_that_no_training_sees_is_judged_by_the_others(tmp_path: Path):
+    data = load_forecast_data(corpus_config(tmp_path, percent=0))
+    verdict = judge_retrieval(data, GRAM, BankConfig(), ROWS)
+    assert verdict.by_source["quarters"] == (
+        verdict.without.validation_mse,
+        verdict.with_retrieval.validation_mse,
+    )
+    assert verdict.by_source["hours"] == verdict.by_source["quarters"]
+    assert verdict.off == ()
+
+
+def test_memory_helps_as_long_as_it_helps_one_source(tmp_path: Path):
+    fit = judge_retrieval(data_of("noise"), GRAM, BankConfig(), 100).without
+    both = RetrievalVerdict(without=fit, with_retrieval=fit, by_source={"a": (1, 2), "b": (2, 1)})
+    assert both.helps
+    assert both.off == ("a",)
+    none = replace(both, by_source={"a": (1, 2), "b": (1, 1)})
+    assert not none.helps
+    assert none.off == ("a", "b")
+
+
+def judge_corpus_on_ranks(rank: int, world_size: int, folder: Path) -> None:
+    data = load_forecast_data(corpus_config(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval_ridge, "VAL_ROWS", 75)
+        verdict = judge_retrieval(data, GRAM, BankConfig(shard_group="world"), 301)
+    torch.save(verdict.by_source, folder / f"{world_size}-{rank}.pt")
+
+
+@pytest.mark.ranks
+def test_every_rank_judges_each_source_as_one_would(tmp_path: Path):
+    corpus_config(tmp_path)
+    for world_size in (1, 2):
+        run_ranks(judge_corpus_on_ranks, world_size, tmp_path)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert first == second
+    for name, numbers in one.items():
+        assert numbers == pytest.approx(first[name], rel=1e-6)

@@ -20,6 +20,14 @@ def write_series(path: Path, rows: int = 600, variates: int = 2, seed: int = 0) 
     return path
 
 
+def write_stamped(path: Path, values: np.ndarray, freq: str) -> Path:
+    """Write values (T, N) as a wide CSV of that frequency and return its path."""
+    frame = pd.DataFrame(values, columns=[f"v{number}" for number in range(values.shape[1])])
+    frame.insert(0, "date", pd.date_range("2020-01-01", periods=len(values), freq=freq))
+    frame.to_csv(path, index=False)
+    return path
+
+
 def write_long_series(path: Path, ids: tuple[str, ...] = ("a", "b", "c"), rows: int = 400) -> Path:
     """Write hourly series of one variate as a long CSV and return its path."""
     rng = np.random.default_rng(1)

@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_train.data.clock import check_clock, clock_offsets, overlapping_without_clock
+from dist_train.data.clock import (
+    check_clock,
+    clock_offsets,
+    overlapping_without_clock,
+    timeline,
+)
 from dist_train.data.config import DataError
 from dist_train.data.series import Series, SeriesSet
 
@@ -55,3 +60,71 @@ def test_a_short_series_inside_a_long_one_is_found():
         series("c", "2020-01-20", 5), frequency=None,
     )  # fmt: skip
     assert overlapping_without_clock(data) == ("long", "b")
+
+
+def irregular(name: str, stamps: list[str]) -> Series:
+    dates = np.array(stamps, dtype="datetime64[ns]")
+    return Series(id=name, dates=dates, values=np.zeros((len(dates), 1)), columns=("y",))
+
+
+TWICE = ["2020-01-01 00:00", "2020-01-01 00:10", "2020-01-01 00:10", "2020-01-01 00:40"]
+"""A duplicate and a gap, as the published weather file has them."""
+
+
+def test_series_with_the_same_irregular_stamps_share_them():
+    data = series_set(*(irregular(name, TWICE) for name in "abc"), frequency="10min")
+    offsets = clock_offsets(data)
+    assert offsets is not None
+    assert offsets.tolist() == [0, 0, 0]
+    check_clock(data)
+    later = irregular("d", [*TWICE[1:], "2020-01-01 01:00"])
+    assert overlapping_without_clock(series_set(*data.series, later, frequency="10min")) is not None
+
+
+def test_groups_of_the_same_stamps_follow_one_another():
+    after = [stamp.replace("2020", "2021") for stamp in TWICE[:3]]
+    data = series_set(
+        irregular("late", after), irregular("a", TWICE), irregular("b", TWICE),
+        irregular("also late", after), frequency=None,
+    )  # fmt: skip
+    offsets = clock_offsets(data)
+    assert offsets is not None
+    assert offsets.tolist() == [4, 0, 0, 4]
+
+
+def lasting(data: SeriesSet, number: int, start: int, span: int) -> tuple[str, str]:
+    """When a window begins and ends, to the minute."""
+    _, line = timeline(data)
+    begin, end = line.lasting(np.array([number]), np.array([start]), span)
+    return tuple(
+        str(part.astype("datetime64[ns]")[0].astype("datetime64[m]")) for part in (begin, end)
+    )  # type: ignore[return-value]
+
+
+def test_a_row_lasts_until_the_next_one():
+    data = series_set(series("a", "2020-01-01 00:00", 10), series("b", "2020-01-01 05:00", 8))
+    assert lasting(data, 0, 3, 2) == ("2020-01-01T03:00", "2020-01-01T05:00")
+    assert lasting(data, 1, 0, 2) == ("2020-01-01T05:00", "2020-01-01T07:00")
+    # The last row of the set, and windows beyond it.
+    assert lasting(data, 1, 6, 2) == ("2020-01-01T11:00", "2020-01-01T13:00")
+    assert lasting(data, 1, 8, 2) == ("2020-01-01T13:00", "2020-01-01T15:00")
+
+
+def test_the_last_row_of_a_calendar_step_lasts_as_long_as_the_calendar_says():
+    months = series_set(irregular("a", ["2020-11-01", "2020-12-01", "2021-01-01"]), frequency="MS")
+    assert lasting(months, 0, 2, 1) == ("2021-01-01T00:00", "2021-02-01T00:00")
+    unknown = series_set(irregular("a", ["2020-11-01", "2020-12-01"]), frequency=None)
+    assert lasting(unknown, 0, 1, 1) == ("2020-12-01T00:00", "2020-12-31T00:00")
+
+
+def test_duplicated_stamps_last_a_step_all_the_same():
+    data = series_set(*(irregular(name, TWICE) for name in "ab"), frequency="10min")
+    assert lasting(data, 1, 0, 2) == ("2020-01-01T00:00", "2020-01-01T00:20")
+    assert lasting(data, 1, 2, 1) == ("2020-01-01T00:10", "2020-01-01T00:40")
+    assert lasting(data, 1, 3, 1) == ("2020-01-01T00:40", "2020-01-01T00:50")
+
+
+def test_no_times_without_a_clock():
+    data = series_set(series("a", "2020-01-01 00:00", 10), series("b", "2020-01-01 05:05", 3))
+    with pytest.raises(DataError, match="'a' and 'b' overlap in time but share no regular clock"):
+        timeline(data)

@@ -269,3 +269,22 @@ def test_values_too_small_for_a_deviation_are_refused():
     series_set = wide(c=[0.0, 5e-324] * 50)
     with pytest.raises(DataError, match="column 'c' of series 'own' .*to be standardised"):
         build_forecast_data(CONFIG, series_set)
+
+
+@pytest.mark.parametrize("most", [1, 7, 10**6])
+def test_an_even_sample_may_be_of_some_series_alone(most: int):
+    data = build_forecast_data(CONFIG, long(100, 180, 120))
+    windows = data.windows["train"]
+    series_of = np.array([windows.locate(number)[0] for number in range(len(windows))])
+    own = np.flatnonzero(series_of == 1)
+    sample = windows.even_sample(most, slice(1, 2))
+    assert len(sample) == min(most, len(own))
+    assert set(sample.tolist()) <= set(own.tolist())
+    if most > 1:
+        assert sample[[0, -1]].tolist() == own[[0, -1]].tolist()
+    assert not len(windows.even_sample(most, slice(1, 1)))
+
+
+def test_one_source_is_the_whole_set():
+    data = build_forecast_data(CONFIG, long(100, 180))
+    assert data.source_sets == (data.series_set,)

@@ -183,7 +183,8 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
     }
     tensors = {name: fit.weight.detach().cpu().contiguous() for name, fit in fits.items()}
     told: dict[str, Any] = {"fits": facts, "ridge_val_mse": ridge_val_mse}
-    told["sources"] = len(closed.by_source)
+    if closed.by_source:
+        told["sources"] = len(closed.by_source)
     if closed.verdict is not None and closed.verdict.by_source:
         told["by_source"] = {k: list(mse) for k, mse in closed.verdict.by_source.items()}
     if closed.off:

@@ -246,6 +246,11 @@ class RunConfig:
                 "gram.retrieval_scope=across: the run has one source, so there are no others to "
                 "retrieve from: use gram.retrieval_scope=both, or name several data.sources."
             )
+        if self.model.follows_year and self.data.sources:
+            raise ValueError(
+                "model.anchor_calendar=year: the closed form follows the year of one source; leave "
+                "it out with data.sources."
+            )
         if self.model.reads_future:
             if self.gram.use_gram is not True:
                 raise ValueError(

@@ -1,7 +1,7 @@
 """Every metric that a run logs: its name, unit and meaning, and where a dashboard shows it.
 
-Free of torch. ``*`` in a name stands for one word: a forecaster, or the number of a node. The tests
-compare this list with what runs really log, docs/tracking.md shows it, and
+Free of torch. ``*`` in a name stands for one word: a forecaster, a source, or the number of a node.
+The tests compare this list with what runs really log, docs/tracking.md shows it, and
 ``launch/wandb_workspace.py`` lays out a dashboard from it.
 """
 
@@ -14,7 +14,14 @@ STEP = "global_step"
 
 Section = Literal["accuracy", "losses", "trend", "retrieval", "speed", "memory", "system"]
 When = Literal[
-    "always", "trend", "memory", "learned key", "a step was left out", "GPU", "known peak"
+    "always",
+    "trend",
+    "memory",
+    "learned key",
+    "a step was left out",
+    "GPU",
+    "known peak",
+    "several sources",
 ]
 
 
@@ -46,8 +53,8 @@ def pattern_of(name: str) -> str:
 
 
 FORECASTERS = (
-    "Time-LLM", "ridge", "ridge + retrieval", "ridge + year", "ridge + retrieval + year", "DLinear",
-    "seasonal naive", "repeat last",
+    "Time-LLM", "ridge", "ridge of all", "ridge + retrieval", "ridge + year",
+    "ridge + retrieval + year", "DLinear", "seasonal naive", "repeat last",
 )  # fmt: skip
 """Rows of the scores, where a run has them."""
 
@@ -90,6 +97,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="test/mse/*", unit="standardised",
            meaning="error of a forecaster on the test split, once, at the end",
            section="accuracy", panel="test MSE", words=FORECASTERS),
+    Metric(name="val/sources/*", unit="standardised",
+           meaning="error of a source on the windows of model selection; val/mse is the mean of "
+           "those trained on", section="accuracy", panel="validation MSE of each source",
+           when="several sources"),
+    Metric(name="test/sources/*/*", unit="standardised",
+           meaning="error of a forecaster on the test split of a source; test/mse is their mean",
+           section="accuracy", panel="test MSE of each source", when="several sources"),
     Metric(name="test/coverage_*", unit="%",
            meaning="values of the test split inside the interval of that level, once, at the end",
            section="accuracy", panel="coverage of the intervals", words=("80", "95")),

@@ -59,7 +59,7 @@ class Outcome:
         """What is logged of it."""
         told = {f"test/mse/{name}": self.comparison.mse(name) for name in self.scores}
         for source, rows in self.comparison.by_source.items():
-            told |= {f"test/mse/{name}/{source}": row.mse for name, row in rows.items()}
+            told |= {f"test/sources/{source}/{name}": row.mse for name, row in rows.items()}
         return told | {
             f"test/{key}": value for key, value in coverage.summary(self.measured).items()
         }

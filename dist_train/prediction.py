@@ -19,6 +19,7 @@ from dist_train.data.config import DataConfig, DataError, quote
 from dist_train.data.dates import Dates, continue_dates
 from dist_train.data.frequency import at_frequency
 from dist_train.data.series import Series, SeriesSet, load_series
+from dist_train.data.sources import load_sources, union
 from dist_train.retrieval import Neighbours, Retriever
 from dist_train.series_facts import Known, KnownSeries
 from model.batch import ForecastOutput, TrendPrediction
@@ -185,7 +186,7 @@ def check_levels(run: "LoadedRun", levels: Sequence[float]) -> None:
 def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
     """Read the file to forecast: ``path``, or else the data the run was trained on."""
     if path is None:
-        return load_series(config.data)
+        return union(load_sources(config.data))
     return load_series(
         DataConfig(
             path=path,

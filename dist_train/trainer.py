@@ -484,7 +484,7 @@ class Trainer:
         state.first_errors = state.first_errors or blocks
         gain = gain_in_standard_errors(state.first_errors, blocks)
         by_source = {
-            f"val/mse/{name}": sums["model"].of_channels(part).mse()
+            f"val/sources/{name}": sums["model"].of_channels(part).mse()
             for name, part in self.data.source_channels().items()
         }
         self.tracker.log(

@@ -12,6 +12,7 @@ import pytest
 from dist_train.config import RunConfig
 from dist_train.data.windows import load_forecast_data
 from dist_train.loading import load_run
+from dist_train.metric_catalog import METRICS
 from dist_train.scoring import Evaluation, evaluate_run
 from model.pretrained import TimeLLM
 from tests.helpers.interrupted import interrupted, run_jobs
@@ -76,9 +77,18 @@ def test_validation_of_each_source_is_logged(runs: dict[str, RunConfig]):
     lines = [line for line in numbers(runs["one"].run_folder) if "val/mse" in line]
     assert len(lines) == 3
     for line in lines:
-        voices = [line[f"val/mse/{name}"] for name in ("hourly", "quarter")]
+        voices = [line[f"val/sources/{name}"] for name in ("hourly", "quarter")]
         assert line["val/mse"] == pytest.approx(sum(voices) / 2)
-        assert "val/mse/daily" in line
+        assert "val/sources/daily" in line
+
+
+def test_what_is_logged_is_listed(runs: dict[str, RunConfig]):
+    names = {name for line in numbers(runs["one"].run_folder) for name in line} - {"step"}
+    listed = {name for name in names if any(metric.names(name) for metric in METRICS)}
+    assert listed == names
+    for metric in METRICS:
+        if metric.when == "several sources":
+            assert any(metric.names(name) for name in names)
 
 
 def test_the_run_is_scored_again_from_its_folder(runs: dict[str, RunConfig]):

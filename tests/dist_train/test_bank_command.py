@@ -15,7 +15,8 @@ from memory_index.config import BankConfig
 from memory_index.store import BankFolder, versions
 from model.config import GramConfig
 from tests.helpers.jobs import run_job
-from tests.helpers.runs import claim_other_settings, tiny_corpus_run, tiny_run
+from tests.helpers.runs import claim_other_settings, tiny_run
+from tests.helpers.sources import tiny_corpus_run
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from dist_train.retrieval_ridge import RetrievalVerdict
 from dist_train.selection import block_errors, gain_in_standard_errors
 from dist_train.window_errors import WindowErrors
 from model.linear_anchor import AnchorFit
-from tests.helpers.runs import tiny_corpus_run, tiny_run
-from tests.helpers.sources import run_over_sources
+from tests.helpers.runs import tiny_run
+from tests.helpers.sources import run_over_sources, tiny_corpus_run
 
 
 @pytest.mark.parametrize("good", [True, False])

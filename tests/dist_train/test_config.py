@@ -18,7 +18,7 @@ from dist_train.config import (
     parse_run_config,
 )
 from dist_train.data.config import DataConfig, SourceConfig
-from model.config import GramConfig
+from model.config import GramConfig, ModelConfig
 
 
 def write(folder: Path, text: str, name: str = "run.yaml") -> Path:

@@ -13,7 +13,7 @@ from dist_train.exported_memory import read_memory, write_memory
 from dist_train.loading import LoadedRun, load_run
 from dist_train.retrieval import Retriever
 from memory_index.manifest import ManifestError
-from tests.helpers.runs import tiny_corpus_run
+from tests.helpers.sources import tiny_corpus_run
 
 
 def everything_found(retriever: Retriever, context: torch.Tensor, start: int) -> list[torch.Tensor]:

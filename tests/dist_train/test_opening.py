@@ -17,8 +17,9 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
 from model.backbone_files import locate_backbone
-from tests.helpers.runs import tiny_corpus_run, tiny_run
+from tests.helpers.runs import tiny_run
 from tests.helpers.series import write_series
+from tests.helpers.sources import tiny_corpus_run
 
 CONFIG = DataConfig(path="unused", seq_len=48, pred_len=12)
 

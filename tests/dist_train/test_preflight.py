@@ -11,7 +11,8 @@ import pytest
 from dist_train import preflight
 from dist_train.config import ConfigError, RunConfig, config_to_yaml
 from dist_train.data.config import DataError
-from tests.helpers.runs import tiny_corpus_run, tiny_run
+from tests.helpers.runs import tiny_run
+from tests.helpers.sources import tiny_corpus_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,8 +24,8 @@ from model.config import GramConfig, ModelConfig
 from model.linear_anchor import LinearAnchor
 from tests.helpers.forecast_data import wide_data
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import tiny_corpus_run
 from tests.helpers.series import random_motifs
+from tests.helpers.sources import tiny_corpus_run
 
 L, H = 24, 8
 ROWS = 16384  # more than there are

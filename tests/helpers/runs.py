@@ -7,18 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dist_train import preflight, report
 from dist_train.config import RunConfig, TrainConfig
-from dist_train.data.config import DataConfig, SourceConfig
+from dist_train.data.config import DataConfig
 from dist_train.session import train_and_score
 from dist_train.tracking_config import TrackingConfig
 from memory_index.manifest import checksum_of
 from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig
 from tests.helpers.backbones import tiny_backbone
 from tests.helpers.ranks import run_ranks
-from tests.helpers.series import random_motifs, write_series, write_stamped
+from tests.helpers.series import write_series
 
 STEPS = 20
 
@@ -45,25 +43,6 @@ def tiny_run(folder: Path, **changes: object) -> RunConfig:
         tracking=TrackingConfig(wandb_mode="disabled"),
     )  # fmt: skip
     return replace(config, **changes)  # type: ignore[arg-type]
-
-
-def tiny_corpus_run(folder: Path, **changes: object) -> RunConfig:
-    """Configure a tiny run over two sources: hours that repeat, and noise in quarters of hours.
-
-    Retrieval helps where shapes repeat, and not where noise remembers its last value.
-    """
-    hours, quarters = folder / "hours.csv", folder / "quarters.csv"
-    if not hours.exists():
-        write_stamped(hours, random_motifs(rows=800, length=32), "h")
-        rng = np.random.default_rng(0)
-        values = rng.normal(size=(800, 2))
-        for row in range(1, len(values)):
-            values[row] += 0.9 * values[row - 1]
-        write_stamped(quarters, values, "15min")
-    sources = [SourceConfig(path=str(path)) for path in (hours, quarters)]
-    data = DataConfig(sources=sources, seq_len=24, pred_len=8, num_workers=0)
-    gram = GramConfig(use_gram=True, d_repr=24, temperature=0.05)
-    return tiny_run(folder, **{"data": data, "gram": gram} | changes)
 
 
 def train_each(rank: int, world_size: int, configs: list[RunConfig], figures: bool = False) -> None:

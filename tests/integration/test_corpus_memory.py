@@ -18,7 +18,8 @@ from memory_index.bank_union import BankUnion
 from memory_index.store import bank_folders
 from model.config import GramConfig
 from tests.helpers.interrupted import Job, interrupted, run_jobs
-from tests.helpers.runs import losses, numbers, tiny_corpus_run
+from tests.helpers.runs import losses, numbers
+from tests.helpers.sources import tiny_corpus_run
 
 pytestmark = pytest.mark.ranks
 

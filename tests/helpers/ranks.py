@@ -35,7 +35,7 @@ class RankFailedError(AssertionError):
 
 
 def run_ranks(
-    work: Callable[..., None], world_size: int, *args: object, timeout_s: float = 60.0
+    work: Callable[..., None], world_size: int, *args: object, timeout_s: float = 120.0
 ) -> None:
     """Call ``work(rank, world_size, *args)`` in ``world_size`` gloo processes.
 

@@ -94,6 +94,7 @@ def _enter(
     meeting = f"file://{folder / 'rendezvous'}"
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size, timeout=timeout)
+    dist.barrier()  # one that has nothing to do must not leave while others still connect to it
     try:
         work(rank, world_size, *args)
     except BaseException:

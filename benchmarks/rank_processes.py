@@ -72,6 +72,7 @@ def _enter(
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    dist.barrier()  # one that has nothing to do must not leave while others still connect to it
     try:
         result = work(rank, world_size, *args)
         (folder / f"{rank}.json").write_text(json.dumps(result))

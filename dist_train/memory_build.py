@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dist_train import distributed, local_copy, progress
+from dist_train import distributed, local_copy, progress, terminal
 from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.windows import ForecastData, Ints
 from dist_train.memory_account import account
@@ -234,7 +234,7 @@ class MemoryBuilder:
                     if failure is not None:
                         raise failure
             elif distributed.is_main_rank():
-                print(f"memory: built anew: {failure or 'another rank refused it'}", flush=True)
+                terminal.say(f"memory: built anew: {failure or 'another rank refused it'}")
         elif config.build == "never":
             raise ManifestError(
                 f"bank.build=never: {folder.path} does not exist; "

@@ -228,10 +228,8 @@ class StepProfiler(NoProfiler):
         except Exception as error:
             if not self._failed:
                 reason = f"{type(error).__name__}: {error}"
-                print(
-                    f"warning: the profile cannot {what} ({reason}); the training goes on.",
-                    file=sys.stderr,
-                    flush=True,
+                sys.stderr.write(
+                    f"warning: the profile cannot {what} ({reason}); the training goes on.\n"
                 )
             self._failed = True
             with suppress(Exception):

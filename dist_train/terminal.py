@@ -107,9 +107,14 @@ class TrainingBar:
 
 
 def say(*lines: str, quiet: bool = False) -> None:
-    """Print lines on stdout, each at once; where ``quiet``, warnings alone, on stderr."""
+    """Write lines on stdout, each at once; where ``quiet``, warnings alone, on stderr.
+
+    In one piece: ranks share a stream, and unbuffered, as under ``deepspeed``, print writes two.
+    """
     for line in lines:
-        if not quiet:
-            print(line, flush=True)
-        elif line.startswith(("warning:", "leak:", "error:")):
-            print(line, file=sys.stderr, flush=True)
+        is_warning = line.startswith(("warning:", "leak:", "error:"))
+        if quiet and not is_warning:
+            continue
+        stream = sys.stderr if quiet else sys.stdout
+        stream.write(f"{line}\n")
+        stream.flush()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_train import out_of_memory, preflight, processes, run_folder, stop_signals
+from dist_train import out_of_memory, preflight, processes, run_folder, stop_signals, terminal
 from dist_train.config import (
     ConfigError,
     RunConfig,
@@ -126,7 +126,7 @@ def _train(config: RunConfig, where: str | None, counter: int | None) -> int:
             return fail(error)
         raise
     if is_main:
-        print(run_folder.result_line(result), flush=True)
+        terminal.say(run_folder.result_line(result))
     return 0
 
 

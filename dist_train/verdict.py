@@ -121,7 +121,9 @@ def judge(seen: Mapping[int, Seen], watchdog_s: float) -> Verdict | None:
     if is_lost and silence >= GRACE_S and beat.state == "running":
         return died(quiet, beat)
     overdue = [r for r, s in here.items() if s.idle_s >= watchdog_s * s.beat.patience]
-    behind = [rank for rank in _last(here) if rank in overdue]
+    # One that has failed was waited for, too: until that is told, nobody else is at fault.
+    present = {rank: s for rank, s in seen.items() if s.beat.state != "left"}
+    behind = [rank for rank in _last(present) if rank in overdue]
     if silence >= watchdog_s or (behind and silence >= GRACE_S):
         return _silent(quiet, here[quiet])
     if behind:

@@ -109,6 +109,7 @@ class Watchdog:
         self._alarm = ""
         self._to_raise: Verdict | None = None
         self._gone = False  # the store
+        self._gone_s = 0.0
 
         self._ended = threading.Event()
         self._leaving = threading.Event()
@@ -247,6 +248,7 @@ class Watchdog:
         position = progress.current()
         moved = (position.marks, position.at) != (self._own.marks, self._own.at)
         self._own, self._idle_s = position, 0.0 if moved else self._idle_s + awake
+        self._gone_s = self._gone_s + awake if self._gone else 0.0
         for rank, beat in self._read.items():
             known = self._seen.get(rank)
             is_new = known is None or known.beat.number != beat.number
@@ -344,7 +346,9 @@ class Watchdog:
         )
 
     def _judge_alone(self) -> Verdict | None:
-        if self._idle_s < self._watchdog_s * self._own.patience:
+        # As long as there was a store it may have waited for others, and was judged with them.
+        idle_s = self._idle_s if self._board is None else min(self._idle_s, self._gone_s)
+        if idle_s < self._watchdog_s * self._own.patience:
             return None
         return Verdict(kind="hung", rank=self.rank, place=self._own.place, seconds=self._idle_s)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_train import local_copy
+from dist_train import local_copy, terminal
 from dist_train.config import (
     ConfigError,
     RunConfig,
@@ -53,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             copy = local_copy.make(path)
             files = [copy] if copy.is_file() else [one for one in copy.rglob("*") if one.is_file()]
             size = sum(one.stat().st_size for one in files)
-            print(
+            terminal.say(
                 f"{node}: {path} is at hand in {copy}: {size / _GIB:.3f} GiB, "
-                f"{time.monotonic() - began:.1f} s",
-                flush=True,
+                f"{time.monotonic() - began:.1f} s"
             )
     except (ValueError, OSError) as error:
         return fail(error)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from dist_train.launcher import RANK_VARIABLES
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Before anything of Hugging Face is imported: a test never looks for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Tests share their machine: how long one example takes says nothing.
-settings.register_profile("shared", deadline=None)
+# Tests share their machine: how long an example takes, or is made, says nothing.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 # Nor does a training that is not about wandb wait for its start, of some seconds.
 os.environ["WANDB_MODE"] = "disabled"

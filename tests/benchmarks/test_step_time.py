@@ -91,13 +91,13 @@ def test_a_job_of_many_ranks_is_no_better_than_proportional(model: Model):
 def test_the_work_of_other_processes_is_told_apart():
     before = step_time._processor_seconds([])
     began = time.process_time()
-    while time.process_time() - began < 0.2:
+    while time.process_time() - began < 1.0:
         sum(range(10_000))
     after = step_time._processor_seconds([])
     whole, own, wall = (late - early for late, early in zip(after, before, strict=True))
-    assert own == pytest.approx(0.2, abs=0.03)
-    assert own <= whole + 0.02
-    assert own <= wall + 0.02
+    assert own == pytest.approx(1.0, abs=0.1)  # what is read counts hundredths
+    assert own <= whole + 0.1
+    assert own <= wall + 0.1
 
 
 class Adder:

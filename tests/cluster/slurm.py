@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.helpers.jobs import ROOT, free_port, processes_of
+from tests.helpers.jobs import ROOT, free_port, processes_of, wait_until_gone
 
 NODES = ("n1", "n2")
 MARK = "TIMELLM_TEST_CLUSTER"
@@ -81,7 +81,7 @@ class Cluster:
             self._start("slurmctld", "slurmctld", "-D", "-i")
             for name in NODES:
                 self.start_node(name)
-            self.wait_until("both nodes are idle", lambda: self.node_states() == {"idle"}, 60)
+            self.wait_until("both nodes are idle", lambda: self.node_states() == {"idle"}, 120)
         except BaseException:
             self.stop()
             raise
@@ -133,7 +133,7 @@ class Cluster:
         text = self.run("scontrol", "--oneliner", "show", "job", job)
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
-    def wait_for(self, job: str, *states: str, timeout_s: float = 240) -> str:
+    def wait_for(self, job: str, *states: str, timeout_s: float = 400) -> str:
         """Wait until a job, or each task of an array, is in one of some states."""
         self.wait_until(
             f"job {job} is {' or '.join(states)}",
@@ -142,7 +142,7 @@ class Cluster:
         )
         return self.state(job)
 
-    def hurry(self, job: str, timeout_s: float = 120) -> None:
+    def hurry(self, job: str, timeout_s: float = 240) -> None:
         """Wait until a job is queued again, and spare it the two minutes that Slurm waits."""
         self.wait_for(job, "PENDING", timeout_s=timeout_s)
         # The wait is for what the nodes still report of the first start.
@@ -167,11 +167,11 @@ class Cluster:
             daemon.terminate()
         for daemon in self._daemons.values():
             try:
-                daemon.wait(10)
+                daemon.wait(30)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        left = processes_of(f"{MARK}={self.mark}")
+        left = wait_until_gone(f"{MARK}={self.mark}", 30)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         return left
@@ -214,7 +214,7 @@ class Cluster:
             f"--socket={self.folder}/munge.socket", f"--pid-file={self.folder}/munged.pid",
             f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed",
         )  # fmt: skip
-        self.wait_until("munged answers", (self.folder / "munge.socket").exists, 20)
+        self.wait_until("munged answers", (self.folder / "munge.socket").exists, 60)
 
     def _start(self, name: str, *command: str) -> None:
         program = shutil.which(command[0]) or f"/usr/sbin/{command[0]}"
@@ -229,7 +229,7 @@ class Cluster:
         )
         log.close()
 
-    def wait_until(self, what: str, condition: Callable[[], bool], timeout_s: float = 240) -> None:
+    def wait_until(self, what: str, condition: Callable[[], bool], timeout_s: float = 400) -> None:
         """Wait for something that a job or a daemon does."""
         deadline = time.monotonic() + timeout_s
         while not self._holds(condition):

@@ -71,7 +71,7 @@ class SshHosts:
         """End them, and take the namespaces down."""
         for daemon in self._daemons:
             daemon.terminate()
-            daemon.wait(10)
+            daemon.wait(60)
         for name in self._namespaces:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
@@ -129,7 +129,7 @@ class SshHosts:
             "ssh", *self.environment()["PDSH_SSH_ARGS_APPEND"].split(), "-p", str(self.port),
             self.addresses[number], "true",
         )  # fmt: skip
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while subprocess.run(login, check=False, capture_output=True).returncode != 0:
             log = (self.folder / f"sshd.{number}.log").read_text()
             assert time.monotonic() < deadline, f"no login at {self.addresses[number]}: {log}"

@@ -22,9 +22,10 @@ from memory_index.config import BankConfig
 from tests.cluster.slurm import Cluster
 from tests.helpers.runs import losses, numbers, tiny_run, train_runs
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 STEPS = 40
+LONG = 160  # for what happens in the midst of a run: there is time left for it to arrive
 SCRIPT, ARRAY = "launch/slurm.sbatch", "launch/slurm_array.sbatch"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
@@ -40,7 +41,7 @@ class Job:
             f"--output={self.log}", *arguments, environment=dict(environment)
         )
 
-    def end(self, *states: str, timeout_s: float = 240) -> str:
+    def end(self, *states: str, timeout_s: float = 400) -> str:
         """Wait for its end; returns what it has said."""
         state = self.cluster.wait_for(self.number, *ENDED, timeout_s=timeout_s)
         text = self.text()
@@ -69,11 +70,11 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-def configure(folder: Path, name: str, **changes: object) -> RunConfig:
+def configure(folder: Path, name: str, steps: int = STEPS, **changes: object) -> RunConfig:
     config = tiny_run(folder, name=name, **changes)
     return replace(
         config,
-        train=replace(config.train, max_steps=STEPS, eval_every=STEPS // 2),
+        train=replace(config.train, max_steps=steps, eval_every=steps // 2),
         checkpoint=CheckpointConfig(save_steps=10),
     )
 
@@ -89,7 +90,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the run on two ranks, without Slurm, that nothing has interrupted."""
-    config = configure(tmp_path_factory.mktemp("undisturbed"), "undisturbed")
+    config = configure(tmp_path_factory.mktemp("undisturbed"), "undisturbed", LONG)
     train_runs([config], 2)
     return config.run_folder
 
@@ -145,7 +146,7 @@ def test_two_nodes_train_as_one_process_does(cluster: Cluster, make: Make, alone
 def test_a_signal_in_mid_training_queues_the_job_again(
     cluster: Cluster, make: Make, undisturbed: Path, options: list[str]
 ):
-    file = make()
+    file = make(steps=LONG)
     job = Job(cluster, file.parent, "--nodes=2", SCRIPT, str(file))
     cluster.wait_until("some steps are done", lambda: steps_done(run_of(file)) >= 5)
     cluster.run("scancel", "--signal=USR1", *options, job.number)
@@ -160,7 +161,7 @@ def test_a_signal_in_mid_training_queues_the_job_again(
 
 
 def test_a_job_that_its_user_cancels_stays_cancelled(cluster: Cluster, make: Make):
-    file = make()
+    file = make(steps=LONG)
     job = Job(cluster, file.parent, "--nodes=2", SCRIPT, str(file))
     cluster.wait_until("some steps are done", lambda: steps_done(run_of(file)) >= 3)
     cluster.run("scancel", job.number)
@@ -172,17 +173,17 @@ def test_a_job_that_its_user_cancels_stays_cancelled(cluster: Cluster, make: Mak
 
 
 def test_a_lost_node_is_named_and_the_run_goes_on(cluster: Cluster, make: Make, undisturbed: Path):
-    file = make()
+    file = make(steps=LONG)
     job = Job(cluster, file.parent, "--nodes=2", SCRIPT, str(file))
     run = run_of(file)
     cluster.wait_until("a checkpoint is there", lambda: (run / "step_10").exists())
     cluster.kill_node("n2")
-    cluster.wait_until("the other rank has noticed", lambda: "rank 1 died" in job.text(), 60)
+    cluster.wait_until("the other rank has noticed", lambda: "rank 1 died" in job.text(), 120)
     assert "error: rank 1 died in" in job.text()
     cluster.wait_until(
         "the node counts as lost",
         lambda: cluster.node_states() & {"down", "down*", "idle*"} != set(),
-        90,
+        180,
     )
     # Slurm has taken the job back into its queue, where it waits for the node.
     cluster.start_node("n2")
@@ -202,7 +203,7 @@ def test_an_array_trains_every_line_of_a_grid(cluster: Cluster, make: Make):
         "--array=1-4", f"--output={file.parent}/array-%a.log", ARRAY, str(file), str(grid),
         "--train.max_steps", "6",
     )  # fmt: skip
-    states = cluster.wait_for(number, *ENDED, timeout_s=400)
+    states = cluster.wait_for(number, *ENDED, timeout_s=800)
     logs = {path.name: path.read_text() for path in file.parent.glob("array-*.log")}
     assert set(states.split(",")) == {"COMPLETED"}, logs
     runs = {path.name: load(path / "config.yaml") for path in (file.parent / "runs").iterdir()}
@@ -226,7 +227,7 @@ def test_an_array_of_ablations_gives_one_table(cluster: Cluster, make: Make):
     number = cluster.submit(
         "--array=1-4", f"--output={file.parent}/array-%a.log", ARRAY, str(file), str(lines)
     )
-    states = cluster.wait_for(number, *ENDED, timeout_s=400)
+    states = cluster.wait_for(number, *ENDED, timeout_s=800)
     logs = {path.name: path.read_text() for path in file.parent.glob("array-*.log")}
     assert set(states.split(",")) == {"COMPLETED"}, logs
     table = json.loads(cluster.run(*ablate, "--table").splitlines()[-1])

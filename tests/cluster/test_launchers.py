@@ -16,7 +16,7 @@ from tests.cluster.ssh_hosts import SshHosts
 from tests.helpers.jobs import ROOT, free_port
 from tests.helpers.runs import losses, tiny_run, train_runs
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 
 STEPS = 8
 WORDS = "two words"
@@ -59,6 +59,16 @@ def start(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[
     )  # fmt: skip
 
 
+def outputs_of(*started: "subprocess.Popen[str]") -> list[str]:
+    """Wait for launchers; all have ended afterwards."""
+    try:
+        return [launcher.communicate(timeout=400)[0] for launcher in started]
+    finally:
+        for launcher in started:
+            with launcher:
+                launcher.kill()
+
+
 def assert_same_losses(alone: RunConfig, name: str, outputs: list[str]) -> None:
     run = Path(alone.runs_dir) / name
     assert (run / "result.json").exists(), "\n".join(outputs)
@@ -82,7 +92,7 @@ def test_torchrun_with_an_agent_on_each_node(alone: RunConfig):
         )
         for node in range(2)
     ]  # fmt: skip
-    outputs = [agent.communicate(timeout=240)[0] for agent in agents]
+    outputs = outputs_of(*agents)
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert_same_losses(alone, "torchrun", outputs)
 
@@ -99,7 +109,7 @@ def test_deepspeed_with_a_hostfile_over_ssh(alone: RunConfig, hosts: SshHosts, t
     )  # fmt: skip
     environment = os.environ | RANK | hosts.environment() | {"DS_ENV_FILE": str(tmp_path / "env")}
     launcher = start(command, environment)
-    output = launcher.communicate(timeout=240)[0]
+    (output,) = outputs_of(launcher)
     assert launcher.returncode == 0, output
     assert_same_losses(alone, "hostfile", [output])
 
@@ -114,6 +124,6 @@ def test_deepspeed_through_slurm(alone: RunConfig, cluster: Cluster, tmp_path: P
         str(BIN / "timellm"), "train", *prepare(alone, "through-slurm"),
     ]  # fmt: skip
     launcher = start(command, cluster.environment() | RANK)
-    output = launcher.communicate(timeout=240)[0]
+    (output,) = outputs_of(launcher)
     assert launcher.returncode == 0, output
     assert_same_losses(alone, "through-slurm", [output])

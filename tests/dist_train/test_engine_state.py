@@ -122,6 +122,6 @@ def load_and_go_on(rank: int, world_size: int, folder: Path) -> None:
 
 def test_what_is_gathered_is_that_of_torch_and_goes_on_on_any_ranks_at_any_stage(tmp_path: Path):
     for world_size in (1, 2):
-        run_ranks(gather_and_compare, world_size, tmp_path, timeout_s=120)
+        run_ranks(gather_and_compare, world_size, tmp_path, timeout_s=400)
     for world_size in (1, 2):
-        run_ranks(load_and_go_on, world_size, tmp_path, timeout_s=200)
+        run_ranks(load_and_go_on, world_size, tmp_path, timeout_s=400)

@@ -145,7 +145,7 @@ def test_a_run_that_can_only_be_read_is_loaded_and_evaluated(run: Path):
     for folder in folders:
         folder.chmod(0o555)
     try:
-        run_ranks(load_without_writing, 1, run, without, timeout_s=120)
+        run_ranks(load_without_writing, 1, run, without, timeout_s=400)
     finally:
         for folder in folders:
             folder.chmod(0o755)

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from dist_train import memory_account
 from dist_train.memory_account import PHASES, MemoryAccount
 from dist_train.process_memory import MemoryUse
 
@@ -134,27 +135,32 @@ def test_phases_have_words_for_a_sentence():
         assert not phase.part.endswith(".")
 
 
-def test_seconds_of_a_phase_are_its_own_without_those_inside_it():
+def test_seconds_of_a_phase_are_its_own_without_those_inside_it(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(memory_account.time, "monotonic", lambda: now)
+
+    def work(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
     account = MemoryAccount()
     with account.phase("forward"):
-        time.sleep(0.05)
+        work(0.5)
         for _ in range(2):
             with account.phase("bank"):
-                time.sleep(0.1)
+                work(1.0)
 
     def fail() -> None:
         with account.phase("data"):
-            time.sleep(0.02)
+            work(0.25)
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     seconds = account.seconds()
     assert list(seconds) == ["bank", "forward", "data"]
-    assert seconds["bank"] >= 0.2
-    assert 0.05 <= seconds["forward"] < 0.2
-    assert seconds["data"] >= 0.02
-    assert account.cost()["seconds"]["building the memory bank"] == round(seconds["bank"], 2)
+    assert seconds == {"bank": 2.0, "forward": 0.5, "data": 0.25}
+    assert account.cost()["seconds"]["building the memory bank"] == 2.0
 
 
 def test_seconds_of_a_thread_beside_are_not_taken_from_those_of_the_training():

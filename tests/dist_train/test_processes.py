@@ -21,8 +21,10 @@ def process(pid: int) -> Process:
 def test_a_process_runs_until_it_has_ended_reaped_or_not():
     child = subprocess.Popen(["sleep", "60"])
     known = process(child.pid)
-    assert known.is_running()
-    child.kill()
+    try:
+        assert known.is_running()
+    finally:
+        child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
     assert not known.is_running()
     child.wait()

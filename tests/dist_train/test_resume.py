@@ -534,4 +534,4 @@ def train_them(rank: int, world_size: int, folder: Path) -> None:
 
 @pytest.mark.ranks
 def test_runs_go_on_in_their_folder_or_in_another_one(tmp_path: Path):
-    run_ranks(train_them, 1, tmp_path, timeout_s=250)
+    run_ranks(train_them, 1, tmp_path, timeout_s=400)

@@ -31,7 +31,7 @@ def evaluate_to_file(rank: int, world_size: int, folder: Path, batch: int, out: 
 @pytest.mark.ranks
 def test_the_test_score_does_not_depend_on_batch_size_or_ranks(finished_run: Path, tmp_path: Path):
     for world_size, batch in ((1, 64), (1, 7), (2, 32), (3, 2048)):
-        run_ranks(evaluate_to_file, world_size, finished_run, batch, tmp_path, timeout_s=120)
+        run_ranks(evaluate_to_file, world_size, finished_run, batch, tmp_path, timeout_s=400)
     reported = json.loads((finished_run / "result.json").read_text())["scores"]
     files = list(tmp_path.glob("*.json"))
     assert len(files) == 4

@@ -119,7 +119,7 @@ def test_a_memory_that_shows_the_answer_stops_every_rank_or_is_only_told(tmp_pat
         gram=replace(base.gram, top_k=1, retrieval_key="anchored", d_repr=48),
         train=replace(base.train, max_steps=2),
     )
-    run_ranks(leak, 2, config, tmp_path, timeout_s=150)
+    run_ranks(leak, 2, config, tmp_path, timeout_s=400)
     assert (tmp_path / "stopped-0").exists()
     assert (tmp_path / "stopped-1").exists()
     assert not (tmp_path / "runs/stopped/result.json").exists()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,6 +100,15 @@ def test_quiet_keeps_warnings_on_stderr(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr() == ("run a\nwarning: disk\n", "")
     say("run a", "warning: disk", "leak: rows", quiet=True)
     assert capsys.readouterr() == ("", "warning: disk\nleak: rows\n")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_line_is_written_in_one_piece(quiet: bool, monkeypatch: pytest.MonkeyPatch):
+    written: list[str] = []
+    stream = SimpleNamespace(write=written.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stderr" if quiet else "stdout", stream)
+    say("warning: disk", "leak: rows", quiet=quiet)
+    assert written == ["warning: disk\n", "leak: rows\n"]
 
 
 def test_a_terminal_without_a_width_gets_plain_lines():

@@ -68,7 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     # Validation falls between two lines of metrics, which must not lose the steps before it.
     slow = plain_run(folder, "slow", max_steps=12, log_every=6, eval_every=5)
-    run_ranks(train_all, 1, [shaky, epochs, careful], slow, timeout_s=200)
+    run_ranks(train_all, 1, [shaky, epochs, careful], slow, timeout_s=400)
     return folder / "runs"
 
 

@@ -66,6 +66,12 @@ def test_a_rank_that_failed_is_quoted_once_another_lost_it_or_after_a_while():
     assert judged(seen(state="failed"), failed) is None, "each has its own message"
 
 
+def test_a_rank_that_waited_long_for_one_that_failed_is_not_at_fault():
+    waiting = seen(idle_s=500, exchanges=(8, 9))
+    assert judged(seen(state="failed"), waiting) is None
+    assert judged(seen(state="failed", failed_s=GRACE_S), waiting) == ("failed", 0)
+
+
 def test_ranks_that_have_left_are_not_missed():
     assert judged(seen(), seen(state="left", silent_s=999, idle_s=999, exchanges=(0, 0))) is None
 

@@ -255,7 +255,7 @@ def test_a_server_that_does_not_answer_leaves_the_run_offline(tmp_path: Path):
     done = script(
         tmp_path,
         """
-wandb_run.START_TIMEOUT_S = 2.0
+wandb_run.START_TIMEOUT_S = 8.0
 run = WandbRun(folder, TrackingConfig(wandb_mode="auto"))
 print(run.start("a", {}))
 run.log(1, {"train/loss": 0.5})

@@ -40,7 +40,7 @@ from memory_index.config import BankConfig
 from model.config import GramConfig
 from tests.faults.rank import VARIABLE, Fault, draw_fault
 from tests.fuzz import campaign, flips
-from tests.helpers.jobs import MARK, free_port, processes_of
+from tests.helpers.jobs import MARK, end_processes_of, free_port, processes_of
 from tests.helpers.runs import numbers, tiny_run
 
 ROOT = Path(__file__).parents[2]
@@ -100,8 +100,8 @@ class Chain:
             except subprocess.TimeoutExpired as error:
                 raise LostError(f"{log}: still runs after {LIMIT_S:.0f} s") from error
             finally:
-                for pid in processes_of(self.mark):
-                    os.kill(pid, 9)
+                end_processes_of(self.mark)
+                process.wait(60)
         return code
 
     def command(self, port: int, *, whole: bool) -> list[str]:
@@ -155,6 +155,8 @@ def run_chain(chain: Chain, kills: int, numbers: random.Random) -> None:
             fault = draw_fault(numbers, chain.ranks, Path(folder))
             begin(chain, fault)
             struck = Path(folder, "struck").exists()
+        if chain.finished:  # before it noticed that its launcher was gone: nothing was killed
+            break
         if struck:
             chain.kills += 1
             chain.faults.append(fault)
@@ -164,7 +166,7 @@ def run_chain(chain: Chain, kills: int, numbers: random.Random) -> None:
                 f"{fault.moment}; resumed {chain.resumes()} times",
                 flush=True,
             )
-        elif not chain.finished:
+        else:
             raise LostError(f"{chain.file}: start {chain.starts} ended of itself, see its log")
     code = 0
     if not chain.finished:

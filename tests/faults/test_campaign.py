@@ -13,7 +13,7 @@ from tests.faults.campaign import LostError, run_kills
 
 @pytest.mark.ranks
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_training_that_is_killed_three_times_ends_as_if_nothing_had_been(tmp_path: Path):
     result = run_kills(tmp_path, 3, seed=3, per_chain=3)
     assert (result["kills"], result["resumed"], result["bitwise_equal"]) == (3, 3, 3)

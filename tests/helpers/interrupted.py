@@ -48,7 +48,7 @@ def do_jobs(rank: int, world_size: int, jobs: Sequence[Job]) -> None:
                     train_and_score(config, preflight.check(config), resume)
 
 
-def run_jobs(jobs: Sequence[Job], world_size: int = 1, timeout_s: float = 250) -> None:
+def run_jobs(jobs: Sequence[Job], world_size: int = 1, timeout_s: float = 400) -> None:
     """Do jobs in fresh processes, one for each rank."""
     run_ranks(do_jobs, world_size, list(jobs), timeout_s=timeout_s)
 

@@ -1,15 +1,21 @@
 """Ranks that are real processes, as a launcher starts them: what a signal or an exit code needs."""
 
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FIRST_PORT, LAST_PORT = 22_000, 32_000
+"""Below those that Linux gives to outgoing connections, above those of the first jobs of Slurm."""
+
 MARK = "TIMELLM_TEST_JOB"
 """In the environment of every process of a job, whoever started it."""
 
@@ -50,7 +56,7 @@ class Job:
             for rank in range(world_size)
         ]
 
-    def wait(self, rank: int, timeout_s: float = 90) -> Ended:
+    def wait(self, rank: int, timeout_s: float = 200) -> Ended:
         """Wait for one rank.
 
         Raises:
@@ -60,13 +66,18 @@ class Job:
         return Ended(code=self.ranks[rank].returncode, out=out, error=error)
 
     def kill(self) -> None:
-        """End what still runs."""
+        """End what still runs, and let go of it."""
         for process in self.ranks:
             process.kill()
+        for process in self.ranks:
+            process.wait(60)
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
 
 
 def run_job(
-    script: str, *arguments: str, world_size: int = 2, timeout_s: float = 90
+    script: str, *arguments: str, world_size: int = 2, timeout_s: float = 200
 ) -> list[Ended]:
     """Run Python code on every rank, see :class:`Job`, and wait for all of them.
 
@@ -81,12 +92,18 @@ def run_job(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody has, and that nobody is given who asks for any port."""
+    while True:
+        port = _ports.randrange(FIRST_PORT, LAST_PORT)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
-def is_port_free(port: int, timeout_s: float = 2) -> bool:
+_ports = random.Random()  # of its own: tests set the seed of the other one
+
+
+def is_port_free(port: int, timeout_s: float = 20) -> bool:
     """Whether nobody listens there; a process that ends still does for a moment."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -117,6 +134,13 @@ def wait_until_gone(mark: str, timeout_s: float) -> list[int]:
     while (left := processes_of(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
+
+
+def end_processes_of(mark: str) -> None:
+    """Kill what is left of a job."""
+    for pid in processes_of(mark):
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGKILL)
 
 
 def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:

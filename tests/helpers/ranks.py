@@ -35,7 +35,7 @@ class RankFailedError(AssertionError):
 
 
 def run_ranks(
-    work: Callable[..., None], world_size: int, *args: object, timeout_s: float = 60.0
+    work: Callable[..., None], world_size: int, *args: object, timeout_s: float = 120.0
 ) -> None:
     """Call ``work(rank, world_size, *args)`` in ``world_size`` gloo processes.
 
@@ -94,6 +94,7 @@ def _enter(
     meeting = f"file://{folder / 'rendezvous'}"
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size, timeout=timeout)
+    dist.barrier()  # one that has nothing to do must not leave while others still connect to it
     try:
         work(rank, world_size, *args)
     except BaseException:

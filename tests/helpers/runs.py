@@ -55,7 +55,7 @@ def train_each(rank: int, world_size: int, configs: list[RunConfig], figures: bo
 
 def train_runs(configs: list[RunConfig], world_size: int = 1, *, figures: bool = False) -> None:
     """Train runs in processes of their own; their reports have figures on demand."""
-    run_ranks(train_each, world_size, configs, figures, timeout_s=200)
+    run_ranks(train_each, world_size, configs, figures, timeout_s=400)
 
 
 def losses(folder: Path) -> list[float]:

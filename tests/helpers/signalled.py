@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,9 +66,22 @@ def send(sent: Sent) -> None:
             os.kill(pid, getattr(signal, sent.signal))
         time.sleep(0.5)  # it has come
     if sent.to in ("launcher", "runner"):  # and these have passed it on, or have been missed
-        deadline = time.monotonic() + (20 if sent.to == "runner" else 2)
-        while not stop_signals.received() and time.monotonic() < deadline:
+        # That of DeepSpeed tells one rank after the other, the next when the first has ended, and
+        # kills one that has not after 30 seconds.
+        deadline = time.monotonic() + 20
+        while not list(folder.glob("heard.*")) and time.monotonic() < deadline:
             time.sleep(0.1)
+
+
+def note_signal(folder: Path, rank: str) -> None:
+    """Write down that this rank has got a signal, as soon as it has."""
+
+    def watch() -> None:
+        while not stop_signals.received():
+            time.sleep(0.05)
+        (folder / f"heard.{rank}").touch()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def arrange(sent: Sent, patch: pytest.MonkeyPatch) -> None:
@@ -113,6 +127,7 @@ def main() -> int:
     sent = Sent(**json.loads(os.environ[VARIABLE]))
     rank = os.environ["RANK"]
     Path(sent.folder, f"pid.{rank}").write_text(str(os.getpid()))
+    note_signal(Path(sent.folder), rank)
     with pytest.MonkeyPatch.context() as patch:
         from tests.helpers.interrupted import quick
 

@@ -73,7 +73,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[wandb_files
             gram=GramConfig(use_gram=True, top_k=1, retrieval_key="anchored", d_repr=48),
         ),
     ]
-    run_ranks(train_all, 1, *configs, timeout_s=250)
+    run_ranks(train_all, 1, *configs, timeout_s=400)
     found = {}
     for config in configs:
         (file,) = wandb_files.files(config.run_folder)

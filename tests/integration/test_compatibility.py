@@ -90,7 +90,7 @@ def run_cells(
     configs = {key: cell(folder, *key) for key in keys}
     for ranks in RANKS:
         mine = [config for key, config in configs.items() if key[3] == ranks]
-        run_ranks(train_cells, ranks, mine, timeout_s=280)
+        run_ranks(train_cells, ranks, mine, timeout_s=400)
     return {
         key: verdict(config, configs[(*key[:2], reference_stage(key[1], key[2]), 1)])
         for key, config in configs.items()

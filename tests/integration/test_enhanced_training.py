@@ -107,7 +107,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config_of(folder, "flat", flat, replace(dual, top_k=3), "none"),
         config_of(folder, "flat-bf16", flat, replace(dual, top_k=3), precision="bf16"),
     ]  # fmt: skip
-    run_ranks(train_all, 1, configs, ["every-2", "each-epoch", "anchored"], timeout_s=200)
+    run_ranks(train_all, 1, configs, ["every-2", "each-epoch", "anchored"], timeout_s=400)
     return folder / "runs"
 
 

@@ -25,8 +25,8 @@ from tests.helpers.runs import tiny_run
 pytestmark = pytest.mark.ranks
 
 EVERY, LAG = 3, 2
-LIMIT_S = 10.0
-"""From the failure to the end of the last rank."""
+LIMIT_S = 40.0
+"""From the failure to the end of the last rank: seconds, and three times that on a slow machine."""
 
 
 def run_of(folder: Path, name: str, **refresh: int) -> RunConfig:
@@ -99,7 +99,7 @@ def fail(rank: int, world_size: int, configs: list[RunConfig]) -> None:
 
 def test_a_failure_on_one_rank_ends_all_of_them(tmp_path: Path):
     build = run_of(tmp_path, "build", refresh_every=EVERY, refresh_lag=LAG)
-    run_ranks(fail, 2, [run_of(tmp_path, "search"), build], timeout_s=100)
+    run_ranks(fail, 2, [run_of(tmp_path, "search"), build], timeout_s=400)
 
 
 FAILS_IN_ITS_SEARCH = """

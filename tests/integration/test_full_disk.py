@@ -112,7 +112,7 @@ def do_both(rank: int, world_size: int, configs: list[RunConfig], out: Path) -> 
 def test_training_goes_on_through_a_full_disk_and_a_report_is_written_later(tmp_path: Path):
     with small_disk(tmp_path / "disk", 48 * 1024) as disk:
         config, late = (run_on(disk, tmp_path, name) for name in ("full", "late"))
-        run_ranks(do_both, 2, [config, late], tmp_path, timeout_s=200)
+        run_ranks(do_both, 2, [config, late], tmp_path, timeout_s=400)
         said = (tmp_path / "said-0").read_text()
         for name in ("step_6", "step_8"):
             assert f"{config.run_folder / name} could not be saved (No space left on device" in said

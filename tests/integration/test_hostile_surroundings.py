@@ -34,7 +34,7 @@ def train_without_roots_power(config_file: Path) -> "subprocess.CompletedProcess
     return subprocess.run(
         [sys.executable, "-c", TRAIN, "--config", str(config_file)],
         cwd=ROOT, env=plain | {"DS_ACCELERATOR": "cpu"}, text=True, capture_output=True,
-        check=False, timeout=120,
+        check=False, timeout=200,
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_a_data_file_that_may_not_be_read_says_so_in_one_line(tmp_path: Path):
     script = TRAIN.replace("obey_permissions()", "obey_permissions(read_too=True)")
     ended = subprocess.run(
         [sys.executable, "-c", script, "--config", str(tmp_path / "run.yaml")],
-        cwd=ROOT, text=True, capture_output=True, check=False, timeout=60,
+        cwd=ROOT, text=True, capture_output=True, check=False, timeout=200,
     )  # fmt: skip
     assert ended.returncode == 2
     assert ended.stderr == (

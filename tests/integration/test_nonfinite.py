@@ -168,7 +168,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         "skip-3": {"stage": 3, "on_nonfinite": "skip", "factor": nan},
     }  # fmt: skip
     made = {name: make_case(folder, name, **settings) for name, settings in wanted.items()}
-    run_ranks(do_cases, 2, list(made.values()), timeout_s=250)
+    run_ranks(do_cases, 2, list(made.values()), timeout_s=400)
     return made
 
 

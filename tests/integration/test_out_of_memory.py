@@ -67,7 +67,7 @@ def exhaust(where: str, config: RunConfig, *, ranks: int = 1) -> list[Ended]:
     """Run until memory is used up, on the last rank."""
     path = Path(config.runs_dir).parent / "run.yaml"
     path.write_text(config_to_yaml(config))
-    return run_job(SCRIPT, where, str(ranks - 1), str(path), world_size=ranks, timeout_s=200)
+    return run_job(SCRIPT, where, str(ranks - 1), str(path), world_size=ranks, timeout_s=400)
 
 
 def advice(ended: Ended) -> tuple[str, list[str]]:

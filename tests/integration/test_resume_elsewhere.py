@@ -95,9 +95,9 @@ def test_other_ranks_and_other_stages_do_the_same_steps(tmp_path: Path):
         else:
             on_one.append(first)
             on_two_after.append(second)
-    run_ranks(do_and_record, 2, on_two_before, tmp_path, timeout_s=200)
-    run_ranks(do_and_record, 1, on_one, tmp_path, timeout_s=200)
-    run_ranks(do_and_record, 2, on_two_after, tmp_path, timeout_s=200)
+    run_ranks(do_and_record, 2, on_two_before, tmp_path, timeout_s=400)
+    run_ranks(do_and_record, 1, on_one, tmp_path, timeout_s=400)
+    run_ranks(do_and_record, 2, on_two_after, tmp_path, timeout_s=400)
 
     expected, windows = course(whole), windows_of(tmp_path, "whole")
     assert {step for step, _ in expected} == {0, 2, 4, 6, 8, 9}

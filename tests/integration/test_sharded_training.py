@@ -135,12 +135,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_of(folder, "lists-one", bank=LISTS),
         run_of(folder, "waits", gram=waits, bank=banks),
         run_of(folder, "found", gram=waits, bank=replace(banks, build="never")),
-    ], timeout_s=120)  # fmt: skip
+    ], timeout_s=400)  # fmt: skip
     run_ranks(train_all, 2, [
         run_of(folder, "two"),
         run_of(folder, "lists-two", bank=LISTS),
         *(run_of(folder, name, model=dropout) for name in ("random", *CHANGES)),
-    ], timeout_s=200)  # fmt: skip
+    ], timeout_s=400)  # fmt: skip
     return folder / "runs"
 
 

@@ -26,7 +26,7 @@ from tests.helpers.signalled import Sent
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.ranks,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
 ]  # six starts of DeepSpeed in one fixture
 
 STEPS, EVAL_EVERY = 12, 6
@@ -81,7 +81,7 @@ class Jobs:
             ["deepspeed", "--log_level", "error", "--no_local_rank", "--num_gpus", "2",
              "--master_port", str(port), "--module", "tests.helpers.signalled",
              "--config", str(self.file), *options],
-            cwd=ROOT, env=environment, text=True, timeout=120, check=False,
+            cwd=ROOT, env=environment, text=True, timeout=280, check=False,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         left = [f"process {pid}" for pid in wait_until_gone(mark, 20)]

@@ -88,7 +88,7 @@ def keep_backbone_of_last_engine(seen: dict[str, torch.Tensor]) -> None:
 
 
 def test_the_backbone_is_bit_identical_after_training(tmp_path: Path):
-    run_ranks(train_and_compare_backbone, 1, tiny_run(tmp_path), timeout_s=100)
+    run_ranks(train_and_compare_backbone, 1, tiny_run(tmp_path), timeout_s=400)
 
 
 @pytest.mark.parametrize("anchor", ["ridge", "ridge_retrieval"])

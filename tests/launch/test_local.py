@@ -23,6 +23,7 @@ from tests.helpers.runs import tiny_run
 
 pytestmark = [
     pytest.mark.ranks,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds ranks in /proc"),
 ]
 
@@ -60,7 +61,7 @@ def finish(process: "subprocess.Popen[str]", config: Path) -> Finished:
     started = time.monotonic()
     with process:
         try:
-            out, error = process.communicate(timeout=150)
+            out, error = process.communicate(timeout=280)
         finally:
             process.kill()
             for rank in ranks_of(config):
@@ -85,12 +86,17 @@ ENDLESS = ["--train.max_steps", "1000000", "--train.max_epochs", "1000000"]
 ENDLESS += ["--train.patience", "1000000"]
 
 
-def wait_for_training(process: "subprocess.Popen[str]", folder: Path) -> None:
-    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 100
-    while not (metrics.exists() and "train/loss" in metrics.read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the training has not begun"
+def start_training(config: Path, folder: Path, *options: str) -> "subprocess.Popen[str]":
+    """Start a run, and wait until it has saved a model and done a step."""
+    process = start(config, *options)
+    model, metrics = folder / "best/manifest.json", folder / "metrics.jsonl"
+    deadline = time.monotonic() + 280
+    while not (model.exists() and "train/loss" in metrics.read_text()):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.send_signal(signal.SIGTERM)
+            pytest.fail(f"the training has not begun: {finish(process, config)}")
         time.sleep(0.1)
+    return process
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -122,8 +128,7 @@ class Killed:
 @pytest.fixture(scope="module")
 def killed(config: Path) -> Killed:
     folder = config.parent / "runs/x"
-    process = start(config, "--name", "x", *ENDLESS)
-    wait_for_training(process, folder)
+    process = start_training(config, folder, "--name", "x", *ENDLESS)
     ranks = ranks_of(config)
     assert len(ranks) == RANKS
     for rank in ranks:
@@ -173,7 +178,7 @@ def test_the_same_call_again_only_repeats_the_result(config: Path, trained: Fini
     again = finish(start(config, "--name", "x"), config)
     assert (again.code, again.last_line) == (0, trained.last_line)
     assert "finished before" in again.out
-    assert again.seconds < 10
+    assert again.seconds < trained.seconds
     assert content(config.parent / "runs") == before
 
 
@@ -182,23 +187,21 @@ def test_the_same_call_again_only_repeats_the_result(config: Path, trained: Fini
 def test_a_signal_stops_the_run_with_code_75_and_leaves_no_process(name: str, config: Path):
     folder = config.parent / f"stopped-{name}"
     options = ["--runs_dir", str(folder), "--name", "s"]
-    process = start(config, *options, *ENDLESS)
-    wait_for_training(process, folder / "s")
+    process = start_training(config, folder / "s", *options, *ENDLESS)
     ranks = ranks_of(config)
     process.send_signal(getattr(signal, name))
     stopped = finish(process, config)
     assert (stopped.code, ranks_of(config)) == (local.EXIT_STOPPED, []), stopped.error
     assert len(ranks) == RANKS
     assert f"stopped by {name}" in stopped.error
-    assert stopped.seconds < 60
+    assert stopped.seconds < 120
 
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_under_its_own_name(config: Path):
     folder = config.parent / "resumed"
     options = ["--runs_dir", str(folder), "--name", "r", "--train.max_steps", "300"]
-    process = start(config, *options)
-    wait_for_training(process, folder / "r")
+    process = start_training(config, folder / "r", *options)
     process.send_signal(signal.SIGUSR2)
     stopped = finish(process, config)
     assert stopped.code == local.EXIT_STOPPED, stopped.error

@@ -197,4 +197,4 @@ def work_and_count(rank: int, world_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.ranks
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_deepspeed_sends_what_the_model_says(dtype: torch.dtype):
-    run_ranks(work_and_count, 2, dtype, timeout_s=300)
+    run_ranks(work_and_count, 2, dtype, timeout_s=400)

@@ -64,7 +64,7 @@ def fail_together(rank: int, world_size: int) -> None:
             started = time.monotonic()
             with pytest.raises(SearchError) as raised:
                 index.search(queries, nothing, 5)
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 30
             expected = f"the search in the memory failed on rank {where[0]}: {message}"
             assert group.gather_objects(str(raised.value)) == [expected] * world_size
             shard.fails, index._encode = "", encode

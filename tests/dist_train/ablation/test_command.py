@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -130,7 +129,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_killed_ablation_goes_on_and_a_failed_row_says_so(tmp_path: Path):
     run = load_run_config(base_run(tmp_path))
     long = replace(run, train=replace(run.train, max_steps=60, eval_every=10))
@@ -140,13 +139,15 @@ def test_a_killed_ablation_goes_on_and_a_failed_row_says_so(tmp_path: Path):
     cells = tmp_path / "runs/tiny-ablation/cells"
 
     killed = start(tmp_path)
-    deadline = time.monotonic() + 300
-    while not any(len(lines_of(path)) > 12 for path in cells.glob("first-*/*/metrics.jsonl")):
-        assert killed.poll() is None, killed.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    deadline = time.monotonic() + 600
+    try:
+        while not any(len(lines_of(path)) > 2 for path in cells.glob("first-*/*/metrics.jsonl")):
+            assert killed.poll() is None, killed.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        killed.kill()
+        killed.communicate()
     (first,) = cells.glob("first-*/seed_2021")
     # The run notices, saves and leaves; the next call would be refused its folder until then.
     while "launcher (timellm ablate" not in (first.parent / "seed_2021.log").read_text():
@@ -160,7 +161,10 @@ def test_a_killed_ablation_goes_on_and_a_failed_row_says_so(tmp_path: Path):
     assert 0 < stopped_at < 60
 
     again = start(tmp_path)
-    out, error = again.communicate(timeout=500)
+    try:
+        out, error = again.communicate(timeout=1000)
+    finally:
+        again.kill()
     assert again.returncode == 1, error  # one row failed
     last = json.loads(out.splitlines()[-1])
     rows = {row["row"]: row for row in last["rows"]}

@@ -26,13 +26,24 @@ from tests.dist_train.ablation.ablations import base_run, plan_of
 
 FINISHES = """
 import json, os, pathlib, sys, time
-folder, config, seconds = pathlib.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+folder, config = pathlib.Path(sys.argv[1]), sys.argv[2]
 folder.mkdir(parents=True)
 began = time.monotonic()
-time.sleep(seconds)
 (folder / "config.yaml").write_text(config)
 (folder / "span.json").write_text(json.dumps([began, time.monotonic()]))
 (folder / "environment.json").write_text(json.dumps(dict(os.environ)))
+(folder / "result.json").write_text("{}")
+"""
+MEETS = """
+import os, pathlib, sys, time
+folder, others, number = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+folder.mkdir(parents=True)
+(others / str(os.getpid())).touch()
+deadline = time.monotonic() + 60
+while len(list(others.iterdir())) < number:
+    assert time.monotonic() < deadline, "alone"
+    time.sleep(0.05)
+(folder / "config.yaml").write_text(sys.argv[4])
 (folder / "result.json").write_text("{}")
 """
 FAILS = "import sys; print('error: out of memory: lower it', file=sys.stderr); sys.exit(71)"
@@ -62,8 +73,8 @@ def replace_program(monkeypatch: pytest.MonkeyPatch) -> Callable[[Program], None
     return replace
 
 
-def finishing(cell: Cell, seconds: float = 0) -> list[str]:
-    return [FINISHES, str(cell.folder), config_to_yaml(cell.config), str(seconds)]
+def finishing(cell: Cell) -> list[str]:
+    return [FINISHES, str(cell.folder), config_to_yaml(cell.config)]
 
 
 def span(cell: Cell) -> tuple[float, float]:
@@ -102,12 +113,17 @@ def test_a_cell_that_fails_says_why_and_the_others_go_on(
 
 
 def test_several_run_at_once_only_where_asked(
-    plan: Plan, replace_program: Callable[[Program], None]
+    plan: Plan, replace_program: Callable[[Program], None], tmp_path: Path
 ):
-    replace_program(lambda cell: finishing(cell, 1.5))
+    here = tmp_path / "here"
+    here.mkdir()
+
+    def meeting(cell: Cell) -> list[str]:
+        return [MEETS, str(cell.folder), str(here), "4", config_to_yaml(cell.config)]
+
+    replace_program(meeting)
     run_cells(plan.trainings, "f", Limits(jobs=4), lambda line: None)
-    spans = [span(cell) for cell in plan.trainings]
-    assert max(began for began, _ in spans) < min(ended for _, ended in spans)
+    assert all(is_finished(cell) for cell in plan.trainings)
 
 
 def test_a_signal_is_passed_on_and_nothing_new_begins(

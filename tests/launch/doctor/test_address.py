@@ -73,4 +73,4 @@ def test_nobody_there_is_said_with_the_reason_and_in_time(address: str, reason: 
     began = time.monotonic()
     with pytest.raises(UnreachableError, match=reason):
         wait_for_listener(address, free_port(), 1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30

@@ -19,10 +19,10 @@ def test_what_does_not_end_is_left_behind():
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"did not end within 0\.2 s"):
         bounded(go_on.wait, 0.2)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert is_left_behind()
     go_on.set()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while is_left_behind():
         assert time.monotonic() < deadline
         time.sleep(0.01)

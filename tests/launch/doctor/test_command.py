@@ -145,7 +145,7 @@ def test_a_rank_that_cannot_connect_says_where_and_rank_0_says_who():
 @pytest.mark.ranks
 def test_ranks_that_disagree_on_their_number_and_one_that_never_came():
     other = Patient(environment={"WORLD_SIZE": "3"})
-    ended = examine("--timeout_s", "5", *only(), ranks=[Patient(), other], fresh=False)
+    ended = examine("--timeout_s", "10", *only(), ranks=[Patient(), other], fresh=False)
     assert [one.code for one in ended] == [1, 1]
     text = " ".join(ended[0].out.split())
     assert re.search(r"the ranks disagree on WORLD_SIZE: 2 on rank 0 \(.*\); 3 on rank 1", text)
@@ -157,7 +157,7 @@ def test_ranks_that_disagree_on_their_number_and_one_that_never_came():
 @pytest.mark.ranks
 def test_numbers_given_twice_are_named_with_their_processes():
     ranks = [Patient(environment={"RANK": number, "WORLD_SIZE": "5"}) for number in "0101"]
-    ended = examine("--timeout_s", "5", *only(), ranks=ranks, fresh=False)
+    ended = examine("--timeout_s", "10", *only(), ranks=ranks, fresh=False)
     assert [one.code for one in ended] == [1, 1, 1, 1]
     (told,) = [one.out for one in ended if one.out]  # of two ranks 0 the first leads
     text = " ".join(told.split())
@@ -211,19 +211,19 @@ def hangs(fifo: Path) -> Patient:
 @pytest.mark.ranks
 def test_a_check_that_never_ends_is_a_row_and_the_others_are_made(folder: Path, tmp_path: Path):
     given = ["--config", str(folder / "run.yaml"), "--json", *only("inputs", "packages")]
-    given += ["--timeout_s", "5"]
+    given += ["--timeout_s", "10"]
     first, second = examine(*given, ranks=[Patient(), hangs(tmp_path / "fifo")], fresh=False)
     assert (first.code, second.code, second.error) == (1, 1, "")
     row = rows(first)["inputs"]
     assert row["status"] == "fail"
-    assert re.fullmatch(r"rank 1 \(.*\) did not end within 5 s", row["found"])
+    assert re.fullmatch(r"rank 1 \(.*\) did not end within 10 s", row["found"])
     assert rows(first)["packages"]["status"] == "ok"
 
 
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_a_rank_that_is_killed_is_named(folder: Path, tmp_path: Path):
-    given = ["--config", str(folder / "run.yaml"), "--json", *only("inputs"), "--timeout_s", "5"]
+    given = ["--config", str(folder / "run.yaml"), "--json", *only("inputs"), "--timeout_s", "10"]
     with Ward(*given, ranks=[Patient(), hangs(tmp_path / "fifo")], fresh=False) as ward:
         wait_until(lambda: is_read(tmp_path / "fifo"))
         ward.processes[1].send(signal.SIGKILL)
@@ -243,7 +243,7 @@ def test_without_rank_0_a_rank_says_so_and_ends(folder: Path, tmp_path: Path):
     with Ward(*given, ranks=[hangs(tmp_path / "fifo"), Patient()]) as ward:
         wait_until(lambda: is_read(tmp_path / "fifo"))
         ward.processes[0].send(signal.SIGKILL)
-        second = ward.wait(1, 60)
+        second = ward.wait(1)
     assert (second.code, second.out) == (1, "")
     said = r"doctor: rank 1 \(.*\): the connection broke: .*; see the output of rank 0.\n"
     assert re.fullmatch(said, second.error)
@@ -256,7 +256,7 @@ def test_a_rank_0_that_is_stopped_does_not_keep_the_others(folder: Path, tmp_pat
     with Ward(*given, ranks=[hangs(tmp_path / "fifo"), Patient()], fresh=False) as ward:
         wait_until(lambda: is_read(tmp_path / "fifo"))
         ward.processes[0].send(signal.SIGSTOP)  # its store answers no more
-        second = ward.wait(1, 60)
+        second = ward.wait(1)
     assert (second.code, second.out) == (1, "")
     said = r"doctor: rank 1 \(.*\): hangs in .*, and ends itself; if rank 0 has stopped"
     assert re.match(said, second.error.splitlines()[-1])
@@ -284,7 +284,7 @@ def test_help_is_quick_and_explains_every_check():
         [sys.executable, "-c", f"{code}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - began < 20  # without torch; 1 s where nothing else runs
+    assert time.monotonic() - began < 60  # without torch; 1 s where nothing else runs
     for option in ("--world_size", "--timeout_s", "--size_mib", "--write_mib", "--skip", "--json"):
         assert option in done.stdout
     assert all(name in done.stdout for name in CHECKS)

@@ -9,13 +9,13 @@ from tests.helpers.jobs import ROOT
 HANG = """
 import sys, threading, time
 from launch.doctor.deadman import Deadman
-deadman = Deadman(1.0, lambda what: print("hung in", what, flush=True))
-for number in range(4):
-    time.sleep(0.5)
+deadman = Deadman(2.5, lambda what: print("hung in", what, flush=True))
+for number in range(4):  # longer than that in all
+    time.sleep(0.8)
     deadman.touch(f"part {number}")
 if sys.argv[1] == "release":
     deadman.release()
-    time.sleep(2)
+    time.sleep(4)
 else:
     threading.Event().wait()
 """
@@ -32,7 +32,7 @@ def test_a_process_that_hangs_ends_with_its_last_words():
     began = time.monotonic()
     done = run(release=False)
     assert (done.returncode, done.stdout) == (1, "hung in part 3\n")
-    assert time.monotonic() - began > 3
+    assert time.monotonic() - began > 5
 
 
 def test_a_process_that_gets_on_or_is_released_lives():

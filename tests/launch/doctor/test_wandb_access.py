@@ -113,7 +113,7 @@ def test_no_answer_is_a_warning_and_no_long_wait(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
     began = time.monotonic()
     finding = look()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert finding.status == "warn"
     assert "127.0.0.1 does not answer" in finding.found
     assert "WANDB_MODE=offline" in finding.remedy

@@ -89,14 +89,15 @@ def measure_rank(
 
     times = []
     ahead, batch = retriever.retrieve_ahead(batch_of(0), "train"), batch_of(0)
+    distributed.barrier()
     for number in range(steps):
+        began = time.perf_counter()
         following = batch_of(number + 1)
         neighbours = ahead.result()
-        distributed.barrier()
-        began = time.perf_counter()
         ahead = retriever.retrieve_ahead(following, "train")
         step.step(batch, neighbours, number)
         batch = following
+        distributed.barrier()
         times.append(time.perf_counter() - began)
     ahead.result()
     retriever.close()

@@ -58,24 +58,23 @@ def fit_ridges(data: ForecastData) -> tuple[AnchorFit, tuple[AnchorFit, ...]]:
     """
     if len(data.sources) == 1:
         return fit_ridge(data), ()
-    parts = [data.only(number) for number in range(len(data.sources))]
-    trained = [len(part.windows["train"]) > 0 for part in parts]
     own: dict[int, AnchorFit] = {}
     all_train: list[GramAccumulator] = []
     all_val: list[GramAccumulator] = []
-    for number in np.flatnonzero(trained):
+    for number in data.trained_sources:
+        windows = data.only(number).windows
         train, val = (
-            _grams(parts[number].windows[split], follows_year=False, limit=SOURCE_WINDOWS)
+            _grams(windows[split], follows_year=False, limit=SOURCE_WINDOWS)
             for split in ("train", "val")
         )
-        own[int(number)] = fit_anchor(train, val)
+        own[number] = fit_anchor(train, val)
         if not all_train:
             all_train, all_val = train, val
             continue
         for mine, theirs in zip([*all_train, *all_val], [*train, *val], strict=True):
             mine.merge(theirs)
     joint = fit_anchor(all_train, all_val)
-    return joint, tuple(own.get(number, joint) for number in range(len(parts)))
+    return joint, tuple(own.get(number, joint) for number in range(len(data.sources)))
 
 
 def fit_ridge_and_following(data: ForecastData) -> tuple[AnchorFit, AnchorFit]:

@@ -124,8 +124,15 @@ def set_solutions(
         errors.watch(candidates), data, "val_selection", batch_size=config.train.eval_batch_size
     )
     by_window = errors.gather()
+    trained = data.trained_sources
+    taken = {
+        source: bool(start) and _is_better(config, data, source, sums, by_window)
+        for source in trained
+    }
+    # A source that is not trained on has no voice, not even about itself.
+    most = 2 * sum(taken.values()) > len(trained)
     for source, fit in enumerate(closed.plain):
-        if model.anchor is None or (start and _is_better(config, data, source, sums, by_window)):
+        if model.anchor is None or taken.get(source, most):
             continue
         unread = model.anchor.weight.shape[-1] - fit.weight.shape[1]  # they count 0
         model.anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)

@@ -109,8 +109,8 @@ def selection_mse(total: ErrorSums, data: ForecastData) -> float:
 
     A source that is not trained on has no voice: choosing by it would be training on it.
     """
-    parts = data.source_channels()
-    voices = [parts[source.name] for source in data.sources if source.percent > 0]
+    parts = list(data.source_channels().values())
+    voices = [parts[number] for number in data.trained_sources]
     return sum(total.of_channels(part).mse() for part in voices) / len(voices)
 
 

@@ -4,6 +4,7 @@ Shape legend (this file):
     L  seq_len   H  pred_len   N  variates   K  neighbours
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ class ExampleMaker:
     def __init__(
         self,
         forecast: Forecast,
-        ridge: AnchorFit,
+        ridge: Sequence[AnchorFit],
         data: ForecastData,
         *,
         prompt_builder: PromptBuilder | None = None,
@@ -44,13 +45,13 @@ class ExampleMaker:
 
         Args:
             forecast: The whole model, on the test split.
-            ridge: Drawn beside it.
+            ridge: Drawn beside it: that of each source.
             data: The series.
             prompt_builder: Makes the prompts; None: none.
             retriever: The memory; None: none.
             calibration: Makes the intervals; None: none.
         """
-        self._forecast, self._ridge, self._data = forecast, ridge_forecast(ridge), data
+        self._forecast, self._ridge, self._data = forecast, ridge_forecast(*ridge), data
         self._retriever, self._calibration = retriever, calibration
         self._windows = data.windows["test"]
         self._collate = Collator(self._windows, prompt_builder)

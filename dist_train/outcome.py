@@ -92,7 +92,7 @@ def measure(trainer: Trainer, config: RunConfig, closed: ClosedForm) -> Outcome:
     )  # fmt: skip
     errors.write(config.run_folder / run_folder.ERRORS_FILE)
     maker = ExampleMaker(
-        test, closed.ridge, data, prompt_builder=trainer.prompt_builder,
+        test, closed.plain, data, prompt_builder=trainer.prompt_builder,
         retriever=trainer.retriever, calibration=known,
     )  # fmt: skip
     return Outcome(

@@ -19,7 +19,7 @@ from dist_train.data.config import DataConfig, DataError, quote
 from dist_train.data.dates import Dates, continue_dates
 from dist_train.data.frequency import at_frequency
 from dist_train.data.series import Series, SeriesSet, load_series
-from dist_train.data.sources import load_sources, union
+from dist_train.data.windows import load_forecast_data
 from dist_train.retrieval import Neighbours, Retriever
 from dist_train.series_facts import Known, KnownSeries
 from model.batch import ForecastOutput, TrendPrediction
@@ -135,7 +135,9 @@ def predict(
                 SeriesForecast(
                     series=window.series,
                     end=window.end,
-                    dates=_dates_after(window, series_set.frequency, horizon),
+                    dates=_dates_after(
+                        window, series_set.frequency or window.known.frequency, horizon
+                    ),
                     values=inverse(values_WHN[number, :horizon]),
                     intervals={
                         level: (inverse(lower[number, :horizon]), inverse(upper[number, :horizon]))
@@ -186,7 +188,7 @@ def check_levels(run: "LoadedRun", levels: Sequence[float]) -> None:
 def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
     """Read the file to forecast: ``path``, or else the data the run was trained on."""
     if path is None:
-        return union(load_sources(config.data))
+        return load_forecast_data(config.data).series_set
     return load_series(
         DataConfig(
             path=path,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
@@ -142,7 +141,7 @@ def anchor_forecast(
         retrieved_RH = None
         if retrieve is not None:
             retrieved_RH = to_rows(retrieve(batch, split)).to(rows_RL.device)
-        forecast_RH = anchor(rows_RL, retrieved_RH, batch.year_phase)
+        forecast_RH = anchor(rows_RL, retrieved_RH, batch.year_phase, batch.sources)
         return from_rows(forecast_RH, batch.context.shape[2])
 
     return forecast
@@ -199,10 +198,8 @@ class _Sums:
 
 def _judged_sources(data: ForecastData) -> dict[int, slice]:
     """Series of each source by its number, without those that no training sees."""
-    series = {number: slice(first, end) for number, (first, end) in
-              enumerate(pairwise(data.first_series.tolist()))}  # fmt: skip
-    return {number: part for number, part in series.items()
-            if len(data.windows["train"].even_sample(1, part))}  # fmt: skip
+    first = data.first_series.tolist()
+    return {number: slice(*first[number : number + 2]) for number in data.trained_sources}
 
 
 def _fits(train: _Sums, validation: _Sums) -> tuple[AnchorFit, AnchorFit]:

@@ -6,6 +6,7 @@ Shape legend (this file):
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -263,5 +264,5 @@ def even_shares(counts: list[int], limit: int | None) -> list[int]:
     total = sum(counts)
     if limit is None or limit >= total:
         return counts
-    ends = [sum(counts[: index + 1]) * limit // total for index in range(len(counts))]
+    ends = [end * limit // total for end in accumulate(counts)]
     return [end - before for end, before in zip(ends, [0, *ends], strict=False)]

@@ -33,7 +33,7 @@ class ForecastInputs(NamedTuple):
     """Cosine and sine of the time of year of the context's end. (B, 2), float32; None: unknown."""
 
     sources: Tensor | None = None
-    """Which of the sources that were trained on each window is of. (B,), int64; None: the first."""
+    """Number of each window's source. (B,), int64; may be None where the model has one."""
 
 
 class RetrievedWindows(NamedTuple):

@@ -112,13 +112,14 @@ class LinearAnchor(KeepsBufferPrecision):
             year_phase: Cosine and sine of each window's time of year, its variates one after
                 another in ``rows``; read with ``follows_year`` alone. Shape (B, 2).
             sources: Number of each window's source, its variates one after another in ``rows``.
-                Shape (B,), int64; None: all of the first.
+                Shape (B,), int64; may be None where there is one.
 
         Returns:
             Forecast on the same scale. Shape (R, H), float32.
 
         Raises:
-            ValueError: ``rows`` or ``retrieved`` does not have this anchor's shape.
+            ValueError: ``rows`` or ``retrieved`` does not have this anchor's shape, or sources are
+                missing.
         """
         _check_columns("rows", rows, self.seq_len)
         with torch.autocast(rows.device.type, enabled=False):
@@ -126,7 +127,10 @@ class LinearAnchor(KeepsBufferPrecision):
             subtracts_last = self.subtracts_last
             if self.num_sources > 1:
                 if sources is None:
-                    sources = torch.zeros(1, dtype=torch.int64, device=rows.device)
+                    raise ValueError(
+                        f"sources is missing, and this anchor was built for {self.num_sources} of "
+                        "them: pass the number of each window's source."
+                    )
                 sources_R1 = _of_rows(sources[:, None], len(rows))
                 subtracts_last = subtracts_last[sources_R1]
             # torch.where instead of an if: reading the flag would stall a GPU at every step.

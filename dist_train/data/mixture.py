@@ -1,7 +1,7 @@
 """The order in which windows of several sources are drawn; any place of it is computed alone.
 
 An epoch has as many draws as there are training windows. Each source gets its share of them, to
-the draw; within a source no window comes a second time before all have come.
+the draw; of a source's windows each comes as often in an epoch as any other, give or take once.
 """
 
 from collections.abc import Sequence

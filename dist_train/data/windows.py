@@ -222,6 +222,12 @@ class ForecastData:
         return Mixture(counts, shares(counts, weights, temperature))
 
     @property
+    def trained_sources(self) -> list[int]:
+        """Numbers of the sources that have training windows."""
+        counts = self.windows["train"].count_by_series_range(self.first_series)
+        return [int(number) for number in np.flatnonzero(counts)]
+
+    @property
     def descriptions(self) -> tuple[str, ...]:
         """What the series of each source are, in words."""
         return tuple(source.series_set.description for source in self.sources)

@@ -29,7 +29,7 @@ def data() -> ForecastData:
 
 def test_the_example_is_the_middle_test_window_in_original_units(data: ForecastData):
     ridge = fit_ridge(data)
-    shown = ExampleMaker(zeros, ridge, data).middle()
+    shown = ExampleMaker(zeros, [ridge], data).middle()
     windows, series, scaler = data.windows["test"], data.series_set.series[0], data.scalers[0]
     _, start = windows.locate(len(windows) // 2)
     np.testing.assert_array_equal(shown.dates, series.dates[start : start + 60])
@@ -48,7 +48,7 @@ def test_the_example_is_the_middle_test_window_in_original_units(data: ForecastD
 
 def test_samples_carry_the_calibrated_intervals_in_original_units(data: ForecastData):
     known = calibrate(repeat_last, data, batch_size=64)
-    samples = ExampleMaker(repeat_last, fit_ridge(data), data, calibration=known).samples()
+    samples = ExampleMaker(repeat_last, [fit_ridge(data)], data, calibration=known).samples()
     assert [sample.variate for sample in samples] == [0, 1, 2]
     windows, scaler = data.windows["test"], data.scalers[0]
     window = len(windows) // 4
@@ -67,7 +67,7 @@ def test_a_split_of_one_window_and_one_variate_has_one_sample():
     assert len(short.windows["test"]) == 31
     shorter = wide_data(rows[:150], seq_len=24, pred_len=15)
     assert len(shorter.windows["test"]) == 16
-    samples = ExampleMaker(zeros, fit_ridge(shorter), shorter).samples()
+    samples = ExampleMaker(zeros, [fit_ridge(shorter)], shorter).samples()
     assert [sample.variate for sample in samples] == [0, 0, 0]
 
 
@@ -77,7 +77,7 @@ def test_neighbours_are_past_histories_on_the_scale_of_the_window(data: Forecast
     retriever = Retriever(data, gram, BankConfig())
     encoder = retriever.builder._encoder
     retriever.refresh({} if key == "anchored" else dict(encoder.state_dict()))
-    samples = ExampleMaker(zeros, fit_ridge(data), data, retriever=retriever).samples()
+    samples = ExampleMaker(zeros, [fit_ridge(data)], data, retriever=retriever).samples()
     retriever.close()
     series = data.series_set.series[0]
     for sample in samples:
@@ -112,7 +112,7 @@ def test_neighbours_may_come_from_another_source():
     )
     retriever = Retriever(data, gram, BankConfig())
     retriever.refresh({})
-    samples = ExampleMaker(zeros, fit_ridge(data), data, retriever=retriever).samples()
+    samples = ExampleMaker(zeros, [fit_ridge(data)], data, retriever=retriever).samples()
     retriever.close()
     found = 0
     for sample in samples:
@@ -132,5 +132,5 @@ def test_many_series_are_told_by_their_ids():
     rng = np.random.default_rng(1)
     parts = [(0, np.cumsum(rng.normal(size=400))) for _ in range(3)]
     data = long_data(parts, 24, 6)
-    samples = ExampleMaker(zeros, fit_ridge(data), data).samples()
+    samples = ExampleMaker(zeros, [fit_ridge(data)], data).samples()
     assert [sample.example.columns for sample in samples] == [("s0",), ("s1",), ("s2",)]

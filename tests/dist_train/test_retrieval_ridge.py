@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from dist_train import retrieval_ridge
+from dist_train import preflight, retrieval_ridge
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
 from dist_train.data.config import DataConfig
@@ -235,3 +235,20 @@ def test_every_rank_judges_each_source_as_one_would(tmp_path: Path):
     assert first == second
     for name, numbers in one.items():
         assert numbers == pytest.approx(first[name], rel=1e-6)
+
+
+def test_the_anchor_alone_is_that_of_each_windows_source(tmp_path: Path):
+    data = preflight.check(tiny_corpus_run(tmp_path)).data
+    anchor = LinearAnchor(24, 8, num_sources=2)
+    weights = [torch.full((8, 24), value) for value in (0.1, -0.1)]
+    for source, weight in enumerate(weights):
+        anchor.set_solution(weight, "last", source)
+    windows = data.windows["val"]
+    batch = Collator(windows, None)([0, len(windows) - 1])
+    found = anchor_forecast(anchor, None, "val")(batch)
+    for row, weight in enumerate(weights):
+        context = batch.context[row, :, 0]
+        expected = context[-1] + weight @ (context - context[-1])
+        torch.testing.assert_close(found[row, :, 0], expected)
+    with pytest.raises(ValueError, match="sources is missing"):
+        anchor(batch.context[:, :, 0])

@@ -11,7 +11,10 @@ last line is JSON: ``rows``, each with
   the same share of the target (none at 0 %); ``ridge_of_all_mse``: of one ridge of all windows
   that were trained on; ``seasonal_naive_mse``.
 * ``windows_seen``, ``entries_seen``: training windows and memory entries of the target.
-  ``overlaps``: retrieved windows of a sample that overlap their query in time, the leak itself.
+* ``late``, the leak itself: of the histories retrieved for a sample of the target's test windows,
+  those that end after the window begins; must be 0. ``retrieved``: how many there were.
+
+A set that holds the same thing as the target (ETTm1 is ETTh1 four times an hour) is left out.
 """
 
 import argparse
@@ -28,13 +31,17 @@ import pandas as pd
 import yaml
 
 from benchmarks.random_gpt2 import write_random_gpt2
-from dist_train.config import load_run_config
-from dist_train.data.lengths import num_windows
-from dist_train.data.windows import ForecastData, load_forecast_data
+from dist_train.data.collate import Collator
+from dist_train.loading import load_run
+from dist_train.retrieval import Retriever
 
 DATASETS = ("ETTh1", "ETTm1", "weather", "exchange_rate", "vic_elec")
 PERCENTS, QUICK_PERCENTS = (0, 5, 10, 100), (0, 100)
 MEMORIES = ("others", "own")
+TWINS = {"ETTh1": "ETTm1", "ETTm1": "ETTh1"}
+"""Sets that hold the same thing."""
+SAMPLE = 256
+"""Test windows whose histories are looked at."""
 MOSTLY_TRAINED = [0.9, 0.05, 0.05]
 """Splits of the sets that are trained on and not asked about."""
 
@@ -60,19 +67,18 @@ SETTINGS: dict[str, Any] = {
 def configure(
     sources: Sequence[dict[str, Any]], target: int, percent: int, memory: str
 ) -> list[dict[str, Any]]:
-    """Entries of ``data.sources``: one held out, all others trained on."""
-    entries = []
-    for number, source in enumerate(sources):
-        part: dict[str, Any] = {"splits": MOSTLY_TRAINED}
-        if number == target:
-            part = {"percent": percent, "memory_percent": 100 * (memory == "own")}
-        entries.append(source | part)
-    return entries
+    """Entries of ``data.sources``: the one held out first, then all that are trained on."""
+    own = {"percent": percent, "memory_percent": 100 * (memory == "own")}
+    twin = TWINS.get(sources[target].get("dataset", ""))
+    others = [
+        source | {"splits": MOSTLY_TRAINED}
+        for number, source in enumerate(sources)
+        if number != target and source.get("dataset") != twin
+    ]
+    return [sources[target] | own, *others]
 
 
-def run(
-    folder: Path, settings: dict[str, Any], entries: list[dict[str, Any]], target: int
-) -> dict[str, Any]:
+def run(folder: Path, settings: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Train and score; returns what the row says of the target.
 
     Raises:
@@ -87,30 +93,51 @@ def run(
     file.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "dist_train.cli", "train", "--config", str(file), "--quiet"]
     subprocess.run(command, check=True)
-    data = load_forecast_data(load_run_config(file).data)
+    trained = load_run(folder / "runs/transfer")
+    assert trained.retriever is not None
+    data = trained.retriever.data
     result = json.loads((folder / "runs/transfer/result.json").read_text())
-    rows = result["sources"][data.sources[target].name]
-    lines = (folder / "runs/transfer/metrics.jsonl").read_text().splitlines()
-    overlaps = [json.loads(line).get("retrieval/overlaps") for line in lines]
+    rows = result["sources"][data.sources[0].name]
+    late, retrieved = count_late(trained.retriever)
     return {
         "mse": round(rows["Time-LLM"]["mse"], 6),
-        "ridge_mse": round(rows["ridge"]["mse"], 6) if entries[target]["percent"] else None,
+        "ridge_mse": round(rows["ridge"]["mse"], 6) if entries[0]["percent"] else None,
         "ridge_of_all_mse": round(rows["ridge of all"]["mse"], 6),
         "seasonal_naive_mse": round(rows["seasonal naive"]["mse"], 6),
-        "windows_seen": int(data.mixture(1.0).counts[target]),
-        "entries_seen": _entries(data, target, settings["bank"]["bank_stride"]),
-        "overlaps": next(int(one) for one in overlaps if one is not None),
+        "windows_seen": int(data.mixture(1.0).counts[0]),
+        "entries_seen": _entries(trained.retriever),
+        "late": late,
+        "retrieved": retrieved,
         "best_step": result["best_step"],
         "total_s": result["total_s"],
     }
 
 
-def _entries(data: ForecastData, source: int, stride: int) -> int:
-    windows, part = data.windows["train"], data.only(source)
-    return part.num_variates * sum(
-        num_windows(end - begin, windows.seq_len, windows.pred_len, False, stride)
-        for begin, end in part.memory_rows
-    )
+def count_late(retriever: Retriever) -> tuple[int, int]:
+    """Look at what test windows of the first source retrieve, by the time stamps of the files.
+
+    Returns:
+        Histories that end after the window that they were found for begins; and all of them.
+    """
+    data, windows = retriever.data, retriever.data.windows["test"]
+    ids = windows.even_sample(SAMPLE, slice(*data.first_series[:2]))
+    batch = Collator(windows, None)(ids.tolist())
+    series_MK, starts_MK, _ = retriever.bank.places(retriever.search_batch(batch, "test").ids)
+    dates = [one.dates for one in data.series_set.series]
+    late = retrieved = 0
+    for row, (number, start) in enumerate(zip(*windows.locate_batch(ids), strict=True)):
+        for found, first in zip(series_MK[row].tolist(), starts_MK[row].tolist(), strict=True):
+            if found >= 0:
+                last = first + windows.seq_len + windows.pred_len - 1
+                late += bool(dates[found][last] >= dates[number][start])
+                retrieved += 1
+    return late, retrieved
+
+
+def _entries(retriever: Retriever) -> int:
+    """Entries of the first source in the memory."""
+    series, _, _ = retriever.bank.places(retriever.bank.ids)
+    return int((series < int(retriever.data.first_series[1])).sum())
 
 
 def write_quick(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -158,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     own = folder / f"{names[target]}-{percent}-{memory}"
                     own.mkdir()
                     row = {"target": names[target], "percent": percent, "memory": memory}
-                    row |= run(own, settings, configure(sources, target, percent, memory), target)
+                    row |= run(own, settings, configure(sources, target, percent, memory))
                     print(json.dumps(row), flush=True)
                     rows.append(row)
     print(json.dumps({"rows": rows}))

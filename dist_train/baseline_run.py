@@ -29,7 +29,7 @@ from dist_train.config import (
 from dist_train.data.clock import check_clock
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, load_forecast_data
-from dist_train.evaluation import Forecast, finish_scores, score_split
+from dist_train.evaluation import Forecast, finish_scores, score_split, selection_mse
 from dist_train.memory_build import bank_root
 from dist_train.node_stats import peak_device_gib, peak_rss_gib
 from dist_train.reproducibility import code_fingerprint
@@ -87,7 +87,7 @@ def run_baselines(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
         scores = finish_scores(test, data)
         rows = {
             name: {
-                "val_mse": selection[name].mse(),
+                "val_mse": selection_mse(selection[name], data),
                 "train_s": round(one.train_s, 1),
                 "trained_parameters": one.trained_parameters,
                 "scores": asdict(scores[name]),
@@ -133,14 +133,16 @@ def _fit_all(
 def _fit(name: str, config: RunConfig, data: ForecastData) -> tuple[Forecast, int]:
     seq_len, pred_len = config.data.seq_len, config.data.pred_len
     if name == "ridge":
-        return baselines.ridge_forecast(baselines.fit_ridge(data)), seq_len * pred_len
+        joint, by_source = baselines.fit_ridges(data)
+        ridges = by_source or (joint,)
+        return baselines.ridge_forecast(*ridges), len(ridges) * seq_len * pred_len
     if name == "dlinear":
         return baselines.fit_dlinear(data, config.train.seed), 2 * (seq_len + 1) * pred_len
     if name == "patchtst":
         forecast, module = patchtst.fit_patchtst(data, config)
         return forecast, sum(parameter.numel() for parameter in module.parameters())
     if name == "seasonal_naive":
-        return baselines.seasonal_naive(data.series_set.seasonal_period), 0
+        return baselines.seasonal_naive(*data.seasonal_periods), 0
     assert name == "repeat_last"
     return baselines.repeat_last, 0
 
@@ -150,9 +152,12 @@ def _fit_retrieving(config: RunConfig, data: ForecastData, held: ExitStack) -> d
     began = time.monotonic()
     gram = replace(config.gram, use_gram=True, retrieval_key="anchored", neighbours="nearest")
     root = bank_root(config.run_folder)
-    fit = judge_retrieval(data, gram, config.bank, config.model.anchor_rows, root).with_retrieval
-    anchor = LinearAnchor(config.data.seq_len, config.data.pred_len, reads_future=True)
-    anchor.set_solution(fit.weight, fit.norm)
+    fits = judge_retrieval(data, gram, config.bank, config.model.anchor_rows, root).reading
+    anchor = LinearAnchor(
+        config.data.seq_len, config.data.pred_len, reads_future=True, num_sources=len(fits)
+    )
+    for source, fit in enumerate(fits):
+        anchor.set_solution(fit.weight, fit.norm, source)
     anchor.to(distributed.device())
     retriever = Retriever(data, gram, config.bank, root)
     held.callback(retriever.close)
@@ -173,7 +178,7 @@ def _fit_retrieving(config: RunConfig, data: ForecastData, held: ExitStack) -> d
         "ridge_retrieval": Fitted(
             forecast=lambda split: anchor_forecast(anchor, retrieved, split),
             train_s=seconds,
-            trained_parameters=fit.weight.numel(),
+            trained_parameters=anchor.weight.numel(),
         ),
         "retrieval": Fitted(forecast=alone, train_s=seconds, trained_parameters=0),
     }

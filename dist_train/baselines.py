@@ -256,8 +256,6 @@ def all_baselines(
     return {
         **ridges,
         "DLinear": fit_dlinear(data, seed),
-        "seasonal naive": seasonal_naive(
-            *(source.series_set.seasonal_period for source in data.sources)
-        ),
+        "seasonal naive": seasonal_naive(*data.seasonal_periods),
         "repeat last": repeat_last,
     }

@@ -27,16 +27,10 @@ class Comparison:
     """Scores of several forecasters on the same windows."""
 
     scores: dict[str, Scores]
-    """Over all windows, by the name of the row."""
+    """By the name of the row; with several sources, means over them."""
 
     by_source: dict[str, dict[str, Scores]]
     """By the name of the source, then of the row; empty where there is one source."""
-
-    def mse(self, row: str) -> float:
-        """Mean squared error of a row: the mean over sources, where there are several."""
-        if not self.by_source:
-            return self.scores[row].mse
-        return sum(one[row].mse for one in self.by_source.values()) / len(self.by_source)
 
 
 def score_beside_baselines(

@@ -5,6 +5,7 @@ Shape legend (this file):
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -84,10 +85,24 @@ def score_split(
 
 
 def finish_scores(sums: Mapping[str, ErrorSums], data: ForecastData) -> dict[str, Scores]:
-    """Turn error sums into scores in standardised and original units."""
+    """Turn error sums into scores in standardised and original units.
+
+    With several sources MSE, MAE and MASE are means over them: none rules by its size alone.
+    """
     naive = seasonal_naive_mae(data)
     scale = data.scale_of_channels()
-    return {name: total.scores(data.num_variates, scale, naive) for name, total in sums.items()}
+    scores = {name: total.scores(data.num_variates, scale, naive) for name, total in sums.items()}
+    if len(data.sources) == 1:
+        return scores
+    by_source = scores_by_source(sums, data).values()
+
+    def mean(row: str, error: str) -> float:
+        return float(np.mean([getattr(scores[row], error) for scores in by_source]))
+
+    return {
+        name: replace(row, mse=mean(name, "mse"), mae=mean(name, "mae"), mase=mean(name, "mase"))
+        for name, row in scores.items()
+    }
 
 
 def scores_by_source(

@@ -167,10 +167,10 @@ def load_export(
         raise CheckpointError(
             f"{folder}: cannot be read ({error}); export the run anew."
         ) from error
-    if needs_data and config.data.path is not None:
+    if needs_data and (config.data.path is not None or config.data.sources):
         raise ConfigError(
             f"--data.path: {folder} is an exported model, which does not know where its data "
-            f"({config.data.path}) lie; name the file to forecast with --data.path FILE."
+            f"({config.data.label}) lie; name the file to forecast with --data.path FILE."
         )
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
@@ -261,10 +261,17 @@ def _portable(config: RunConfig) -> dict[str, Any]:
     data = replace(
         config.data,
         root=None,
-        path=None if config.data.path is None else Path(config.data.path).name,
+        path=_name(config.data.path),
+        sources=None
+        if config.data.sources is None
+        else [replace(source, path=_name(source.path)) for source in config.data.sources],
     )
     bank = replace(config.bank, path=None)
     return config_to_dict(replace(config, data=data, bank=bank, runs_dir="runs", extends=None))
+
+
+def _name(path: str | None) -> str | None:
+    return None if path is None else Path(path).name
 
 
 def _write_backbone(config: RunConfig, files: BackboneFiles, folder: Path) -> BackboneFiles:

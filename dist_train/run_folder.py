@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,8 @@ ERRORS_FILE = "window_errors.safetensors"
 """Error of each test window, see :mod:`dist_train.window_errors`."""
 
 MAY_DIFFER = (
-    "name", "runs_dir", "extends", "data.path", "data.root", "data.num_workers",
+    "name", "runs_dir", "extends", "data.path", "data.root", "data.sources.path",
+    "data.num_workers",
     "train.micro_batch_size", "train.eval_batch_size", "train.max_epochs", "train.max_steps",
     "train.patience", "train.log_every", "train.on_nonfinite", "train.watchdog_s",
     "train.profile", "train.profile_steps", "deepspeed.", "checkpoint.", "bank.path",
@@ -71,13 +73,14 @@ def differences(now: RunConfig, then: RunConfig) -> list[str]:
     new, old = flat_settings(config_to_dict(now)), flat_settings(config_to_dict(then))
     return [
         f"{key} ({old.get(key)}, now {value})"
-        for key, value in new.items()
+        for key, value in {**dict.fromkeys(old), **new}.items()
         if old.get(key) != value and not may_differ(key)
     ]
 
 
 def may_differ(key: str) -> bool:
     """Whether a key does not decide what a step of the training does."""
+    key = re.sub(r"\[\d+\]", "", key)
     return any(key == may or (may[-1] == "." and key.startswith(may)) for may in MAY_DIFFER)
 
 
@@ -223,11 +226,17 @@ def _check_runs_dir(config: RunConfig) -> None:
 
 
 def flat_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten sections: ``{"gram": {"top_k": 5}}`` becomes ``{"gram.top_k": 5}``."""
+    """Flatten sections: ``{"gram": {"top_k": 5}}`` becomes ``{"gram.top_k": 5}``.
+
+    So are lists of sections: ``data.sources[0].weight``.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= flat_settings(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            for number, one in enumerate(value):
+                flat |= flat_settings(one, f"{prefix}{key}[{number}].")
         else:
             flat[prefix + key] = value
     return flat

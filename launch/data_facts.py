@@ -55,7 +55,7 @@ def data_facts(
         data = load_forecast_data(config.data)
     except DataError as error:
         known = PUBLISHED_SIZES.get(config.data.dataset)
-        if config.data.path is not None or known is None:
+        if config.data.sources or config.data.path is not None or known is None:
             raise DataError(f"{error} Or state its size: --num_variates and --num_rows.") from error
         return _of_size(config, *known, f"{config.data.dataset} as published, not read")
     train = data.windows["train"]
@@ -68,7 +68,7 @@ def data_facts(
         num_variates=train.num_variates,
         train_windows=len(train),
         bank_entries=limited(config, entries),
-        source=f"read: {config.data.path or config.data.dataset}",
+        source=f"read: {config.data.label}",
     )
 
 

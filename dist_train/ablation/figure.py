@@ -43,7 +43,7 @@ def save_ablation_figure(path: Path, table: Table) -> bool:
     axes.set_xlabel("test MSE (standardised): dots are seeds, bars mean and standard deviation")
     plan = table.plan
     data = plan.base.data
-    name = Path(data.path).stem if data.path else data.dataset
+    name = Path(data.path).stem if data.path else data.label
     title = f"{plan.grid.name}: {name}, {data.seq_len} -> {data.pred_len}"
     axes.set_title(title, fontsize=10, loc="left")
     if left_out:

@@ -251,7 +251,7 @@ def _measured(cell: Cell, result: Mapping[str, Any], forecaster: str) -> Measure
         windows_per_s=own.get("windows_per_s"),
         num_windows=scores["num_windows"],
         code=result["code"],
-        data=(cell.config.data.path or cell.config.data.dataset, result["data"]),
+        data=(cell.config.data.label, result["data"]),
         errors=cell.folder / ERRORS_FILE,
         forecaster=forecaster,
         pred_len=cell.config.data.pred_len,

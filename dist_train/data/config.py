@@ -199,6 +199,13 @@ class DataConfig(SeriesConfig):
                 "one of them."
             )
 
+    @property
+    def label(self) -> str:
+        """What the data are called, as far as it is known without reading them."""
+        if self.sources:
+            return ", ".join(source.label for source in self.sources)
+        return self.path or self.dataset
+
     def of_source(self, source: SourceConfig) -> "DataConfig":
         """The settings under which one of :attr:`sources` is read as if it were alone."""
         shared = {item.name: getattr(source, item.name) for item in fields(SeriesConfig)}

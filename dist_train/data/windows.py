@@ -228,6 +228,11 @@ class ForecastData:
         return [int(number) for number in np.flatnonzero(counts)]
 
     @property
+    def seasonal_periods(self) -> tuple[int, ...]:
+        """Steps per season of each source."""
+        return tuple(source.series_set.seasonal_period for source in self.sources)
+
+    @property
     def descriptions(self) -> tuple[str, ...]:
         """What the series of each source are, in words."""
         return tuple(source.series_set.description for source in self.sources)

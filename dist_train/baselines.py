@@ -184,7 +184,9 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     train, val = data.windows["train"], data.windows["val_selection"]
     # Some thousand validation rows, evenly spread, are enough to decide when to stop; and with
     # hundreds of variates a batch holds fewer windows, for the other ranks wait meanwhile.
-    val_rows = _rows(val, val.even_sample(max(1, DLINEAR_VAL_ROWS // val.num_variates)))
+    wanted = max(1, DLINEAR_VAL_ROWS // val.num_variates // len(data.trained_sources))
+    parts = [slice(*data.first_series[number : number + 2]) for number in data.trained_sources]
+    val_rows = _rows(val, np.concatenate([val.even_sample(wanted, part) for part in parts]))
     batch = min(DLINEAR_BATCH, len(train), max(1, DLINEAR_MAX_ROWS // train.num_variates))
     optimizer = torch.optim.Adam(module.parameters(), lr=DLINEAR_LEARNING_RATE)
     best, best_state, bad = float("inf"), module.state_dict(), 0

@@ -20,7 +20,7 @@ from dist_train.evaluation import score_split, selection_mse
 from dist_train.metrics import ErrorSums
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_retrieval
-from dist_train.selection import block_errors, gain_in_standard_errors, may_replace
+from dist_train.selection import blocks_of_source, gain_in_standard_errors, may_replace
 from dist_train.trend_fit import training_changes
 from dist_train.window_errors import WindowErrors
 from model.forecaster import Forecaster
@@ -147,11 +147,12 @@ def _is_better(
     by_window: Mapping[str, NDArray[np.float64]],
 ) -> bool:
     """Whether a source's anchor may be more than its ridge; says so where it may not."""
-    windows, part = data.windows["val_selection"], slice(*data.first_series[source : source + 2])
-    mine, channels = windows.ids_of(part), list(data.source_channels().values())[source]
+    channels = list(data.source_channels().values())[source]
     mse = {name: total.of_channels(channels).mse() for name, total in sums.items()}
-    own = windows.of_series(part)
-    blocks = {name: block_errors(errors[mine], own) for name, errors in by_window.items()}
+    blocks = {
+        name: blocks_of_source(errors, data, "val_selection", source)
+        for name, errors in by_window.items()
+    }
     gain = gain_in_standard_errors(blocks["ridge"], blocks["start"])
     may = may_replace(config.train.selection, gain, len(blocks["start"]))
     if mse["start"] < mse["ridge"] and may:

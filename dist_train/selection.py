@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
 from dist_train.config import Selection
-from dist_train.data.windows import WindowSet
+from dist_train.data.windows import ForecastData, WindowSet
 
 FEWEST_BLOCKS = 2
 """With one block there is no spread to judge a gain by."""
@@ -43,6 +43,30 @@ def block_errors(errors: NDArray[np.float64], windows: WindowSet) -> list[float]
     block_W = (starts_W - first) * count // span
     sums, sizes = np.bincount(block_W, weights=errors), np.bincount(block_W)
     return [float(mean) for mean in sums[sizes > 0] / sizes[sizes > 0]]
+
+
+def blocks_of_source(
+    errors: NDArray[np.float64], data: ForecastData, split: str, source: int
+) -> list[float]:
+    """:func:`block_errors` of the windows of one source alone, whose rows share a clock.
+
+    Args:
+        errors: Mean squared error of each window of the split. Shape (W,).
+        data: The series.
+        split: Key of ``data.windows``.
+        source: Number of the source.
+    """
+    windows, part = data.windows[split], slice(*data.first_series[source : source + 2])
+    return block_errors(errors[windows.ids_of(part)], windows.of_series(part))
+
+
+def selection_blocks(errors: NDArray[np.float64], data: ForecastData, split: str) -> list[float]:
+    """The blocks of every source that is trained on, one source's after the other's."""
+    return [
+        block
+        for source in data.trained_sources
+        for block in blocks_of_source(errors, data, split, source)
+    ]
 
 
 def gain_in_standard_errors(simple: Sequence[float], other: Sequence[float]) -> float:

@@ -27,7 +27,7 @@ from dist_train.nonfinite import NonFiniteSteps
 from dist_train.objective import TrainingSums, Work, loss_terms
 from dist_train.profiler import NoProfiler
 from dist_train.retrieval import Retriever
-from dist_train.selection import block_errors, gain_in_standard_errors, may_replace
+from dist_train.selection import gain_in_standard_errors, may_replace, selection_blocks
 from dist_train.series_facts import describe
 from dist_train.step_feed import Neighbours, RefreshSchedule, micro_batches, with_neighbours
 from dist_train.stop_signals import StopRequestedError
@@ -480,7 +480,7 @@ class Trainer:
             )
         self._last_val_mse = mse
         state = self.state
-        blocks = block_errors(errors.gather()["model"], self.data.windows["val_selection"])
+        blocks = selection_blocks(errors.gather()["model"], self.data, "val_selection")
         state.first_errors = state.first_errors or blocks
         gain = gain_in_standard_errors(state.first_errors, blocks)
         by_source = {

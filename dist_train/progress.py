@@ -10,6 +10,7 @@ thread hangs, so theirs counts only while the main thread waits for them.
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ def enter(phase: str, step: int | None = None, *, patience: float = 1.0) -> None
         patience: How many times ``train.watchdog_s`` the next mark may take. More than 1 only
             for what cannot give marks, such as the load of a large backbone.
     """
-    thread = threading.get_ident()
+    thread = threading.current_thread()
     before = _positions.get(thread, _BEGINNING)
     _positions[thread] = Position(
         phase=phase,
@@ -62,7 +63,7 @@ def enter(phase: str, step: int | None = None, *, patience: float = 1.0) -> None
 
 def mark() -> None:
     """Count a sign of progress inside a phase: one more batch scored, one more chunk encoded."""
-    thread = threading.get_ident()
+    thread = threading.current_thread()
     before = _positions.get(thread, _BEGINNING)
     _positions[thread] = replace(before, marks=before.marks + 1, at=time.monotonic())
 
@@ -77,7 +78,7 @@ def waiting_for(thread: threading.Thread) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, _awaited = _awaited, thread.ident
+    before, _awaited = _awaited, thread
     try:
         yield
     finally:
@@ -86,9 +87,9 @@ def waiting_for(thread: threading.Thread) -> Iterator[None]:
 
 def current() -> Position:
     """Where the main thread is, with the thread it waits for; from any thread."""
-    own = _positions.get(threading.main_thread().ident, _BEGINNING)
-    other = _positions.get(_awaited)
-    if other is None:
+    own = _positions.get(threading.main_thread(), _BEGINNING)
+    awaited = _awaited
+    if awaited is None or (other := _positions.get(awaited)) is None:
         return own
     return replace(
         own,
@@ -99,7 +100,10 @@ def current() -> Position:
     )
 
 
-# Each thread replaces its own entry alone, which needs no lock.
-_positions: dict[int | None, Position] = {threading.main_thread().ident: Position(phase="starting")}
+# Each thread replaces its own entry alone, which needs no lock. By the thread and not by its
+# number: the system gives the number of one that ended to the next, which would inherit its place.
+_positions: weakref.WeakKeyDictionary[threading.Thread, Position] = weakref.WeakKeyDictionary(
+    {threading.main_thread(): Position(phase="starting")}
+)
 _BEGINNING = Position(phase="")
-_awaited: int | None = None
+_awaited: threading.Thread | None = None

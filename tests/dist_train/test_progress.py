@@ -92,6 +92,19 @@ def test_they_count_while_the_main_thread_waits_for_that_thread():
     assert progress.current() == before, "and no longer"
 
 
+def test_a_thread_does_not_inherit_the_place_of_one_that_ended():
+    ended = in_thread(lambda: progress.enter("building the memory", 7, patience=6))
+    places: list[progress.Position] = []
+    while not places:  # until the system gives that number again, which it does soon
+        again = in_thread(progress.mark)
+        if again.ident == ended.ident:
+            with progress.waiting_for(again):
+                places.append(progress.current())
+    own = progress.current()
+    assert places[0].place == own.place
+    assert places[0].marks == own.marks + 1
+
+
 def test_another_thread_may_wait_for_whom_it_likes():
     before = progress.current()
     marker = in_thread(progress.mark)

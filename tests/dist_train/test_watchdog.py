@@ -5,7 +5,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +18,7 @@ from dist_train.watchdog import Watchdog, is_lost_connection
 from memory_index.groups import OtherRankError
 from memory_index.sharded_index import SearchError
 from tests.helpers.beats import DictStore, beat
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -56,13 +56,6 @@ def pair(ending: Ending, **changes: Any) -> tuple[Watchdog, DictStore, Board]:
     mine, other = Board(store, 0, 2), Board(store, 1, 2)
     other.publish(beat(1, machine="", **changes))
     return Watchdog(60, lambda: None, mine, ending), store, other
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + ENOUGH_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_one_rank_alone_that_hangs_shows_its_stacks_and_ends(

@@ -3,7 +3,6 @@
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from dist_train.data.prompts import PromptBuilder
 from dist_train.data.sampler import EvaluationBatch, EvaluationSampler, GlobalBatchSampler
 from dist_train.data.windows import WindowSet
 from model.config import ModelConfig
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture
@@ -116,7 +116,4 @@ def test_workers_outlive_the_signals_of_a_launcher_and_not_their_rank():
     taken, workers = done.stdout.splitlines()
     assert taken.split() == [str(number) for number in range(42)]
     assert len(workers.split()) == 2
-    deadline = time.monotonic() + 20
-    while any(Path("/proc", pid).exists() for pid in workers.split()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not any(Path("/proc", pid).exists() for pid in workers.split()), 20)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.helpers.doctors import Patient, Ward, examine, node, only, rows
 from tests.helpers.jobs import ROOT, Ended
 from tests.helpers.runs import tiny_run
 from tests.helpers.small_disk import fill, small_disk
+from tests.helpers.waiting import wait_until
 from tests.launch.doctor.test_packages import install
 
 QUICK = ["--size_mib", "0.5", "--write_mib", "1", "--free_gib", "0"]
@@ -192,13 +192,6 @@ def is_read(fifo: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def hangs(fifo: Path) -> Patient:

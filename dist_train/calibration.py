@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,27 @@ def calibrate(
     errors = _measure(forecast, data, sample, batch_size, prompt_builder, num_workers)
     series_W, _ = data.windows["val"].locate_batch(sample)
     progress.enter("calibrating")
-    return errors.rank(series_W, len(data.scalers), len(data.windows["val"]))
+    return errors.rank(series_W, data)
 
 
 def choose_windows(data: ForecastData) -> np.ndarray:
-    """Numbers of the validation windows that are forecast, ascending and evenly spread."""
+    """Numbers of the validation windows that are forecast, ascending and evenly spread.
+
+    Each source is sampled by itself, so that a long one does not keep a short one out.
+    """
     windows = data.windows["val"]
-    wanted = max(MAX_WINDOWS, WINDOWS_PER_SERIES * len(data.scalers))
+    wanted = [max(MAX_WINDOWS, WINDOWS_PER_SERIES * (end - first)) for first, end in _parts(data)]
     held = max(1, MAX_ERRORS // (windows.num_variates * windows.pred_len))
-    return windows.even_sample(min(wanted, held))
+    allowed = min(held, sum(wanted))
+    return np.concatenate([
+        windows.even_sample(max(1, most * allowed // sum(wanted)), slice(first, end))
+        for most, (first, end) in zip(wanted, _parts(data), strict=True)
+    ])  # fmt: skip
+
+
+def _parts(data: ForecastData) -> list[tuple[int, int]]:
+    """First series of each source, and the one after its last."""
+    return [(int(first), int(end)) for first, end in pairwise(data.first_series)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,25 +113,40 @@ class _Errors:
     num_sampled: int
     """W."""
 
-    def rank(self, series: np.ndarray, num_series: int, num_windows: int) -> Calibration:
+    def rank(self, series: np.ndarray, data: ForecastData) -> Calibration:
         """Rank the errors of all ranks; collective.
 
+        The channels of a source share their ranks where one of its series has too few windows.
+
         Args:
-            series: Series of each sampled window. Shape (W,).
-            num_series: Series there are.
-            num_windows: Windows that the sample was taken from.
+            series: Series of each sampled window, ascending. Shape (W,).
+            data: What the windows are of.
         """
         num_own, num_variates, pred_len = self.errors.shape
         variance_WN = self._gather(self.variance)
-        members = [np.flatnonzero(series == number) for number in range(num_series)]
-        everything = np.arange(self.num_sampled)
+        bounds = np.searchsorted(series, np.arange(len(data.scalers) + 1)).tolist()
+        members = [slice(first, end) for first, end in pairwise(bounds)]
+        everything = slice(self.num_sampled)
         floor_SN = np.stack([
-            channel_floor(variance_WN[one if len(one) else everything]) for one in members
+            channel_floor(variance_WN[one if one.start < one.stop else everything])
+            for one in members
         ])  # fmt: skip
-        fewest = min(len(one) for one in members)
-        pooled = fewest < MIN_WINDOWS
-        usable = self.num_sampled * num_variates if pooled else fewest
-        levels = supported_levels(usable)
+        # What is ranked together, and how many channels it serves.
+        ranked: list[tuple[slice, int]] = []
+        usable, sharing = [], []
+        for source, (first, end) in zip(data.sources, _parts(data), strict=True):
+            own = members[first:end]
+            whole = slice(own[0].start, own[-1].stop)
+            fewest = min(one.stop - one.start for one in own)
+            if fewest < MIN_WINDOWS:
+                sharing.append(source.name)
+                ranked.append((whole, (end - first) * num_variates))
+                usable.append((whole.stop - whole.start) * num_variates)
+            else:
+                ranked += [(one, 0) for one in own]
+                usable.append(fewest)
+        levels = supported_levels(min(usable))
+        share_all = len(data.sources) == 1 and bool(sharing)
         floor_VN = floor_SN[series[self.begin : self.begin + num_own]]
         spread_VN1 = np.sqrt(self.variance + floor_VN.astype(np.float64) ** 2)[..., None]
         scores_VNH = (self.errors / spread_VN1).astype(np.float32)
@@ -127,20 +155,24 @@ class _Errors:
         for first in range(0, pred_len, step):
             progress.mark()
             scores_WNH = self._gather(scores_VNH[..., first : first + step])
-            if pooled:
-                rows = scores_WNH.reshape(-1, 1, scores_WNH.shape[-1])
-                parts.append(bounds_of(rows, levels))
-            else:
-                by_series = [bounds_of(scores_WNH[one], levels) for one in members]
-                lower, upper = (np.concatenate(bound, 1) for bound in zip(*by_series, strict=True))
-                parts.append((lower, upper))
+            pieces = []
+            for one, channels in ranked:
+                scores = scores_WNH[one]
+                if channels:
+                    pooled = bounds_of(scores.reshape(-1, 1, scores.shape[-1]), levels)
+                    serves = 1 if share_all else channels
+                    pieces.append(tuple(np.repeat(bound, serves, axis=1) for bound in pooled))
+                else:
+                    pieces.append(bounds_of(scores, levels))
+            lower, upper = (np.concatenate(bound, 1) for bound in zip(*pieces, strict=True))
+            parts.append((lower, upper))
         lower, upper = (np.concatenate(bound, axis=2) for bound in zip(*parts, strict=True))
         return Calibration(
             levels=levels, lower=lower, upper=upper, floor=floor_SN.reshape(-1),
-            num_windows=usable,
+            num_windows=min(usable),
             facts={
-                "method": METHOD, "split": "val", "windows_of_split": num_windows,
-                "windows_forecast": self.num_sampled, "ranks_shared_by_channels": pooled,
+                "method": METHOD, "split": "val", "windows_of_split": len(data.windows["val"]),
+                "windows_forecast": self.num_sampled, "ranks_shared_by_channels_of": sharing,
             },
         )  # fmt: skip
 

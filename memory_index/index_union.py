@@ -2,6 +2,7 @@
 
 Shape legend (this file):
     S  sources     Q  queries of this rank     Z2  width of a key     K  neighbours wanted
+    P  sources that have entries
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ class IndexUnion:
     def search(self, queries: Tensor, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the K nearest entries of all sources; collective, source after source.
 
-        A source that is hidden from all queries of all ranks is asked too, by nobody.
+        One that is hidden from all queries of all ranks that share its index is left out.
 
         Args:
             queries: Keys. Shape (Q, Z2), float32, CPU; Q may differ between ranks and be 0.
@@ -44,10 +45,32 @@ class IndexUnion:
         """
         distances = torch.full((len(queries), len(self.parts), k), torch.inf)
         ids = torch.full(distances.shape, -1, dtype=torch.int64)
+        asks_PQ = [
+            (hidden[:, source, 0] > self._first_ids[source])
+            | (hidden[:, source, 1] < self._first_ids[source + 1])
+            for source in self.parts
+        ]
+        asked = self._asked([bool(asks_Q.any()) for asks_Q in asks_PQ])
         for place, (source, index) in enumerate(self.parts.items()):
-            first, end = self._first_ids[source], self._first_ids[source + 1]
-            asks = (hidden[:, source, 0] > first) | (hidden[:, source, 1] < end)
+            if not asked[place]:
+                continue
+            first, asks = self._first_ids[source], asks_PQ[place]
             found, local = index.search(queries[asks], hidden[asks, source] - first, k)
             distances[asks, place] = found
             ids[asks, place] = (local + first).where(local >= 0, -1)
         return merge_neighbours(distances.flatten(1), ids.flatten(1), k)
+
+    def _asked(self, here: list[bool]) -> list[bool]:
+        """Which parts are asked by some rank of those that share them; collective."""
+        asked = list(here)
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for place, index in enumerate(self.parts.values()):
+            sharing.setdefault(index.group.ranks, []).append(place)
+        groups = [index.group for index in self.parts.values()]
+        for places in sharing.values():
+            own = torch.tensor([here[place] for place in places], dtype=torch.uint8)
+            for place, flag in zip(
+                places, groups[places[0]].all_gather(own).any(dim=0).tolist(), strict=True
+            ):
+                asked[place] = flag
+        return asked

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from dist_train.conformal import Calibration, bounds_of, channel_floor, supporte
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.loading import load_run
-from tests.helpers.forecast_data import long_data, wide_data
+from tests.helpers.forecast_data import data_of_sources, long_data, source_of, wide_data
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import change_manifest
 
@@ -193,3 +194,36 @@ def test_forecasts_in_half_precision_are_measured_in_full():
 
     first, second = (calibration.calibrate(f, data, batch_size=16) for f in (zeros, half))
     np.testing.assert_array_equal(first.lower, second.lower)
+
+
+def test_each_source_has_ranks_of_its_own():
+    hours = pd.date_range("2020", periods=1500, freq="h").to_numpy()
+    days = pd.date_range("2000", periods=400, freq="D").to_numpy()
+    rng = np.random.default_rng(5)
+    long = source_of("hours", [(hours, rng.normal(size=1500)), (hours, rng.normal(size=1500))])
+    short = source_of("days", [(days, rng.normal(size=400)), (days, rng.normal(size=400))])
+    both = made(data_of_sources([long, short], SEQ_LEN, PRED_LEN))
+    assert both.facts["ranks_shared_by_channels_of"] == ["days"]
+    alone = made(data_of_sources([long], SEQ_LEN, PRED_LEN))
+    assert alone.facts["ranks_shared_by_channels_of"] == []
+    levels = [alone.levels.index(level) for level in both.levels]
+    np.testing.assert_array_equal(both.lower[:, :2], alone.lower[levels])
+    pooled = made(data_of_sources([short], SEQ_LEN, PRED_LEN))
+    assert pooled.shares_ranks
+    np.testing.assert_array_equal(both.upper[:, 2], both.upper[:, 3])
+    levels = [pooled.levels.index(level) for level in both.levels]
+    np.testing.assert_array_equal(both.upper[:, 2], pooled.upper[levels, 0])
+
+
+def test_a_long_source_leaves_windows_to_a_short_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(calibration, "MAX_WINDOWS", 20)
+    monkeypatch.setattr(calibration, "WINDOWS_PER_SERIES", 0)
+    sources = [
+        source_of(name, [(pd.date_range("2020", periods=rows, freq="h").to_numpy(), np.ones(rows))])
+        for name, rows in (("long", 20_000), ("short", 300))
+    ]
+    data = data_of_sources(sources, SEQ_LEN, PRED_LEN)
+    sample = calibration.choose_windows(data)
+    assert np.bincount(data.windows["val"].source_of(sample)).tolist() == [20, 20]
+    monkeypatch.setattr(calibration, "MAX_ERRORS", 10 * PRED_LEN)
+    assert len(calibration.choose_windows(data)) == 10

@@ -82,3 +82,19 @@ def test_each_query_has_its_own_scope():
 def test_a_rank_without_a_query_gets_an_empty_answer():
     distances, ids = union().search(torch.empty(0, WIDTH), torch.empty(0, 3, 2).long(), K)
     assert distances.shape == ids.shape == (0, K)
+
+
+def test_a_source_that_nobody_asks_is_not_searched():
+    index = union()
+    searched: list[int] = []
+    for number, part in index.parts.items():
+        search = part.search
+
+        def noted(*asked: object, number: int = number, search=search):  # type: ignore[no-untyped-def]
+            searched.append(number)
+            return search(*asked)
+
+        part.search = noted  # type: ignore[method-assign]
+    hidden = torch.tensor(HIDDEN["the first source"]).expand(2, -1, -1)
+    index.search(torch.zeros(2, WIDTH), hidden, K)
+    assert searched == [2]

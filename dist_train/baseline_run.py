@@ -26,7 +26,7 @@ from dist_train.config import (
     fail,
     parse_run_config,
 )
-from dist_train.data.clock import check_clock
+from dist_train.data.clock import check_clocks
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.evaluation import Forecast, finish_scores, score_split, selection_mse
@@ -115,8 +115,7 @@ def _fit_all(
     fitted: dict[str, Fitted] = {}
     retrieving = {"ridge_retrieval", "retrieval"} & set(names)
     if retrieving:
-        for series_set in data.source_sets:
-            check_clock(series_set)
+        check_clocks(data.sources)
         fitted |= _fit_retrieving(config, data, held)
     for name in set(names) - retrieving:
         progress.enter(name)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dist_train import baselines, distributed, terminal
 from dist_train.config import RunConfig
-from dist_train.data.clock import overlapping_without_clock
+from dist_train.data.clock import without_clock
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import score_split, selection_mse
 from dist_train.metrics import ErrorSums
@@ -60,15 +60,18 @@ def solve(
     verdict, following_year, model = None, None, config.model
     off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
-    no_clock = any(overlapping_without_clock(one) is not None for one in data.source_sets)
+    clockless = without_clock(data.sources)
+    no_clock = len(clockless) == len(data.sources)
     if (undecided and not no_clock) or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
             follows_year=model.follows_year and model.reads_future,
         )  # fmt: skip
     if undecided:
-        if no_clock and distributed.is_main_rank():
-            line = "memory: the series overlap in time but share no regular clock"
+        if clockless and distributed.is_main_rank():
+            names = ", ".join(data.sources[number].name for number in clockless)
+            which = f" of {names}" if len(data.sources) > 1 else ""
+            line = f"memory: the series{which} overlap in time but share no regular clock"
             terminal.say(line, quiet=config.tracking.quiet)
         use_gram = verdict is not None and verdict.helps
         if verdict is not None and use_gram:

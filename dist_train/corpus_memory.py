@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_train.data.clock import timeline
+from dist_train.data.clock import shared_clock
 from dist_train.data.config import DataError
 from dist_train.data.lengths import num_windows
 from dist_train.data.windows import ForecastData
@@ -73,7 +73,8 @@ class CorpusMemoryBuilder:
     ) -> None:
         """Choose entries and indexes; collective.
 
-        A limit of entries, and that of their memory, is shared out by numbers of entries.
+        A limit of entries, and that of their memory, is shared out by numbers of entries. A source
+        whose series overlap in time and share no clock has none, and its queries get nothing.
 
         Args:
             data: The series of all sources.
@@ -83,13 +84,16 @@ class CorpusMemoryBuilder:
             off: Names of sources whose queries get nothing.
 
         Raises:
-            DataError: Series of one source overlap in time and share no clock, see
-                :func:`dist_train.data.clock.check_clock`; or no source has entries.
+            DataError: No source has entries.
             ValueError: A GPU was asked for and there is none.
         """
         self.names, self._of_source = list[str](), dict[int, MemoryBuilder]()
         sources = [data.only(number) for number in range(len(data.sources))]
-        counts = [_num_entries(source, config.bank_stride) for source in sources]
+        clocks = [shared_clock(source.series_set) for source in sources]
+        counts = [
+            0 if clock is None else _num_entries(source, config.bank_stride)
+            for source, clock in zip(sources, clocks, strict=True)
+        ]
         shares = even_shares(counts, config.limit)
         if not any(shares):
             raise DataError(
@@ -101,21 +105,23 @@ class CorpusMemoryBuilder:
         if chosen is None:
             chosen, self._forget = temporary_root(self)
         self.root = chosen
-        banks, timelines = [], []
-        for number, (source, share) in enumerate(zip(sources, shares, strict=True)):
-            offsets, times = timeline(source.series_set)
+        banks = []
+        for number, (source, clock, share) in enumerate(zip(sources, clocks, shares, strict=True)):
             if not share:
                 source = replace(source, memory_rows=((0, 0),) * len(source.scalers))
             own = _shared_out(config, share, sum(shares))
-            bank = choose_entries(source, own, offsets)
+            bank = choose_entries(source, own, None if clock is None else clock.offsets)
             if share:
                 name = source.sources[0].name
                 place = self.root / folder_name(name)
                 own = replace(own, path=str(place) if config.path else None)
-                self._of_source[number] = MemoryBuilder(source, gram, own, place, bank=bank)
+                assert clock is not None
+                self._of_source[number] = MemoryBuilder(
+                    source, gram, own, place, bank=bank, end_to_end=clock.end_to_end
+                )
                 self.names.append(name)
             banks.append(bank)
-            timelines.append(times)
+        timelines = [None if clock is None else clock.timeline for clock in clocks]
         names = [source.name for source in data.sources]
         self.bank = BankUnion(banks, timelines, who_sees_whom(gram.retrieval_scope, names, off))
         self.parts = tuple(self._of_source.values())

@@ -153,7 +153,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _named(data: DataConfig, number: int, source: SourceConfig) -> AbstractContextManager[None]:
-    return nullcontext() if data.sources is None else naming(number, source)
+    return nullcontext() if data.sources is None else naming(number, source.label)
 
 
 def _is_there(data: DataConfig, source: SourceConfig, folder: Path) -> bool:

@@ -76,6 +76,7 @@ class MemoryBuilder:
         root: Path | None,
         *,
         bank: MemoryBank | None = None,
+        end_to_end: bool = False,
     ) -> None:
         """Choose the entries and the index; collective.
 
@@ -85,6 +86,8 @@ class MemoryBuilder:
             config: Which windows, which index, and where.
             root: Folder of the banks where ``bank.path`` names none; None: one that goes away.
             bank: The entries, where they are chosen already; of these series and settings.
+            end_to_end: These are numbered as
+                :attr:`dist_train.data.clock.SharedClock.end_to_end` says, not as without ``bank``.
 
         Raises:
             DataError: Series overlap in time and share no clock, see
@@ -92,12 +95,10 @@ class MemoryBuilder:
             ValueError: A GPU was asked for and there is none.
         """
         self.data, self.gram, self.config = data, gram, config
-        offsets = clock_offsets(data.series_set)
-        # Beside other sources, series without a clock are laid end to end: other ids.
-        self._end_to_end = bank is not None and offsets is None and len(data.scalers) > 1
         if bank is None:
             check_clock(data.series_set)
-            bank = choose_entries(data, config, offsets)
+            bank = choose_entries(data, config, clock_offsets(data.series_set))
+        self._end_to_end = end_to_end
         self.bank = bank
         self.device = _search_device(config)
         # One to copy: a new one draws random numbers, from the generator of the training's dropout.

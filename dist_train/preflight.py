@@ -14,7 +14,7 @@ from dist_train.config import (
     count_steps,
     world_size_of_environment,
 )
-from dist_train.data.clock import check_clock
+from dist_train.data.clock import check_clocks
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.deepspeed_json import load_user_json
 from dist_train.reproducibility import code_fingerprint
@@ -84,9 +84,12 @@ def check(
     if data is None:
         data = load_forecast_data(config.data, with_dates=config.model.follows_year)
     if config.gram.use_gram is True:
-        for series_set in data.source_sets:
-            check_clock(series_set)
+        check_clocks(data.sources)
     num_windows = len(data.windows["train"])
+    if not num_windows:
+        raise ConfigError(
+            "data.sources: none of them has a training window: raise percent of one of them."
+        )
     if config.train.batch_size > num_windows:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} is more than the {num_windows} training "

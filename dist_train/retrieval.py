@@ -77,7 +77,7 @@ class Retriever:
             off: Names of sources, of several, whose windows get no neighbours.
 
         Raises:
-            DataError: Series of one source overlap in time and share no clock, see
+            DataError: The series of the only source overlap in time and share no clock, see
                 :func:`dist_train.data.clock.check_clock`; or no source has entries.
         """
         self.data = data

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dist_train import distributed, progress
+from dist_train.data.clock import without_clock
 from dist_train.data.collate import Collator, WindowBatch
 from dist_train.data.windows import ForecastData, Ints
 from dist_train.evaluation import Forecast
@@ -116,6 +117,9 @@ def judge_retrieval(
         return RetrievalVerdict(without=without, with_retrieval=reading)
     names = [one.name for one in data.sources]
     of_all = without.validation_mse, reading.validation_mse
+    for number in without_clock(data.sources):  # their windows get nothing
+        of_none = by_source.get(names[number], of_all)[0]
+        by_source[names[number]] = of_none, of_none
     return RetrievalVerdict(
         without=without,
         with_retrieval=reading,

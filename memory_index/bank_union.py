@@ -17,7 +17,7 @@ from torch import Tensor
 
 from memory_index.bank import MemoryBank
 from memory_index.exclusion import Exclusion
-from memory_index.timeline import FAR, Timeline
+from memory_index.timeline import FAR, LONG_AGO, Timeline
 
 
 class BankUnion:
@@ -32,13 +32,14 @@ class BankUnion:
     """
 
     def __init__(
-        self, banks: Sequence[MemoryBank], timelines: Sequence[Timeline], sees: Tensor
+        self, banks: Sequence[MemoryBank], timelines: Sequence[Timeline | None], sees: Tensor
     ) -> None:
         """Lay the banks end to end.
 
         Args:
             banks: Of the sources; the series of each share one clock.
-            timelines: When the rows of these clocks are.
+            timelines: When the rows of these clocks are; None: they share none, so that source
+                has no entry, and its queries get nothing.
             sees: Whether queries of a source (row) get entries of another one (column). Shape
                 (S, S), bool.
         """
@@ -103,6 +104,9 @@ class BankUnion:
         begins_Q, ends_Q = self._lasting(series, starts, span)
         ranges = []
         for number, (bank, timeline) in enumerate(zip(self.banks, self._timelines, strict=True)):
+            if timeline is None:
+                ranges.append(self.first_ids[number : number + 2].expand(len(series), -1))
+                continue
             rows = timeline.hidden_rows(begins_Q, ends_Q, span, past_only=exclusion.past_only)
             ids_Q2 = bank.ids_in_rows(torch.from_numpy(np.stack(rows, axis=1)))
             ranges.append(ids_Q2 + self.first_ids[number])
@@ -161,9 +165,11 @@ class BankUnion:
         for number in torch.unique(sources).tolist():
             where = (sources == number).numpy()
             local = (series - self._first_series[number]).numpy()[where]
-            begins[where], ends[where] = self._timelines[number].lasting(
-                local, starts.numpy()[where], span
-            )
+            timeline = self._timelines[number]
+            if timeline is None:
+                begins[where], ends[where] = LONG_AGO, FAR
+                continue
+            begins[where], ends[where] = timeline.lasting(local, starts.numpy()[where], span)
         return begins, ends
 
 

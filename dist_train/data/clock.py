@@ -5,12 +5,16 @@ sources. Sources whose stamps were given in several zones, or as local time of s
 to be brought to one of them first, or a window could be shown its own future of the other source.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.config import DataError
 from dist_train.data.dates import Dates, continue_dates
 from dist_train.data.series import SeriesSet
+from dist_train.data.sources import Source
 from memory_index.timeline import Timeline
 
 Ints = npt.NDArray[np.int64]
@@ -38,19 +42,29 @@ def clock_offsets(series_set: SeriesSet) -> Ints | None:
     return _end_to_end(series_set, groups)[1]
 
 
-def timeline(series_set: SeriesSet) -> tuple[Ints, Timeline]:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SharedClock:
+    """One clock for all series of a set, and when its rows are."""
+
+    offsets: Ints
+    """Row of the clock that each series begins at. Shape (S,)."""
+
+    timeline: Timeline
+
+    end_to_end: bool
+    """Series one after the other, each with stamps of its own: only here do they share a clock."""
+
+
+def shared_clock(series_set: SeriesSet) -> SharedClock | None:
     """Find when the rows of a set are, on one clock; for comparison with other sets.
 
     A row lasts from its stamp to the next one. The last one of a regular set as long as its
     frequency says, of an irregular one as long as the one before it.
 
     Returns:
-        Row of the clock that each series begins at, shape (S,); and the clock.
-
-    Raises:
-        DataError: As :func:`check_clock`.
+        None where two series overlap in time and share no clock, see
+        :func:`overlapping_without_clock`.
     """
-    check_clock(series_set)
     series = series_set.series
     on_grid = None if len(series) == 1 else _grid(series_set)
     if on_grid is not None:
@@ -58,10 +72,16 @@ def timeline(series_set: SeriesSet) -> tuple[Ints, Timeline]:
         stretches = [on_grid[0]]
     else:
         groups = _groups(series_set)
+        if _overlapping(series_set, groups) is not None:
+            return None
         stretch_S, offsets_S = _end_to_end(series_set, groups)
         stretches = [series[members[0]].dates for members in groups]
     following = [_after(dates, series_set.frequency) for dates in stretches]
-    return offsets_S, Timeline([_ns(dates) for dates in stretches], following, stretch_S, offsets_S)
+    return SharedClock(
+        offsets=offsets_S,
+        timeline=Timeline([_ns(dates) for dates in stretches], following, stretch_S, offsets_S),
+        end_to_end=on_grid is None and 1 < len(series) == len(groups),
+    )
 
 
 def overlapping_without_clock(series_set: SeriesSet) -> tuple[str, str] | None:
@@ -84,6 +104,32 @@ def check_clock(series_set: SeriesSet) -> None:
             "regular clock, so a window could be shown its own future in the other one: bring "
             "their time stamps onto one grid, or set gram.use_gram=false."
         )
+
+
+def check_clocks(sources: Sequence[Source]) -> None:
+    """As :func:`check_clock` of every source; of several, those are let pass that say it.
+
+    Raises:
+        DataError: One cannot have a memory, and its ``memory_percent`` is not 0.
+    """
+    if len(sources) == 1:
+        check_clock(sources[0].series_set)
+        return
+    for number in without_clock(sources):
+        if sources[number].memory_percent:
+            try:
+                check_clock(sources[number].series_set)
+            except DataError as error:
+                raise DataError(
+                    f"data.sources[{number}] ({sources[number].name}): {error} Or set "
+                    "memory_percent: 0 in this source: its windows then get no neighbours."
+                ) from error
+
+
+def without_clock(sources: Sequence[Source]) -> list[int]:
+    """Numbers of the sources that can have no memory: series overlap and share no clock."""
+    sets = [source.series_set for source in sources]
+    return [n for n, one in enumerate(sets) if overlapping_without_clock(one) is not None]
 
 
 def _grid(series_set: SeriesSet) -> tuple[Dates, Ints] | None:

@@ -60,8 +60,7 @@ def long_enough(source: Source, config: DataConfig) -> Source:
     about = f"too short for data.seq_len={config.seq_len} and data.pred_len={config.pred_len}"
     if not kept:
         raise DataError(
-            f"{source.name}: all {len(long)} series are {about}: shorten them, or leave this "
-            "source out."
+            f"all {len(long)} series are {about}: shorten them, or leave this source out."
         )
     note = []
     if len(kept) < len(long):
@@ -79,7 +78,12 @@ def long_enough(source: Source, config: DataConfig) -> Source:
 
 
 def oldest_rows(
-    train: tuple[int, int], percent: int, config: DataConfig, where: str, too_short: TooShort
+    train: tuple[int, int],
+    percent: int,
+    config: DataConfig,
+    where: str,
+    too_short: TooShort,
+    key: str = "data.percent",
 ) -> tuple[int, int]:
     """A share of the training rows as Time-LLM's few-shot has it: of the possible starts.
 
@@ -89,6 +93,7 @@ def oldest_rows(
         config: ``seq_len`` and ``pred_len``.
         where: Which series, for messages.
         too_short: Whether a share without a window is an error, or no row.
+        key: What states the share, for messages.
 
     Raises:
         DataError: It is an error.
@@ -98,7 +103,7 @@ def oldest_rows(
         return begin, end
     if percent and too_short == "error":
         raise DataError(
-            f"data.percent={percent} leaves {end} training rows of {where}, one "
+            f"{key}={percent} leaves {end} training rows of {where}, one "
             f"window needs {config.seq_len + config.pred_len}: raise it."
         )
     return begin, begin

@@ -61,7 +61,7 @@ def load_sources(config: DataConfig) -> tuple[Source, ...]:
     names_of(config.sources)
     loaded = []
     for number, source in enumerate(config.sources):
-        with naming(number, source):
+        with naming(number, source.label):
             series_set = _load(config, source)
         memory = source.percent if source.memory_percent is None else source.memory_percent
         loaded.append(
@@ -77,12 +77,12 @@ def load_sources(config: DataConfig) -> tuple[Source, ...]:
 
 
 @contextmanager
-def naming(number: int, source: SourceConfig) -> Iterator[None]:
+def naming(number: int, label: str) -> Iterator[None]:
     """Say in front of what is refused inside which source it is of."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"data.sources[{number}] ({source.label}): {error}") from error
+        raise DataError(f"data.sources[{number}] ({label}): {error}") from error
 
 
 def read_by(config: DataConfig) -> list[Path]:
@@ -95,7 +95,7 @@ def read_by(config: DataConfig) -> list[Path]:
         return [file for file in [data_file(config)] if file is not None]
     found: list[Path] = []
     for number, source in enumerate(config.sources):
-        with naming(number, source):
+        with naming(number, source.label):
             if source.path is None:
                 found += read_by(config.of_source(source))
             elif is_source(Path(source.path).expanduser()):

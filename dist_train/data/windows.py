@@ -5,7 +5,8 @@ Shape legend (this file):
     N  variates               H  pred_len     C  channels = series x variates
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ from dist_train.data.dates import Dates, year_phase
 from dist_train.data.lengths import long_enough, num_windows, oldest_rows
 from dist_train.data.mixture import Mixture, shares
 from dist_train.data.series import SeriesSet
-from dist_train.data.sources import Source, load_sources, union
+from dist_train.data.sources import Source, load_sources, naming, union
 from dist_train.data.splits import Scaler, Split, borders
 from dist_train.data.standardise import standardise
 
@@ -198,13 +199,6 @@ class ForecastData:
         counts = [len(source.series_set.series) for source in self.sources]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-    @property
-    def source_sets(self) -> tuple[SeriesSet, ...]:
-        """The series of each source; all of :attr:`series_set` where there is one source."""
-        if len(self.sources) == 1:
-            return (self.series_set,)
-        return tuple(source.series_set for source in self.sources)
-
     def source_of(self, series: Ints) -> Ints:
         """Number of the source of each series. Shape (...) in and out."""
         number: Ints = np.searchsorted(self.first_series, series, side="right") - 1
@@ -332,31 +326,30 @@ def build_from_sources(
         DataError: A series is too short for one window in some split, and its source does not say
             that such ones are left out; or it cannot be standardised.
     """
-    sources = tuple(long_enough(source, config) for source in sources)
+    sources = tuple(_long_enough(sources, config))
     series_set = union(sources)
     notes = list(series_set.notes)
     scalers, values, split_rows, memory_rows = [], [], [], []
     ranges: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
-    for source in sources:
+    for number, source in enumerate(sources):
         constant, unused = [], []
-        short = source.too_short
         for one in source.series_set.series:
             where = f"series {one.id!r}"
-            rows = borders(len(one.values), source.series_set.borders, where)
-            scaled = one.standardised
-            if scaled is None:
-                scaled = standardise(one.values, rows["train"], one.columns, one.id)
+            with _naming(number, sources, config):
+                rows = borders(len(one.values), source.series_set.borders, where)
+                scaled = one.standardised
+                if scaled is None:
+                    scaled = standardise(one.values, rows["train"], one.columns, one.id)
+                trained, remembered = _oldest_rows(source, rows["train"], config, where)
             constant += [f"column {one.columns[n]!r} of {where} is constant in the training rows"
                          for n in scaled.scaler.constant]  # fmt: skip
             left = len(one.values) - rows["test"][1]
             if left:
                 unused.append(f"{where}: the newest {left} rows belong to no split")
-            ranges["train"].append(oldest_rows(rows["train"], source.percent, config, where, short))
+            ranges["train"].append(trained)
             for split in ("val", "test"):
                 ranges[split].append((rows[split][0] - config.seq_len, rows[split][1]))
-            memory_rows.append(
-                oldest_rows(rows["train"], source.memory_percent, config, where, short)
-            )
+            memory_rows.append(remembered)
             scalers.append(scaled.scaler)
             split_rows.append(rows)
             values.append(scaled.values)
@@ -384,6 +377,35 @@ def build_from_sources(
         memory_rows=tuple(memory_rows),
         sources=sources,
     )
+
+
+def _long_enough(sources: Sequence[Source], config: DataConfig) -> Iterator[Source]:
+    for number, source in enumerate(sources):
+        with _naming(number, sources, config):
+            yield long_enough(source, config)
+
+
+def _naming(
+    number: int, sources: Sequence[Source], config: DataConfig
+) -> AbstractContextManager[None]:
+    """Name the source of what is refused, where ``data.sources`` names any."""
+    if config.sources is None and len(sources) == 1:
+        return nullcontext()
+    return naming(number, sources[number].name)
+
+
+def _oldest_rows(
+    source: Source, train: tuple[int, int], config: DataConfig, where: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows that are trained on, and those that the memory may hold."""
+    prefix = "" if config.sources else "data."
+    rows = {
+        key: oldest_rows(train, share, config, where, source.too_short, prefix + key)
+        for key, share in (
+            ("percent", source.percent), ("memory_percent", source.memory_percent),
+        )
+    }  # fmt: skip
+    return rows["percent"], rows["memory_percent"]
 
 
 def _some(notes: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from dist_train.baselines import fit_ridge, ridge_forecast
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.closed_form import ClosedForm, pack, set_solutions, solve, unpack
 from dist_train.config import Selection
+from dist_train.data.sources import Source
 from dist_train.evaluation import score_split
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
@@ -215,14 +216,22 @@ def test_auto_says_so_where_a_source_has_no_clock(
 ):
     base = tiny_corpus_run(tmp_path)
     data = preflight.check(base).data
-    odd = data.sources[0].series_set
-    shifted = replace(odd.series[0], dates=odd.series[0].dates + np.timedelta64(7, "m"))
-    odd = replace(odd, series=(shifted, odd.series[1]))
-    sources = (replace(data.sources[0], series_set=odd), data.sources[1])
     auto = replace(base, gram=replace(base.gram, use_gram="auto"))
+    sources = (data.sources[0], with_odd_clock(data.sources[1]))
+    decided, closed = closed_form.solve(auto, replace(data, sources=sources), None)
+    words = "memory: the series of {} overlap in time but share no regular clock"
+    assert words.format("quarters") in capsys.readouterr().out
+    assert decided.gram.use_gram is True, "the other one has a memory"
+    assert closed.off == ("quarters",)
+
+    sources = (with_odd_clock(data.sources[0]), sources[1])
     decided, closed = closed_form.solve(auto, replace(data, sources=sources), None)
     assert decided.gram.use_gram is False
     assert closed.verdict is None
-    assert (
-        "memory: the series overlap in time but share no regular clock" in capsys.readouterr().out
-    )
+    assert words.format("hours, quarters") in capsys.readouterr().out
+
+
+def with_odd_clock(source: Source) -> Source:
+    first, *others = source.series_set.series
+    shifted = replace(first, dates=first.dates + np.timedelta64(7, "m"))
+    return replace(source, series_set=replace(source.series_set, series=(shifted, *others)))

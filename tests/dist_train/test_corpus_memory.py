@@ -425,12 +425,24 @@ def test_the_leak_alarm_compares_times_over_sources(monkeypatch: pytest.MonkeyPa
         check_for_leaks(make(data, **settings_))
 
 
-def test_a_series_without_a_clock_is_refused_by_name():
+def test_a_source_without_a_clock_has_no_entries_and_gets_no_neighbours():
     between = stamps("2020-01-01 00:07", 250, "h")
-    sources = [*corpus().sources[:1], source_of("two", [(stamps("2020", 250, "h"), noise(250, 8)),
-                                                        (between, noise(250, 9))])]  # fmt: skip
-    with pytest.raises(DataError, match="'two/0' and 'two/1' overlap in time but share no"):
-        make(data_of_sources(sources, L, H))
+    odd = source_of("odd", [(stamps("2020", 250, "h"), noise(250, 8)), (between, noise(250, 9))])
+    data = data_of_sources([odd, *corpus().sources[:2]], L, H)
+    retriever = make(data)
+    assert retriever.builder.names == [one.name for one in data.sources[1:]]
+    for split in SPLITS:
+        windows = data.windows[split]
+        mine = search(retriever, split, windows.even_sample(4, slice(0, 2)).tolist())
+        assert bool((mine.ids == -1).all())
+        others = windows.even_sample(4, slice(2, None)).tolist()
+        found = search(retriever, split, others)
+        series, _, _ = retriever.bank.places(found.ids)
+        assert bool((series[found.ids >= 0] >= 2).all())
+        for row, window_id in enumerate(others):
+            seen = [one for one in by_loop(retriever, split, window_id, "both") if one[1] >= 2]
+            assert int((found.ids[row] >= 0).sum()) == min(len(seen), retriever.gram.top_k)
+    assert check_for_leaks(retriever).overlaps == 0
 
 
 def test_irregular_series_one_after_the_other_keep_their_ids_apart_on_disk(tmp_path: Path):

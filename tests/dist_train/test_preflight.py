@@ -138,7 +138,7 @@ def test_a_profile_of_more_steps_than_the_run_has_is_refused(config: RunConfig):
 def test_sources_of_different_frequency_share_a_memory(tmp_path: Path):
     data = preflight.check(tiny_corpus_run(tmp_path)).data
     assert data.series_set.frequency is None
-    assert [one.frequency for one in data.source_sets] == ["h", "15min"]
+    assert [one.series_set.frequency for one in data.sources] == ["h", "15min"]
 
 
 def test_a_source_whose_series_share_no_clock_is_refused(tmp_path: Path):
@@ -148,5 +148,15 @@ def test_a_source_whose_series_share_no_clock_is_refused(tmp_path: Path):
     between = replace(one, id="between", dates=one.dates + np.timedelta64(7, "m"))
     series_set = replace(data.sources[0].series_set, series=(one, between))
     sources = (replace(data.sources[0], series_set=series_set), data.sources[1])
-    with pytest.raises(DataError, match="'between' overlap in time but share no regular clock"):
+    words = r"data.sources\[0\] \(.*'between' overlap in time but share no .* memory_percent: 0"
+    with pytest.raises(DataError, match=words):
         preflight.check(config, data=replace(data, sources=sources))
+    sources = (replace(sources[0], memory_percent=0), sources[1])
+    preflight.check(config, data=replace(data, sources=sources))
+
+
+def test_sources_that_have_no_training_window_between_them_are_refused(tmp_path: Path):
+    config = tiny_corpus_run(tmp_path)
+    sources = [replace(one, percent=1, too_short="skip") for one in config.data.sources or ()]
+    with pytest.raises(ConfigError, match="none of them has a training window: raise percent"):
+        preflight.check(replace(config, data=replace(config.data, sources=sources)))

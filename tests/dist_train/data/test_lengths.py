@@ -75,7 +75,8 @@ def test_sources_keep_their_places(tmp_path: Path, short: SourceConfig):
 
 def test_a_source_of_which_nothing_is_left_is_refused(short: SourceConfig):
     config = replace(windows_of([replace(short, too_short="skip")]), seq_len=500)
-    with pytest.raises(DataError, match="long: all 5 series are too short for data.seq_len=500"):
+    words = r"data.sources\[0\] \(long\): all 5 series are too short for data.seq_len=500"
+    with pytest.raises(DataError, match=words):
         load_forecast_data(config)
 
 
@@ -99,6 +100,13 @@ def test_a_share_without_a_window_is_no_training_for_that_series(short: SourceCo
     )
     with pytest.raises(DataError, match="data.percent=15 leaves 11 training rows of series 'e'"):
         oldest_rows((0, 31), 15, DataConfig(seq_len=8, pred_len=4), "series 'e'", "error")
+
+
+def test_a_share_that_is_too_small_is_said_by_its_own_key(tmp_path: Path):
+    target = SourceConfig(path=str(write_wide(tmp_path / "b.csv")), memory_percent=1)
+    words = r"data.sources\[1\] \(b\): memory_percent=1 leaves 8 training rows of series 'b/"
+    with pytest.raises(DataError, match=words):
+        load(SourceConfig(path=str(write_wide(tmp_path / "a.csv"))), target)
 
 
 def test_a_source_that_is_scored_only_has_no_note(tmp_path: Path):

@@ -283,8 +283,3 @@ def test_an_even_sample_may_be_of_some_series_alone(most: int):
     if most > 1:
         assert sample[[0, -1]].tolist() == own[[0, -1]].tolist()
     assert not len(windows.even_sample(most, slice(1, 1)))
-
-
-def test_one_source_is_the_whole_set():
-    data = build_forecast_data(CONFIG, long(100, 180))
-    assert data.source_sets == (data.series_set,)

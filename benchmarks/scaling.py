@@ -1,36 +1,52 @@
-"""What a larger corpus and more ranks cost: ``python -m benchmarks.scaling``.
+"""What a larger corpus, a larger memory and more ranks cost: ``python -m benchmarks.scaling``.
 
-Builds corpora of 10^5, 10^6 and 10^7 training windows (``--quick``: 10^4 and 10^5), trains on each
-with the user's own command, and measures its host memory, its speed, and the seconds to the first
-step. Then steps with loaded batches against steps with batches that lie in memory, and one rank on
-one core against two on two. The last line is JSON:
+* ``starts``: corpora of 10^5, 10^6 and 10^7 training windows (``--quick``: 10^4 and 10^5) are built
+  and trained on with the user's own command: host memory, speed, seconds to the first step. Pages
+  of the corpus are in the machine's cache, as it was just written; validation is thinned to two or
+  three windows of a series, because all of it comes before the first step.
+* ``loading``: steps with loaded batches against steps with batches that lie in memory.
+* ``ranks``: 1, 2 and 4 ranks of one core each, with a memory, beside the simulation's prediction.
+* ``banks``: memories of 10^5, 10^6 and 10^7 entries, and 10^8 and 10^9 on paper.
+
+``--parts`` names some of them. The last line is JSON, None for what was not measured:
 
 * ``rss_growth``: memory of a training (rank and workers, without pages of files) on the largest
   corpus over that on the smallest.
 * ``loading_overhead``: how much longer a step is because its batch is loaded, as a share of it.
-* ``weak_scaling_2``: windows per second of two ranks over those of one, each on one core, with a
-  memory.
+* ``weak_scaling_2``: windows per second of two ranks over those of one, each on one core;
+  ``ranks``: the same of others, of jobs that know nothing of each other (``cores_N``), and as
+  predicted.
 * ``start_s``: seconds from the command to the end of the first step, on the largest corpus.
-* ``exponents``: of memory, speed and start over the number of windows, fitted on logarithms.
+* ``exponents``: slopes of logarithms, over windows, entries and ranks.
 """
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks import scaling_corpus, scaling_start, scaling_steps
+from benchmarks import (
+    scaling_banks,
+    scaling_corpus,
+    scaling_loading,
+    scaling_ranks,
+    scaling_start,
+)
 from benchmarks.random_gpt2 import write_random_gpt2
 from benchmarks.rank_processes import run_on_ranks
+from benchmarks.retrieval_leak import commit
 
+PARTS = ("starts", "loading", "ranks", "banks")
 SIZES, QUICK_SIZES = (10**5, 10**6, 10**7), (10**4, 10**5)
 STEPS, QUICK_STEPS = 200, 30
 TURNS, QUICK_TURNS = 15, 3
-PAIRS, QUICK_PAIRS = 3, 1
+ROUNDS, QUICK_ROUNDS = 3, 1
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -38,52 +54,83 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run all parts and print the figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="Small corpora, few steps.")
-    quick = parser.parse_args(argv).quick
+def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
+    """Measure some parts; figures of the others are None."""
     sizes, steps = (QUICK_SIZES, QUICK_STEPS) if quick else (SIZES, STEPS)
-    turns, pairs = (QUICK_TURNS, QUICK_PAIRS) if quick else (TURNS, PAIRS)
-    with tempfile.TemporaryDirectory() as name:
+    found: dict[str, Any] = dict.fromkeys(
+        ("rss_growth", "loading_overhead", "weak_scaling_2", "start_s")
+    )
+    exponents: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="timellm-scaling-") as name:
         folder = Path(name)
         backbone = folder / "backbone"
         write_random_gpt2(backbone, width=64, layers=2, heads=4, vocab_size=2000, text="")
-        corpora = {size: scaling_corpus.build(folder / f"corpus-{size}", size) for size in sizes}
-        starts = {}
-        for size, sources in corpora.items():
-            own = folder / f"run-{size}"
-            own.mkdir()
-            starts[size] = scaling_start.measure(own, sources, backbone, steps)
-            print(f"{size} windows: {starts[size]}", flush=True)
+        needed = sizes if "starts" in parts else sizes[-1:]
+        corpora = {size: scaling_corpus.build(folder / f"corpus-{size}", size) for size in needed}
+        if "starts" in parts:
+            found |= _starts(folder, corpora, backbone, steps, exponents)
         given = (str(folder), [str(one) for one in corpora[sizes[-1]]], str(backbone))
-        (loading,) = run_on_ranks(scaling_steps.measure_loading, 1, *given, turns)
-        print(f"loading: {loading}", flush=True)
-        ratios = []
-        for _ in range(pairs):
-            one, two = (
-                run_on_ranks(scaling_steps.measure_rank, ranks, *given, steps)[0]
-                for ranks in (1, 2)
-            )
-            print(f"one rank: {one}; two: {two}", flush=True)
-            ratios.append(two["windows_per_s"] / one["windows_per_s"])
-    first, last = starts[sizes[0]], starts[sizes[-1]]
-    fields = ("anonymous_gib", "windows_per_s", "start_s")
-    print(
-        json.dumps(
-            {
-                "rss_growth": round(last.anonymous_gib / first.anonymous_gib, 4),
-                "loading_overhead": round(loading["loading_overhead"], 4),
-                "weak_scaling_2": round(float(np.median(ratios)), 3),
-                "start_s": round(last.start_s, 2),
-                "exponents": {
-                    field: round(exponent(sizes, [getattr(starts[n], field) for n in sizes]), 4)
-                    for field in fields
-                },
-                "corpora": {size: asdict(start) for size, start in starts.items()},
-            }
-        )
-    )
+        if "loading" in parts:
+            turns = QUICK_TURNS if quick else TURNS
+            (loading,) = run_on_ranks(scaling_loading.measure, 1, *given, turns)
+            print(f"loading: {loading}", flush=True)
+            found |= {"loading_overhead": loading["loading_overhead"], "loading": loading}
+        if "ranks" in parts:
+            ranks = scaling_ranks.measure(*given, steps, QUICK_ROUNDS if quick else ROUNDS)
+            found |= {"weak_scaling_2": ranks["weak_scaling_2"], "ranks": ranks}
+            speeds = [ranks[f"weak_scaling_{number}"] for number in scaling_ranks.RANKS]
+            exponents["windows_per_s over ranks"] = exponent(scaling_ranks.RANKS, speeds)
+    if "banks" in parts:
+        banks = scaling_banks.measure(quick)
+        paper = scaling_banks.on_paper(list(banks.values())[-1]["entries_per_s_and_core"])
+        found |= {"banks": banks, "on_paper": paper}
+        for field in ("search_ms", "build_s", "rss_gib_reload"):
+            values = [bank[field] for bank in banks.values()]
+            exponents[f"{field} over entries"] = exponent(list(banks), values)
+    return found | {"exponents": exponents}
+
+
+def _starts(
+    folder: Path,
+    corpora: dict[int, list[Path]],
+    backbone: Path,
+    steps: int,
+    exponents: dict[str, float],
+) -> dict[str, Any]:
+    starts = {}
+    for size, sources in corpora.items():
+        own = folder / f"run-{size}"
+        own.mkdir()
+        starts[size] = scaling_start.measure(own, sources, backbone, steps)
+        print(f"{size} windows: {starts[size]}", flush=True)
+    first, *_, last = starts.values()
+    for field in ("anonymous_gib", "windows_per_s", "start_s"):
+        values = [getattr(start, field) for start in starts.values()]
+        exponents[f"{field} over windows"] = exponent(list(starts), values)
+    return {
+        "rss_growth": last.anonymous_gib / first.anonymous_gib,
+        "start_s": last.start_s,
+        "corpora": {size: asdict(start) for size, start in starts.items()},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the parts and print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="Small corpora, few steps.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    options = parser.parse_args(argv)
+    found = run(options.parts, options.quick)
+    about = {"quick": options.quick, "cores": os.cpu_count(), "commit": commit()}
+    print(json.dumps(_rounded(found) | about))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    return value
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from benchmarks.scaling_corpus import PRED_LEN, SEQ_LEN
+from dist_train.config import RunConfig, load_run_config
 
 BATCH = 64
 VAL_STRIDE = 1000
@@ -68,6 +69,11 @@ def write_config(folder: Path, sources: Sequence[Path], backbone: Path, steps: i
     file = folder / "scaling.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+def config_of(folder: Path, sources: Sequence[Path], backbone: Path) -> RunConfig:
+    """The same configuration, read; of a training that lasts."""
+    return load_run_config(write_config(folder, sources, backbone, 1000))
 
 
 def measure(folder: Path, sources: Sequence[Path], backbone: Path, steps: int) -> Start:

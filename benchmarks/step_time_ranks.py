@@ -82,27 +82,8 @@ class TrainingRank:
         return self.traffic_log.copy()
 
     def collective_s(self, kind: str, size: int, count: int) -> float:
-        """Mean seconds of a gloo collective; collective.
-
-        Args:
-            kind: all_reduce, all_gather or reduce_scatter.
-            size: Bytes of the whole.
-            count: Calls.
-        """
-        ranks = dist.get_world_size()
-        whole = torch.zeros(max(ranks, size // 4 // ranks * ranks))
-        part = torch.zeros(len(whole) // ranks)
-        calls: dict[str, Callable[[], object]] = {
-            "all_reduce": partial(dist.all_reduce, whole),
-            "all_gather": partial(dist.all_gather_into_tensor, whole, part),
-            "reduce_scatter": partial(dist.reduce_scatter_tensor, part, whole),
-        }
-        calls[kind]()
-        distributed.barrier()
-        began = time.perf_counter()
-        for _ in range(count):
-            calls[kind]()
-        return (time.perf_counter() - began) / count
+        """As :func:`collective_s`; collective."""
+        return collective_s(kind, size, count)
 
 
 class LoneRank:
@@ -188,6 +169,30 @@ class LoneRank:
         output = self.model(batch.inputs, found, batch.target)
         terms = loss_terms(output, batch.target, found, self.config)
         return total_loss(terms, self.number, self.config.train.warmup_steps)
+
+
+def collective_s(kind: str, size: int, count: int) -> float:
+    """Mean seconds of a gloo collective; collective.
+
+    Args:
+        kind: all_reduce, all_gather or reduce_scatter.
+        size: Bytes of the whole.
+        count: Calls.
+    """
+    ranks = dist.get_world_size()
+    whole = torch.zeros(max(ranks, size // 4 // ranks * ranks))
+    part = torch.zeros(len(whole) // ranks)
+    calls: dict[str, Callable[[], object]] = {
+        "all_reduce": partial(dist.all_reduce, whole),
+        "all_gather": partial(dist.all_gather_into_tensor, whole, part),
+        "reduce_scatter": partial(dist.reduce_scatter_tensor, part, whole),
+    }
+    calls[kind]()
+    distributed.barrier()
+    began = time.perf_counter()
+    for _ in range(count):
+        calls[kind]()
+    return (time.perf_counter() - began) / count
 
 
 def _enter(folder: Path, rank: int, world_size: int) -> None:

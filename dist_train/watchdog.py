@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -357,7 +358,7 @@ class Watchdog:
         self._leaving.set()
         _say(f"error: {verdict.line}")
         if verdict.kind == "hung" and verdict.rank == self.rank:
-            faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+            _show_stacks()
         if self._board is not None and not self._gone:
             time.sleep(LINGER_S)
         for child in multiprocessing.active_children():  # the workers of a data loader
@@ -396,6 +397,16 @@ def _terminate() -> None:
 
 def _named(launcher: Process) -> str:
     return f"the launcher ({launcher.name}, process {launcher.pid})"
+
+
+def _show_stacks() -> None:
+    """Write what every thread is doing, the main one first.
+
+    For faulthandler begins at the newest thread and ends after a hundred.
+    """
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    _say("Main thread (oldest call first):\n" + "".join(traceback.format_stack(frame)))
+    faulthandler.dump_traceback(file=_STDERR, all_threads=True)
 
 
 def _say(line: str) -> None:

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from dist_train import progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_Work: TypeAlias = "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
 
 # How long the end of a process waits for what a thread has begun: a search, not a whole bank.
 PATIENCE_S = 5.0
@@ -34,16 +35,21 @@ class _Answer(Future[R]):
 
 
 class OrderedWorker:
-    """A daemon thread, so that a process whose peer is lost can end while it still waits."""
+    """A daemon thread, so that a process whose peer is lost can end while it still waits.
+
+    It ends with its owner too, who need not close it.
+    """
 
     def __init__(self, name: str) -> None:
-        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
-        self._work = queue.SimpleQueue()
+        self._work: _Work = queue.SimpleQueue()
         # The current CUDA device is a thread's own.
-        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self._abandoned = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._abandoned = threading.Event()
+        # It must not hold this object, or that would never be let go.
+        given = (self._work, self._abandoned, device)
+        self._thread = threading.Thread(target=_run, args=given, name=name, daemon=True)
         self._thread.start()
+        weakref.finalize(self, self._work.put, None)
         _running.add(self)
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -58,23 +64,24 @@ class OrderedWorker:
 
     def abandon(self) -> None:
         """End the thread: forget what it has not begun, wait a while for what it has."""
-        self._abandoned = True
+        self._abandoned.set()
         self.close()
         self._thread.join(PATIENCE_S)
 
-    def _run(self) -> None:
-        if self._device is not None:
-            torch.cuda.set_device(self._device)
-        while (item := self._work.get()) is not None:
-            future, call = item
-            if self._abandoned:
-                future.cancel()
-                continue
-            try:
-                future.set_result(call())
-            except BaseException as error:
-                future.set_exception(error)
-            del item, future, call  # or the last result would be kept until the next one
+
+def _run(work: _Work, abandoned: threading.Event, device: int | None) -> None:
+    if device is not None:
+        torch.cuda.set_device(device)
+    while (item := work.get()) is not None:
+        future, call = item
+        if abandoned.is_set():
+            future.cancel()
+            continue
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+        del item, future, call  # or the last result would be kept until the next one
 
 
 def abandon_all() -> None:

@@ -72,6 +72,23 @@ def test_one_rank_alone_that_hangs_shows_its_stacks_and_ends(
     alone.end("left")
 
 
+def test_a_hundred_other_threads_do_not_hide_the_stack_of_the_main_one(
+    ending: Ending, capfd: pytest.CaptureFixture[str]
+):
+    go_on = threading.Event()
+    others = [threading.Thread(target=go_on.wait, args=(ENOUGH_S,)) for _ in range(120)]
+    for other in others:
+        other.start()
+    alone = Watchdog(0.3, lambda: None, None, ending)
+    alone.start()
+    assert ending.came.wait(ENOUGH_S)
+    assert "test_a_hundred_other_threads" in capfd.readouterr().err
+    alone.end("left")
+    go_on.set()
+    for other in others:
+        other.join()
+
+
 def test_it_watches_on_where_no_memory_is_left_for_another_thread(
     ending: Ending, monkeypatch: pytest.MonkeyPatch
 ):

@@ -90,3 +90,15 @@ def test_a_thread_that_does_not_end_is_left_after_a_while(monkeypatch: pytest.Mo
     assert not future.done()
     gate.set()
     assert future.result(timeout=60)
+
+
+def test_the_thread_ends_with_its_owner_once_what_was_given_is_done():
+    worker, gate = OrderedWorker("test"), threading.Event()
+    thread = worker._thread
+    future = worker.submit(gate.wait, 60)
+    del worker
+    assert thread.is_alive()
+    gate.set()
+    assert future.result(timeout=60)
+    thread.join(60)
+    assert not thread.is_alive()

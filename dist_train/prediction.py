@@ -112,7 +112,8 @@ def predict(
     check_levels(run, levels)
     known = KnownSeries(run.series)
     found = [_as_trained(known, one) for one in series_set.series]
-    for frequency in dict.fromkeys(entry.frequency for _, entry in found):
+    frequencies = list(dict.fromkeys(entry.frequency for _, entry in found))
+    for frequency in frequencies:
         series_set = at_frequency(series_set, frequency, series_set.name)
     windows = [
         _Window(series=one, known=entry, end=len(one.values) - cutoff)
@@ -136,7 +137,10 @@ def predict(
                     series=window.series,
                     end=window.end,
                     dates=_dates_after(
-                        window, series_set.frequency or window.known.frequency, horizon
+                        window,
+                        # Only a run's own sources differ in it, and it is known of each.
+                        window.known.frequency if len(frequencies) > 1 else series_set.frequency,
+                        horizon,
                     ),
                     values=inverse(values_WHN[number, :horizon]),
                     intervals={

@@ -83,7 +83,7 @@ def layout() -> Layout:
         name: tuple(
             Panel(
                 title=title,
-                kind="bars" if metrics[0].name.startswith("test/") else "lines",
+                kind="bars" if metrics[0].words else "lines",
                 metrics=tuple(metric.name for metric in metrics),
                 unit=metrics[0].unit,
                 words=metrics[0].words,

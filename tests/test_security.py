@@ -17,7 +17,7 @@ UNPICKLING = {
     "pandas.read_pickle", "cloudpickle.load", "cloudpickle.loads", "torch.jit.load",
 }  # fmt: skip
 RUNNING = {"eval", "exec", "compile", "os.system", "os.popen", "runpy.run_path", "__import__"}
-YAML_SAFE = {"safe_load", "safe_load_all", "safe_dump", "compose", "parse"}
+YAML_SAFE = {"safe_load", "safe_load_all", "safe_dump", "dump", "compose", "parse"}
 # Seconds since 1970 tell when something was, and only where another process has to know it.
 # (watchdog: the last of three hints about which of two late ranks of different machines is later.)
 MAY_ASK_THE_WALL_CLOCK = {

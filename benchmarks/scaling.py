@@ -38,14 +38,13 @@ from benchmarks import (
     scaling_ranks,
     scaling_start,
 )
-from benchmarks.random_gpt2 import write_random_gpt2
 from benchmarks.rank_processes import run_on_ranks
 from benchmarks.retrieval_leak import commit
 
 PARTS = ("starts", "loading", "ranks", "banks")
 SIZES, QUICK_SIZES = (10**5, 10**6, 10**7), (10**4, 10**5)
-STEPS, QUICK_STEPS = 200, 30
-TURNS, QUICK_TURNS = 15, 3
+STEPS, QUICK_STEPS = 100, 12
+TURNS, QUICK_TURNS = 8, 1
 ROUNDS, QUICK_ROUNDS = 3, 1
 
 
@@ -63,13 +62,11 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
     exponents: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="timellm-scaling-") as name:
         folder = Path(name)
-        backbone = folder / "backbone"
-        write_random_gpt2(backbone, width=64, layers=2, heads=4, vocab_size=2000, text="")
         needed = sizes if "starts" in parts else sizes[-1:]
         corpora = {size: scaling_corpus.build(folder / f"corpus-{size}", size) for size in needed}
         if "starts" in parts:
-            found |= _starts(folder, corpora, backbone, steps, exponents)
-        given = (str(folder), [str(one) for one in corpora[sizes[-1]]], str(backbone))
+            found |= _starts(folder, corpora, steps, exponents)
+        given = (str(folder), [str(one) for one in corpora[sizes[-1]]])
         if "loading" in parts:
             turns = QUICK_TURNS if quick else TURNS
             (loading,) = run_on_ranks(scaling_loading.measure, 1, *given, turns)
@@ -91,17 +88,13 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
 
 
 def _starts(
-    folder: Path,
-    corpora: dict[int, list[Path]],
-    backbone: Path,
-    steps: int,
-    exponents: dict[str, float],
+    folder: Path, corpora: dict[int, list[Path]], steps: int, exponents: dict[str, float]
 ) -> dict[str, Any]:
     starts = {}
     for size, sources in corpora.items():
         own = folder / f"run-{size}"
         own.mkdir()
-        starts[size] = scaling_start.measure(own, sources, backbone, steps)
+        starts[size] = scaling_start.measure(own, sources, steps)
         print(f"{size} windows: {starts[size]}", flush=True)
     first, *_, last = starts.values()
     for field in ("anonymous_gib", "windows_per_s", "start_s"):

@@ -28,14 +28,14 @@ AHEAD = 8
 
 
 def measure(
-    rank: int, world_size: int, folder: str, sources: list[str], backbone: str, turns: int
+    rank: int, world_size: int, folder: str, sources: list[str], turns: int
 ) -> dict[str, Any]:
     """Time both kinds of steps in turn; on one rank.
 
     Returns:
         ``loading_overhead``: how much longer a step is whose batch is loaded, as a share.
     """
-    config = config_of(Path(folder), [Path(one) for one in sources], Path(backbone))
+    config = config_of(Path(folder), [Path(one) for one in sources])
     data = load_forecast_data(config.data)
     step = EngineStep(config, data, precision.resolve_dtype(config.train.precision))
     loaded = _loaded(config, data, step)

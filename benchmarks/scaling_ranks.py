@@ -40,9 +40,7 @@ ENTRIES = 100_000
 SEARCHES = 10
 
 
-def measure(
-    folder: str, sources: list[str], backbone: str, steps: int, rounds: int
-) -> dict[str, Any]:
+def measure(folder: str, sources: list[str], steps: int, rounds: int) -> dict[str, Any]:
     """Measure all numbers of ranks in turn, and predict them.
 
     Returns:
@@ -50,7 +48,7 @@ def measure(
         jobs that know nothing of each other reach, over one alone, N up to the cores;
         ``predicted_N``: of the simulation. Medians over the rounds.
     """
-    given = (folder, sources, backbone, steps)
+    given = (folder, sources, steps)
     cores = len(os.sched_getaffinity(0))
     found: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -65,7 +63,7 @@ def measure(
             ratio = measured[0]["windows_per_s"] / one["windows_per_s"]
             found.setdefault(f"weak_scaling_{ranks}", []).append(ratio)
             there = min(ranks, cores) * (kept / cores if ranks > 1 else 1.0)
-            predicted = _predict(given[:3], one, by_ranks, ranks, there)
+            predicted = _predict((folder, sources), one, by_ranks, ranks, there)
             found.setdefault(f"predicted_{ranks}", []).append(predicted / one["windows_per_s"])
         told = {ranks: round(each[0]["windows_per_s"], 1) for ranks, each in by_ranks.items()}
         apart = [round(speed, 1) for speed in side_by_side]
@@ -74,8 +72,7 @@ def measure(
 
 
 def measure_rank(
-    rank: int, world_size: int, folder: str, sources: list[str], backbone: str, steps: int,
-    first_core: int,
+    rank: int, world_size: int, folder: str, sources: list[str], steps: int, first_core: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Train on a core of its own, with a memory that is searched for every batch; collective.
 
@@ -85,7 +82,7 @@ def measure_rank(
     """
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[(first_core + rank) % len(cores)]})
-    config = _config(folder, sources, backbone)
+    config = _config(folder, sources)
     data = load_forecast_data(config.data)
     retriever = Retriever(data, config.gram, config.bank)
     retriever.refresh({})
@@ -135,8 +132,8 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - began
 
 
-def _config(folder: str, sources: list[str], backbone: str) -> RunConfig:
-    config = config_of(Path(folder), [Path(one) for one in sources], Path(backbone))
+def _config(folder: str, sources: list[str]) -> RunConfig:
+    config = config_of(Path(folder), [Path(one) for one in sources])
     return replace(
         config,
         gram=GramConfig(use_gram=True, retrieval_key="anchored", top_k=5),
@@ -146,7 +143,7 @@ def _config(folder: str, sources: list[str], backbone: str) -> RunConfig:
 
 
 def _predict(
-    given: tuple[str, list[str], str],
+    given: tuple[str, list[str]],
     one: dict[str, Any],
     by_ranks: dict[int, list[dict[str, Any]]],
     ranks: int,

@@ -19,6 +19,7 @@ import yaml
 
 from benchmarks.scaling_corpus import PRED_LEN, SEQ_LEN
 from dist_train.config import RunConfig, load_run_config
+from model.backbone_files import EMBEDDED_NAME
 
 BATCH = 64
 VAL_STRIDE = 1000
@@ -43,7 +44,7 @@ class Start:
     windows_per_s: float
 
 
-def write_config(folder: Path, sources: Sequence[Path], backbone: Path, steps: int) -> Path:
+def write_config(folder: Path, sources: Sequence[Path], steps: int) -> Path:
     """Write the configuration of a training that lasts longer than ``steps``."""
     content = {
         "name": "scaling",
@@ -56,7 +57,7 @@ def write_config(folder: Path, sources: Sequence[Path], backbone: Path, steps: i
             "patch_len": 16, "stride": 16, "d_model": 16, "d_ff": 16, "n_heads": 2,
             "num_prototypes": 32, "prompt": "stats_only", "max_prompt_tokens": 512,
         },
-        "backbone": {"name": str(backbone), "llm_layers": 2},
+        "backbone": {"name": EMBEDDED_NAME, "llm_layers": 2},
         "tapr": {"use_tapr": False},
         "gram": {"use_gram": False},
         "train": {
@@ -71,18 +72,18 @@ def write_config(folder: Path, sources: Sequence[Path], backbone: Path, steps: i
     return file
 
 
-def config_of(folder: Path, sources: Sequence[Path], backbone: Path) -> RunConfig:
+def config_of(folder: Path, sources: Sequence[Path]) -> RunConfig:
     """The same configuration, read; of a training that lasts."""
-    return load_run_config(write_config(folder, sources, backbone, 1000))
+    return load_run_config(write_config(folder, sources, 1000))
 
 
-def measure(folder: Path, sources: Sequence[Path], backbone: Path, steps: int) -> Start:
+def measure(folder: Path, sources: Sequence[Path], steps: int) -> Start:
     """Train for some steps, look at the memory, and end it.
 
     Raises:
         RuntimeError: It ended of itself, or took too long.
     """
-    file = write_config(folder, sources, backbone, steps)
+    file = write_config(folder, sources, steps)
     metrics = folder / "runs" / "scaling" / "metrics.jsonl"
     began = time.monotonic()
     process = subprocess.Popen(

@@ -62,7 +62,8 @@ def measure(folder: str, sources: list[str], steps: int, rounds: int) -> dict[st
         for ranks, measured in by_ranks.items():
             ratio = measured[0]["windows_per_s"] / one["windows_per_s"]
             found.setdefault(f"weak_scaling_{ranks}", []).append(ratio)
-            there = min(ranks, cores) * (kept / cores if ranks > 1 else 1.0)
+            share = min(1.0, kept / cores) if ranks > 1 else 1.0
+            there = min(ranks, cores) * share
             predicted = _predict((folder, sources), one, by_ranks, ranks, there)
             found.setdefault(f"predicted_{ranks}", []).append(predicted / one["windows_per_s"])
         told = {ranks: round(each[0]["windows_per_s"], 1) for ranks, each in by_ranks.items()}

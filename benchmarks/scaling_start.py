@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.scaling_corpus import PRED_LEN, SEQ_LEN
 from dist_train.config import RunConfig, load_run_config
-from model.backbone_files import EMBEDDED_NAME
+from model.embedded_backbone import EMBEDDED_NAME
 
 BATCH = 64
 VAL_STRIDE = 1000

@@ -22,8 +22,8 @@ from dist_train.config import RunConfig, load_run_config
 from model.embedded_backbone import EMBEDDED_NAME
 
 BATCH = 64
-VAL_STRIDE = 1000
-"""Two or three validation windows of a series: validation comes before the first step too."""
+VAL_STRIDE, VAL_SERIES = 200, 4
+"""Windows of model selection: about eighty. All of them are scored before the first step too."""
 STOPPED = 75
 LIMIT_S = 600
 
@@ -52,6 +52,7 @@ def write_config(folder: Path, sources: Sequence[Path], steps: int) -> Path:
         "data": {
             "sources": [{"path": str(source)} for source in sources],
             "seq_len": SEQ_LEN, "pred_len": PRED_LEN, "val_stride": VAL_STRIDE,
+            "val_series": VAL_SERIES,
         },
         "model": {
             "patch_len": 16, "stride": 16, "d_model": 16, "d_ff": 16, "n_heads": 2,

@@ -162,6 +162,10 @@ class DataConfig(SeriesConfig):
     val_stride: int = 1
     """Steps between the windows that model selection scores; reported scores always use 1."""
 
+    val_series: int | None = None
+    """Series of each source that model selection scores, evenly spread over it; None: all. A
+    corpus of many series would be validated for longer than it is trained on."""
+
     num_workers: int = 1
     """Processes per rank that prepare batches and prompts; 0 prepares them in the rank itself."""
 
@@ -170,6 +174,8 @@ class DataConfig(SeriesConfig):
         for key in ("seq_len", "pred_len", "train_stride", "val_stride"):
             if getattr(self, key) < 1:
                 raise ValueError(f"data.{key} must be at least 1, got {getattr(self, key)}.")
+        if self.val_series is not None and self.val_series < 1:
+            raise ValueError(f"data.val_series must be at least 1, got {self.val_series}.")
         if self.num_workers < 0:
             raise ValueError(f"data.num_workers must not be negative, got {self.num_workers}.")
         if not (isfinite(self.temperature) and self.temperature >= 1):

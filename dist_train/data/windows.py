@@ -330,10 +330,13 @@ def build_from_sources(
     series_set = union(sources)
     notes = list(series_set.notes)
     scalers, values, split_rows, memory_rows = [], [], [], []
-    ranges: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
+    ranges: dict[str, list[tuple[int, int]]] = {
+        split: [] for split in ("train", "val", "val_selection", "test")
+    }
     for number, source in enumerate(sources):
         constant, unused = [], []
-        for one in source.series_set.series:
+        selecting = _selecting(len(source.series_set.series), config.val_series)
+        for place, one in enumerate(source.series_set.series):
             where = f"series {one.id!r}"
             with _naming(number, sources, config):
                 rows = borders(len(one.values), source.series_set.borders, where)
@@ -349,6 +352,8 @@ def build_from_sources(
             ranges["train"].append(trained)
             for split in ("val", "test"):
                 ranges[split].append((rows[split][0] - config.seq_len, rows[split][1]))
+            last = ranges["val"][-1]
+            ranges["val_selection"].append(last if place in selecting else (last[0], last[0]))
             memory_rows.append(remembered)
             scalers.append(scaled.scaler)
             split_rows.append(rows)
@@ -370,13 +375,19 @@ def build_from_sources(
         windows={
             "train": windows_of("train", config.train_stride),
             "val": windows_of("val", 1),
-            "val_selection": windows_of("val", config.val_stride),
+            "val_selection": windows_of("val_selection", config.val_stride),
             "test": windows_of("test", 1),
         },
         split_rows=tuple(split_rows),
         memory_rows=tuple(memory_rows),
         sources=sources,
     )
+
+
+def _selecting(series: int, most: int | None) -> frozenset[int]:
+    """Numbers of the series of a source that model selection scores."""
+    count = series if most is None else min(series, most)
+    return frozenset(np.linspace(0, series - 1, count).astype(int).tolist())
 
 
 def _long_enough(sources: Sequence[Source], config: DataConfig) -> Iterator[Source]:

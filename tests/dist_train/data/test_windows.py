@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -283,3 +284,18 @@ def test_an_even_sample_may_be_of_some_series_alone(most: int):
     if most > 1:
         assert sample[[0, -1]].tolist() == own[[0, -1]].tolist()
     assert not len(windows.even_sample(most, slice(1, 1)))
+
+
+@pytest.mark.parametrize(("most", "chosen"), [(1, [0]), (2, [0, 3]), (3, [0, 1, 3]), (9, range(4))])
+def test_model_selection_may_score_some_series_alone(most: int, chosen: Sequence[int]):
+    some = build_forecast_data(
+        replace(CONFIG, val_series=most, val_stride=2), long(100, 180, 90, 120)
+    )
+    every = build_forecast_data(replace(CONFIG, val_stride=2), long(100, 180, 90, 120))
+    windows = some.windows["val_selection"]
+    places = [windows.locate(number) for number in range(len(windows))]
+    all_windows = every.windows["val_selection"]
+    all_places = [all_windows.locate(number) for number in range(len(all_windows))]
+    assert places == [place for place in all_places if place[0] in chosen]
+    for split in ("train", "val", "test"):
+        assert len(some.windows[split]) == len(every.windows[split])

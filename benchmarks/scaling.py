@@ -5,7 +5,8 @@
   of the corpus are in the machine's cache, as it was just written; model selection scores about
   eighty windows (``data.val_series``), because all of them come before the first step.
 * ``loading``: steps with loaded batches against steps with batches that lie in memory.
-* ``ranks``: 1, 2 and 4 ranks of one core each, with a memory, beside the simulation's prediction.
+* ``ranks``: 1, 2 and 4 ranks, each on a core as far as there are cores, with a memory; beside what
+  the simulation predicts.
 * ``banks``: memories of 10^5, 10^6 and 10^7 entries, and 10^8 and 10^9 on paper.
 
 ``--parts`` names some of them. The last line is JSON, None for what was not measured:
@@ -14,8 +15,8 @@
   corpus over that on the smallest.
 * ``loading_overhead``: how much longer a step is because its batch is loaded, as a share of it.
 * ``weak_scaling_2``: windows per second of two ranks over those of one, each on one core;
-  ``ranks``: the same of others, of jobs that know nothing of each other (``cores_N``), and as
-  predicted.
+  ``ranks``: the same of others, of jobs on the N cores that know nothing of each other
+  (``cores_N``), and as predicted.
 * ``start_s``: seconds from the command to the end of the first step, on the largest corpus.
 * ``exponents``: slopes of logarithms, over windows, entries and ranks.
 """
@@ -45,6 +46,7 @@ PARTS = ("starts", "loading", "ranks", "banks")
 SIZES, QUICK_SIZES = (10**5, 10**6, 10**7), (10**4, 10**5)
 STEPS, QUICK_STEPS = 60, 12
 RANK_STEPS = 40
+LONG = 1000  # steps of a training that is never over
 TURNS, QUICK_TURNS = 8, 1
 ROUNDS, QUICK_ROUNDS = 3, 1
 
@@ -63,30 +65,34 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
     exponents: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="timellm-scaling-") as name:
         folder = Path(name)
-        needed = sizes if "starts" in parts else sizes[-1:]
+        needed = sizes if "starts" in parts else sizes[-1:] if set(parts) - {"banks"} else ()
         corpora = {size: scaling_corpus.build(folder / f"corpus-{size}", size) for size in needed}
         if "starts" in parts:
             found |= _starts(folder, corpora, steps, exponents)
-        given = (str(folder), [str(one) for one in corpora[sizes[-1]]])
+        if "loading" in parts or "ranks" in parts:
+            file = str(scaling_start.write_config(folder, corpora[sizes[-1]], LONG))
         if "loading" in parts:
             turns = QUICK_TURNS if quick else TURNS
-            (loading,) = run_on_ranks(scaling_loading.measure, 1, *given, turns)
+            (loading,) = run_on_ranks(scaling_loading.measure, 1, file, turns)
             print(f"loading: {loading}", flush=True)
             found |= {"loading_overhead": loading["loading_overhead"], "loading": loading}
         if "ranks" in parts:
             ranks = scaling_ranks.measure(
-                *given, QUICK_STEPS if quick else RANK_STEPS, QUICK_ROUNDS if quick else ROUNDS
+                file, QUICK_STEPS if quick else RANK_STEPS, QUICK_ROUNDS if quick else ROUNDS
             )
             found |= {"weak_scaling_2": ranks["weak_scaling_2"], "ranks": ranks}
-            speeds = [ranks[f"weak_scaling_{number}"] for number in scaling_ranks.RANKS]
-            exponents["windows_per_s over ranks"] = exponent(scaling_ranks.RANKS, speeds)
+            # More ranks than cores would tell of the cores.
+            fitting = [one for one in scaling_ranks.RANKS if one <= (os.cpu_count() or 1)]
+            speeds = [ranks[f"weak_scaling_{number}"] for number in fitting]
+            if len(fitting) > 1:
+                exponents["windows_per_s over ranks"] = exponent(fitting, speeds)
     if "banks" in parts:
         banks = scaling_banks.measure(quick)
         paper = scaling_banks.on_paper(list(banks.values())[-1]["entries_per_s_and_core"])
         found |= {"banks": banks, "on_paper": paper}
         for field in ("search_ms", "build_s", "rss_gib_reload"):
-            values = [bank[field] for bank in banks.values()]
-            exponents[f"{field} over entries"] = exponent(list(banks), values)
+            entries, values = zip(*((b["entries"], b[field]) for b in banks.values()), strict=True)
+            exponents[f"{field} over entries"] = exponent(entries, values)
     return found | {"exponents": exponents}
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.retrieval_step import EngineStep
-from benchmarks.scaling_start import config_of
 from dist_train import precision
-from dist_train.config import RunConfig
+from dist_train.config import RunConfig, load_run_config
 from dist_train.data.collate import WindowBatch
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import ForecastData, load_forecast_data
@@ -27,15 +26,19 @@ AHEAD = 8
 """First steps of a turn, not timed: their batches were loaded while the other kind had its turn."""
 
 
-def measure(
-    rank: int, world_size: int, folder: str, sources: list[str], turns: int
-) -> dict[str, Any]:
+def measure(rank: int, world_size: int, file: str, turns: int) -> dict[str, Any]:
     """Time both kinds of steps in turn; on one rank.
+
+    Args:
+        rank: Of this process.
+        world_size: 1.
+        file: Configuration of the training.
+        turns: Of each kind.
 
     Returns:
         ``loading_overhead``: how much longer a step is whose batch is loaded, as a share.
     """
-    config = config_of(Path(folder), [Path(one) for one in sources])
+    config = load_run_config(Path(file))
     data = load_forecast_data(config.data)
     step = EngineStep(config, data, precision.resolve_dtype(config.train.precision))
     loaded = _loaded(config, data, step)

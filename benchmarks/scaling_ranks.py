@@ -1,7 +1,7 @@
 """Part ``ranks`` of the scaling benchmark: windows per second of 1, 2 and 4 ranks, with a memory.
 
 Every rank has a core to itself, as far as there are cores; the same windows per rank on any number
-of them. Two jobs of one rank, side by side, say what the cores themselves lose to each other. The
+of them. Jobs of one rank, one on each core at once, say what the cores lose to each other. The
 simulation (launch/simulation.py) is given what one rank measured, that loss and gloo's bandwidth,
 and says what more ranks should do.
 """
@@ -11,17 +11,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from benchmarks.rank_processes import run_on_ranks
 from benchmarks.retrieval_step import EngineStep
-from benchmarks.scaling_start import config_of
 from benchmarks.step_time import CALLS, KINDS, fit_link
 from benchmarks.step_time_ranks import LARGE, SMALL, collective_s
 from dist_train import distributed, precision
-from dist_train.config import RunConfig
+from dist_train.config import RunConfig, load_run_config
 from dist_train.data.collate import Collator, WindowBatch
 from dist_train.data.windows import load_forecast_data
 from dist_train.flops import MicroBatch
@@ -40,21 +40,28 @@ ENTRIES = 100_000
 SEARCHES = 10
 
 
-def measure(folder: str, sources: list[str], steps: int, rounds: int) -> dict[str, Any]:
+def measure(file: str, steps: int, rounds: int) -> dict[str, Any]:
     """Measure all numbers of ranks in turn, and predict them.
 
+    Args:
+        file: Configuration of the training.
+        steps: Of each measurement.
+        rounds: Measurements of each number of ranks.
+
     Returns:
-        ``weak_scaling_N``: windows per second of N ranks over those of one; ``cores_N``: what N
-        jobs that know nothing of each other reach, over one alone, N up to the cores;
+        ``weak_scaling_N``: windows per second of N ranks over those of one; ``cores_N``: what a job
+        on each of the N cores reaches, that knows nothing of the others, over one alone;
         ``predicted_N``: of the simulation. Medians over the rounds.
     """
-    given = (folder, sources, steps)
     cores = len(os.sched_getaffinity(0))
     found: dict[str, list[float]] = {}
     for number in range(rounds):
-        by_ranks = {ranks: run_on_ranks(measure_rank, ranks, *given, 0) for ranks in RANKS}
-        with ThreadPoolExecutor(cores) as pool:
-            jobs = [pool.submit(run_on_ranks, measure_rank, 1, *given, n) for n in range(cores)]
+        by_ranks = {ranks: run_on_ranks(measure_rank, ranks, file, steps, 0) for ranks in RANKS}
+        with ThreadPoolExecutor(cores) as pool, TemporaryDirectory() as meeting:
+            jobs = [
+                pool.submit(run_on_ranks, measure_rank, 1, file, steps, core, meeting, cores)
+                for core in range(cores)
+            ]
             side_by_side = [job.result()[0]["windows_per_s"] for job in jobs]
         one = by_ranks[1][0]
         kept = sum(side_by_side) / one["windows_per_s"]
@@ -64,7 +71,7 @@ def measure(folder: str, sources: list[str], steps: int, rounds: int) -> dict[st
             found.setdefault(f"weak_scaling_{ranks}", []).append(ratio)
             share = min(1.0, kept / cores) if ranks > 1 else 1.0
             there = min(ranks, cores) * share
-            predicted = _predict((folder, sources), one, by_ranks, ranks, there)
+            predicted = _predict(file, one, by_ranks, ranks, there)
             found.setdefault(f"predicted_{ranks}", []).append(predicted / one["windows_per_s"])
         told = {ranks: round(each[0]["windows_per_s"], 1) for ranks, each in by_ranks.items()}
         apart = [round(speed, 1) for speed in side_by_side]
@@ -73,17 +80,28 @@ def measure(folder: str, sources: list[str], steps: int, rounds: int) -> dict[st
 
 
 def measure_rank(
-    rank: int, world_size: int, folder: str, sources: list[str], steps: int, first_core: int,
+    rank: int, world_size: int, file: str, steps: int, first_core: int, meeting: str = "",
+    jobs: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Train on a core of its own, with a memory that is searched for every batch; collective.
+
+    Args:
+        rank: Of this process.
+        world_size: Of the job.
+        file: Configuration of the training.
+        steps: How many.
+        first_core: Of the first rank.
+        meeting: Folder in which jobs wait for each other, so that they train at the same time.
+        jobs: How many there are.
 
     Returns:
         ``windows_per_s`` of all ranks together; what a step and a search take alone; the seconds
         of collectives, where there are other ranks.
     """
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[(first_core + rank) % len(cores)]})
-    config = _config(folder, sources)
+    for thread in Path("/proc/self/task").iterdir():  # those of gloo among them
+        os.sched_setaffinity(int(thread.name), {cores[(first_core + rank) % len(cores)]})
+    config = _config(file)
     data = load_forecast_data(config.data)
     retriever = Retriever(data, config.gram, config.bank)
     retriever.refresh({})
@@ -100,6 +118,10 @@ def measure_rank(
     batch = batch_of(0)
     ahead = retriever.retrieve_ahead(batch, "train")
     distributed.barrier()
+    if meeting:
+        (Path(meeting) / str(first_core)).touch()
+        while len(list(Path(meeting).iterdir())) < jobs:
+            time.sleep(0.01)
     for number in range(steps):
         began = time.perf_counter()
         following = batch_of(number + 1)
@@ -133,8 +155,8 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - began
 
 
-def _config(folder: str, sources: list[str]) -> RunConfig:
-    config = config_of(Path(folder), [Path(one) for one in sources])
+def _config(file: str) -> RunConfig:
+    config = load_run_config(Path(file))
     return replace(
         config,
         gram=GramConfig(use_gram=True, retrieval_key="anchored", top_k=5),
@@ -144,14 +166,14 @@ def _config(folder: str, sources: list[str]) -> RunConfig:
 
 
 def _predict(
-    given: tuple[str, list[str]],
+    file: str,
     one: dict[str, Any],
     by_ranks: dict[int, list[dict[str, Any]]],
     ranks: int,
     cores: float,
 ) -> float:
     """Windows per second of so many ranks, simulated from what one of them measured."""
-    config = _config(*given)
+    config = _config(file)
     work = _workload(config, ranks)
     assert work.search is not None
     collectives = {

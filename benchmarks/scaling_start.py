@@ -18,7 +18,6 @@ import numpy as np
 import yaml
 
 from benchmarks.scaling_corpus import PRED_LEN, SEQ_LEN
-from dist_train.config import RunConfig, load_run_config
 from model.embedded_backbone import EMBEDDED_NAME
 
 BATCH = 64
@@ -71,11 +70,6 @@ def write_config(folder: Path, sources: Sequence[Path], steps: int) -> Path:
     file = folder / "scaling.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
-
-
-def config_of(folder: Path, sources: Sequence[Path]) -> RunConfig:
-    """The same configuration, read; of a training that lasts."""
-    return load_run_config(write_config(folder, sources, 1000))
 
 
 def measure(folder: Path, sources: Sequence[Path], steps: int) -> Start:

@@ -46,6 +46,8 @@ from dist_train.retrieval import Retriever
 
 DATASETS = ("ETTh1", "ETTm1", "weather", "exchange_rate", "vic_elec")
 PARTS = ("joint", "held_out")
+ALIKE = 1000.0
+"""A temperature at which every source is drawn as often."""
 PERCENTS, QUICK_PERCENTS = (0, 5, 10, 100), (0, 100)
 MEMORIES = ("others", "own")
 TWINS = {"ETTh1": "ETTm1", "ETTm1": "ETTh1"}
@@ -85,7 +87,7 @@ def configure(
     others = [
         source | {"splits": MOSTLY_TRAINED}
         for number, source in enumerate(sources)
-        if number != target and source.get("dataset") != twin
+        if number != target and (twin is None or source.get("dataset") != twin)
     ]
     return [sources[target] | own, *others]
 
@@ -113,8 +115,11 @@ def joint(
     folder: Path, settings: dict[str, Any], sources: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Train on all sets at once, and on each alone; a row for each set."""
-    steps = settings["train"]["max_steps"] * len(sources)
-    longer = settings | {"train": settings["train"] | {"max_steps": steps}}
+    more = {key: settings["train"][key] * len(sources) for key in ("max_steps", "eval_every")}
+    longer = settings | {
+        "train": settings["train"] | more,
+        "data": settings["data"] | {"temperature": ALIKE},
+    }
     together = train(_made(folder / "joint"), longer, list(sources.values()))
     rows = []
     for name, entry in sources.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 from dist_train import distributed, watchdog
 from dist_train.config import ConfigError, RunConfig, load_saved_config
 from dist_train.corpus_memory import CorpusMemoryBuilder, open_builder
+from dist_train.data.clock import check_clocks
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
 from memory_index.manifest import ManifestError
@@ -141,6 +142,7 @@ def _of_config(config: RunConfig) -> tuple[Builder, Mapping[str, Tensor]]:
     if config.bank.path is None:
         raise ConfigError("bank.path: name the folder that the bank is built in.")
     data = load_forecast_data(config.data)
+    check_clocks(data.sources)
     return open_builder(data, config.gram, config.bank, None), {}
 
 

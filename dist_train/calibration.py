@@ -126,27 +126,34 @@ class _Errors:
         variance_WN = self._gather(self.variance)
         bounds = np.searchsorted(series, np.arange(len(data.scalers) + 1)).tolist()
         members = [slice(first, end) for first, end in pairwise(bounds)]
-        everything = slice(self.num_sampled)
-        floor_SN = np.stack([
-            channel_floor(variance_WN[one if one.start < one.stop else everything])
-            for one in members
-        ])  # fmt: skip
-        # What is ranked together, and how many channels it serves.
-        ranked: list[tuple[slice, int]] = []
+        everything = slice(0, self.num_sampled)
+        floors: list[np.ndarray] = []
+        # What is ranked together, whether over variates too, and what serves each channel.
+        ranked: list[tuple[slice, bool]] = []
+        groups: list[int] = []
         usable, sharing = [], []
+        bounds_there = 0
         for source, (first, end) in zip(data.sources, _parts(data), strict=True):
             own = members[first:end]
-            whole = slice(own[0].start, own[-1].stop)
-            fewest = min(one.stop - one.start for one in own)
+            whole, channels = slice(own[0].start, own[-1].stop), (end - first) * num_variates
+            fewest = min(_size(one) for one in own)
             if fewest < MIN_WINDOWS:
+                # A source that has too few as a whole is ranked with all the others.
+                if _size(whole) * num_variates < MIN_WINDOWS:
+                    whole = everything
                 sharing.append(source.name)
-                ranked.append((whole, (end - first) * num_variates))
-                usable.append((whole.stop - whole.start) * num_variates)
+                ranked.append((whole, True))
+                usable.append(_size(whole) * num_variates)
+                groups += [bounds_there] * channels
+                bounds_there += 1
             else:
-                ranked += [(one, 0) for one in own]
+                ranked += [(one, False) for one in own]
                 usable.append(fewest)
+                groups += range(bounds_there, bounds_there + channels)
+                bounds_there += channels
+            floors += [channel_floor(variance_WN[one if _size(one) else whole]) for one in own]
+        floor_SN = np.stack(floors)
         levels = supported_levels(min(usable))
-        share_all = len(data.sources) == 1 and bool(sharing)
         floor_VN = floor_SN[series[self.begin : self.begin + num_own]]
         spread_VN1 = np.sqrt(self.variance + floor_VN.astype(np.float64) ** 2)[..., None]
         scores_VNH = (self.errors / spread_VN1).astype(np.float32)
@@ -156,20 +163,18 @@ class _Errors:
             progress.mark()
             scores_WNH = self._gather(scores_VNH[..., first : first + step])
             pieces = []
-            for one, channels in ranked:
+            for one, pooled in ranked:
                 scores = scores_WNH[one]
-                if channels:
-                    pooled = bounds_of(scores.reshape(-1, 1, scores.shape[-1]), levels)
-                    serves = 1 if share_all else channels
-                    pieces.append(tuple(np.repeat(bound, serves, axis=1) for bound in pooled))
-                else:
-                    pieces.append(bounds_of(scores, levels))
+                if pooled:
+                    scores = scores.reshape(-1, 1, scores.shape[-1])
+                pieces.append(bounds_of(scores, levels))
             lower, upper = (np.concatenate(bound, 1) for bound in zip(*pieces, strict=True))
             parts.append((lower, upper))
         lower, upper = (np.concatenate(bound, axis=2) for bound in zip(*parts, strict=True))
         return Calibration(
             levels=levels, lower=lower, upper=upper, floor=floor_SN.reshape(-1),
             num_windows=min(usable),
+            groups=np.array(groups) if sharing and len(data.sources) > 1 else None,
             facts={
                 "method": METHOD, "split": "val", "windows_of_split": len(data.windows["val"]),
                 "windows_forecast": self.num_sampled, "ranks_shared_by_channels_of": sharing,
@@ -182,6 +187,11 @@ class _Errors:
         whole[self.begin : self.begin + len(own)] = torch.from_numpy(own)
         gathered: np.ndarray = distributed.reduce_sum(whole).numpy()
         return gathered
+
+
+def _size(part: slice) -> int:
+    size: int = part.stop - part.start
+    return size
 
 
 class _Sampled:

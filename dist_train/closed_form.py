@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dist_train import baselines, distributed, terminal
 from dist_train.config import RunConfig
+from dist_train.corpus_memory import has_entries
 from dist_train.data.clock import without_clock
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import score_split, selection_mse
@@ -60,9 +61,9 @@ def solve(
     verdict, following_year, model = None, None, config.model
     off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
-    clockless = without_clock(data.sources)
-    no_clock = len(clockless) == len(data.sources)
-    if (undecided and not no_clock) or model.reads_future:
+    clockless = without_clock(data.sources) if undecided else []
+    may_have = undecided and has_entries(data, config.bank.bank_stride, clockless)
+    if may_have or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
             follows_year=model.follows_year and model.reads_future,
@@ -72,6 +73,9 @@ def solve(
             names = ", ".join(data.sources[number].name for number in clockless)
             which = f" of {names}" if len(data.sources) > 1 else ""
             line = f"memory: the series{which} overlap in time but share no regular clock"
+            terminal.say(line, quiet=config.tracking.quiet)
+        elif not may_have and distributed.is_main_rank():
+            line = "memory: no source has a row that it may hold"
             terminal.say(line, quiet=config.tracking.quiet)
         use_gram = verdict is not None and verdict.helps
         if verdict is not None and use_gram:

@@ -35,7 +35,7 @@ LEVELS = (
 """Percentages whose ranks are kept; between two of them the bounds are interpolated."""
 
 MIN_WINDOWS = 100
-"""Fewer windows of a channel than this, and all channels share their ranks."""
+"""Fewer windows of a channel than this, and all channels of its source share their ranks."""
 
 FLOOR = 0.5
 """A window's spread counts as no smaller than about this share of its channel's median spread.
@@ -52,10 +52,10 @@ class Calibration:
     """Percentages that bounds are kept for, ascending from 0; no higher one can be had."""
 
     lower: Floats
-    """Lower bound minus forecast, in spreads. Shape (levels, C or 1, H), float32."""
+    """Lower bound minus forecast, in spreads. Shape (levels, G, H), float32."""
 
     upper: Floats
-    """Upper bound minus forecast, in spreads. Shape (levels, C or 1, H), float32."""
+    """Upper bound minus forecast, in spreads. Shape (levels, G, H), float32."""
 
     floor: Floats
     """What is added to the spread of a window, in squares. Shape (C,), float32, standardised."""
@@ -66,6 +66,10 @@ class Calibration:
     facts: Mapping[str, Any]
     """Where it comes from, as plain JSON values: method, split, windows there were, data, model."""
 
+    groups: Ints | None = None
+    """Which of the G bounds serve each channel, shape (C,); None: one serves all, or each its own,
+    in the order of the channels."""
+
     @property
     def num_channels(self) -> int:
         """C."""
@@ -75,6 +79,13 @@ class Calibration:
     def shares_ranks(self) -> bool:
         """Whether one set of ranks serves all channels, for each has too few windows."""
         return self.lower.shape[1] == 1 and self.num_channels > 1
+
+    def bounds_of_channels(self, channels: Ints) -> Ints:
+        """Number of the bounds that serve some channels. Shape (...) in and out."""
+        if self.groups is not None:
+            own: Ints = self.groups[channels]
+            return own
+        return np.zeros_like(channels) if self.shares_ranks else channels
 
     def interval(
         self, forecast: Floats, context: Floats, channels: Ints, level: float
@@ -130,7 +141,7 @@ class Calibration:
         self, forecast: Floats, spread: Floats, channels: Ints, level: float
     ) -> tuple[Floats, Floats]:
         """As :meth:`interval`, for windows whose spread (B, N) is known already."""
-        rows_BN = np.zeros_like(channels) if self.shares_ranks else channels
+        rows_BN = self.bounds_of_channels(channels)
         lower_BHN, upper_BHN = (
             forecast + np.swapaxes(offset_GH[rows_BN], 1, 2) * spread[:, None]
             for offset_GH in self.offsets(level)
@@ -138,7 +149,7 @@ class Calibration:
         return lower_BHN, upper_BHN
 
     def offsets(self, level: float) -> tuple[Floats, Floats]:
-        """Bounds minus forecast in spreads, float64. Shape (C or 1, H) each.
+        """Bounds minus forecast in spreads, float64. Shape (G, H) each.
 
         Raises:
             ValueError: As :meth:`interval`.
@@ -181,6 +192,8 @@ class Calibration:
             name: torch.from_numpy(np.ascontiguousarray(getattr(self, name), dtype=np.float32))
             for name in ("lower", "upper", "floor")
         }
+        if self.groups is not None:
+            tensors["groups"] = torch.from_numpy(self.groups.astype(np.int64))
         own = {"format": FORMAT, "levels": list(self.levels), "num_windows": self.num_windows}
         return tensors, {**self.facts, **own}
 
@@ -195,8 +208,14 @@ class Calibration:
             raise ValueError(f"calibration format {facts.get('format')}, this code reads {FORMAT}.")
         lower, upper, floor = (tensors[name].numpy() for name in ("lower", "upper", "floor"))
         levels = tuple(float(level) for level in facts["levels"])
+        groups = tensors["groups"].numpy() if "groups" in tensors else None
         fits = lower.ndim == 3 and lower.shape == upper.shape and floor.ndim == 1
-        if not fits or lower.shape[0] != len(levels) or lower.shape[1] not in (1, len(floor)):
+        if fits and groups is None:
+            fits = lower.shape[1] in (1, len(floor))
+        elif fits and groups is not None:
+            inside = (groups >= 0) & (groups < lower.shape[1])
+            fits = groups.shape == floor.shape and bool(inside.all())
+        if not fits or lower.shape[0] != len(levels):
             raise ValueError(
                 f"calibration of {len(levels)} levels with bounds {lower.shape} and "
                 f"{upper.shape} and floor {floor.shape}: these do not belong together."
@@ -206,6 +225,7 @@ class Calibration:
             levels=levels, lower=lower, upper=upper, floor=floor,
             num_windows=int(facts["num_windows"]),
             facts={key: value for key, value in facts.items() if key not in own},
+            groups=groups,
         )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ class CorpusMemoryBuilder:
         sources = [data.only(number) for number in range(len(data.sources))]
         clocks = [shared_clock(source.series_set) for source in sources]
         counts = [
-            0 if clock is None else _num_entries(source, config.bank_stride)
+            0 if clock is None else num_entries(source, config.bank_stride)
             for source, clock in zip(sources, clocks, strict=True)
         ]
         shares = even_shares(counts, config.limit)
@@ -197,6 +197,18 @@ def who_sees_whom(scope: str, names: Sequence[str], off: Collection[str]) -> Ten
     return sees & torch.tensor([name not in off for name in names])[:, None]
 
 
+def has_entries(data: ForecastData, stride: int, without: Collection[int] = ()) -> bool:
+    """Whether a memory would have an entry.
+
+    Args:
+        data: The series of all sources.
+        stride: ``bank.bank_stride``.
+        without: Numbers of the sources that have none, whatever they hold.
+    """
+    others = (data.only(n) for n in range(len(data.sources)) if n not in without)
+    return any(num_entries(source, stride) for source in others)
+
+
 def folder_name(source: str) -> str:
     """Name of the folder of a source's banks; two that share it do not mix, their versions differ.
 
@@ -206,7 +218,8 @@ def folder_name(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", source).lstrip(".")[:100] or "source"
 
 
-def _num_entries(data: ForecastData, stride: int) -> int:
+def num_entries(data: ForecastData, stride: int) -> int:
+    """Entries that a memory of one source, or of one set of series, has without any limit."""
     windows = data.windows["train"]
     return (
         sum(

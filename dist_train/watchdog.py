@@ -402,10 +402,16 @@ def _named(launcher: Process) -> str:
 def _show_stacks() -> None:
     """Write what every thread is doing, the main one first.
 
-    For faulthandler begins at the newest thread and ends after a hundred.
+    For faulthandler begins at the newest thread and ends after a hundred. Without the lines of
+    source: the file system that they lie on may be what hangs.
     """
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    _say("Main thread (oldest call first):\n" + "".join(traceback.format_stack(frame)))
+    with suppress(Exception):
+        frame = sys._current_frames()[threading.main_thread().ident or 0]
+        calls = [
+            f'  File "{call.f_code.co_filename}", line {line} in {call.f_code.co_name}'
+            for call, line in traceback.walk_stack(frame)
+        ]
+        _say("\n".join(["Main thread (most recent call first):", *calls]))
     faulthandler.dump_traceback(file=_STDERR, all_threads=True)
 
 

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -16,7 +16,6 @@ from dist_train import progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_Work: TypeAlias = "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
 
 # How long the end of a process waits for what a thread has begun: a search, not a whole bank.
 PATIENCE_S = 5.0
@@ -41,53 +40,67 @@ class OrderedWorker:
     """
 
     def __init__(self, name: str) -> None:
-        self._work: _Work = queue.SimpleQueue()
-        # The current CUDA device is a thread's own.
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self._abandoned = threading.Event()
-        # It must not hold this object, or that would never be let go.
-        given = (self._work, self._abandoned, device)
-        self._thread = threading.Thread(target=_run, args=given, name=name, daemon=True)
-        self._thread.start()
-        weakref.finalize(self, self._work.put, None)
-        _running.add(self)
+        self._loop = _Loop(name)
+        weakref.finalize(self, self._loop.close)
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Do something after all that was given before; returns at once."""
-        future: Future[R] = _Answer(self._thread)
-        self._work.put((future, lambda: function(*args, **kwargs)))
+        future: Future[R] = _Answer(self._loop.thread)
+        self._loop.work.put((future, lambda: function(*args, **kwargs)))
         return future
 
     def close(self) -> None:
         """End the thread once it has done what it was given."""
-        self._work.put(None)
+        self._loop.close()
 
     def abandon(self) -> None:
         """End the thread: forget what it has not begun, wait a while for what it has."""
-        self._abandoned.set()
+        self._loop.abandon()
+
+
+class _Loop:
+    """What the thread runs. It must not hold its owner, or that would never be let go."""
+
+    def __init__(self, name: str) -> None:
+        self.work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        self.work = queue.SimpleQueue()
+        # The current CUDA device is a thread's own.
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._abandoned = False
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        _running.add(self)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.work.put(None)
+
+    def abandon(self) -> None:
+        self._abandoned = True
         self.close()
-        self._thread.join(PATIENCE_S)
+        self.thread.join(PATIENCE_S)
 
-
-def _run(work: _Work, abandoned: threading.Event, device: int | None) -> None:
-    if device is not None:
-        torch.cuda.set_device(device)
-    while (item := work.get()) is not None:
-        future, call = item
-        if abandoned.is_set():
-            future.cancel()
-            continue
+    def _run(self) -> None:
         try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-        del item, future, call  # or the last result would be kept until the next one
+            if self._device is not None:
+                torch.cuda.set_device(self._device)
+            while (item := self.work.get()) is not None:
+                future, call = item
+                if self._abandoned:
+                    future.cancel()
+                    continue
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+                del item, future, call  # or the last result would be kept until the next one
+        finally:
+            _running.discard(self)
 
 
 def abandon_all() -> None:
     """End every thread: one that computes while the interpreter ends would abort the process."""
-    for worker in list(_running):
-        worker.abandon()
+    for loop in list(_running):
+        loop.abandon()
 
 
-_running: "weakref.WeakSet[OrderedWorker]" = weakref.WeakSet()
+_running: set[_Loop] = set()

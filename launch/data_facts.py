@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from dist_train.config import ConfigError, RunConfig
 from dist_train.data.catalog import CATALOG
+from dist_train.data.clock import without_clock
 from dist_train.data.config import DataError
 from dist_train.data.lengths import num_windows
 from dist_train.data.splits import borders
@@ -59,10 +62,12 @@ def data_facts(
             raise DataError(f"{error} Or state its size: --num_variates and --num_rows.") from error
         return _of_size(config, *known, f"{config.data.dataset} as published, not read")
     train = data.windows["train"]
+    silent = without_clock(data.sources) if len(data.sources) > 1 else []
     entries = sum(
         num_windows(end - begin, train.seq_len, train.pred_len, False, config.bank.bank_stride)
-        * values.shape[1]
-        for values, (begin, end) in zip(train.values, data.memory_rows, strict=True)
+        * train.num_variates
+        for number, (begin, end) in enumerate(data.memory_rows)
+        if int(data.source_of(np.array(number))) not in silent
     )
     return DataFacts(
         num_variates=train.num_variates,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dist_train.data.config import DataError
 from dist_train.data.dates import Dates, continue_dates
 from dist_train.data.series import SeriesSet
-from dist_train.data.sources import Source
+from dist_train.data.sources import Source, naming
 from memory_index.timeline import Timeline
 
 Ints = npt.NDArray[np.int64]
@@ -32,14 +32,9 @@ def clock_offsets(series_set: SeriesSet) -> Ints | None:
     """
     if len(series_set.series) == 1:
         return None
-    on_grid = _grid(series_set)
-    if on_grid is not None:
-        return on_grid[1]
-    groups = _groups(series_set)
+    clock = shared_clock(series_set)
     # Series one after the other need none, each has its own.
-    if len(groups) == len(series_set.series) or _overlapping(series_set, groups) is not None:
-        return None
-    return _end_to_end(series_set, groups)[1]
+    return None if clock is None or clock.end_to_end else clock.offsets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -99,11 +94,7 @@ def check_clock(series_set: SeriesSet) -> None:
     """
     pair = overlapping_without_clock(series_set)
     if pair is not None:
-        raise DataError(
-            f"gram.use_gram=true: series {pair[0]!r} and {pair[1]!r} overlap in time but share no "
-            "regular clock, so a window could be shown its own future in the other one: bring "
-            "their time stamps onto one grid, or set gram.use_gram=false."
-        )
+        raise DataError(f"gram.use_gram=true: series {_fault(pair)}.")
 
 
 def check_clocks(sources: Sequence[Source]) -> None:
@@ -115,15 +106,22 @@ def check_clocks(sources: Sequence[Source]) -> None:
     if len(sources) == 1:
         check_clock(sources[0].series_set)
         return
-    for number in without_clock(sources):
-        if sources[number].memory_percent:
-            try:
-                check_clock(sources[number].series_set)
-            except DataError as error:
+    for number, source in enumerate(sources):
+        pair = overlapping_without_clock(source.series_set) if source.memory_percent else None
+        if pair is not None:
+            with naming(number, source.name):
                 raise DataError(
-                    f"data.sources[{number}] ({sources[number].name}): {error} Or set "
-                    "memory_percent: 0 in this source: its windows then get no neighbours."
-                ) from error
+                    f"gram.use_gram=true: series {_fault(pair)}, or memory_percent: 0 in this "
+                    "source, whose windows then get no neighbours."
+                )
+
+
+def _fault(pair: tuple[str, str]) -> str:
+    return (
+        f"{pair[0]!r} and {pair[1]!r} overlap in time but share no regular clock, so a window could "
+        "be shown its own future in the other one: bring their time stamps onto one grid, or set "
+        "gram.use_gram=false"
+    )
 
 
 def without_clock(sources: Sequence[Source]) -> list[int]:

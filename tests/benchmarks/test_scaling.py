@@ -8,13 +8,15 @@ import pytest
 
 from benchmarks import scaling_banks, scaling_corpus
 from benchmarks.scaling import exponent, main
-from benchmarks.scaling_start import config_of
+from benchmarks.scaling_start import write_config
+from dist_train.config import load_run_config
 from dist_train.data.windows import load_forecast_data
 
 
 def test_a_corpus_has_at_least_the_windows_asked_for_and_few_more(tmp_path: Path):
     sources = scaling_corpus.build(tmp_path / "corpus", 100_000)
-    data = load_forecast_data(config_of(tmp_path, sources).data)
+    config = load_run_config(write_config(tmp_path, sources, 10))
+    data = load_forecast_data(config.data)
     windows = len(data.windows["train"])
     series = scaling_corpus.windows_of_a_series()
     assert 100_000 <= windows < 100_000 + 2 * series

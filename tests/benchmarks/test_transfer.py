@@ -27,6 +27,12 @@ def test_the_target_comes_first_and_its_twin_not_at_all(target: int):
     assert configure(SOURCES, target, 0, "others")[0]["memory_percent"] == 0
 
 
+def test_files_have_no_twin():
+    sources = [{"path": name} for name in ("a.csv", "b.csv", "c.csv")]
+    entries = configure(sources, 1, 0, "own")
+    assert [entry["path"] for entry in entries] == ["b.csv", "a.csv", "c.csv"]
+
+
 def test_what_ends_after_a_window_begins_is_late(monkeypatch: pytest.MonkeyPatch):
     dates = pd.date_range("2020", periods=500, freq="h").to_numpy()
     rng = np.random.default_rng(0)

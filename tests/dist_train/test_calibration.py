@@ -198,10 +198,10 @@ def test_forecasts_in_half_precision_are_measured_in_full():
 
 def test_each_source_has_ranks_of_its_own():
     hours = pd.date_range("2020", periods=1500, freq="h").to_numpy()
-    days = pd.date_range("2000", periods=400, freq="D").to_numpy()
+    days = pd.date_range("2000", periods=700, freq="D").to_numpy()
     rng = np.random.default_rng(5)
     long = source_of("hours", [(hours, rng.normal(size=1500)), (hours, rng.normal(size=1500))])
-    short = source_of("days", [(days, rng.normal(size=400)), (days, rng.normal(size=400))])
+    short = source_of("days", [(days, rng.normal(size=700)), (days, rng.normal(size=700))])
     both = made(data_of_sources([long, short], SEQ_LEN, PRED_LEN))
     assert both.facts["ranks_shared_by_channels_of"] == ["days"]
     alone = made(data_of_sources([long], SEQ_LEN, PRED_LEN))
@@ -210,9 +210,30 @@ def test_each_source_has_ranks_of_its_own():
     np.testing.assert_array_equal(both.lower[:, :2], alone.lower[levels])
     pooled = made(data_of_sources([short], SEQ_LEN, PRED_LEN))
     assert pooled.shares_ranks
-    np.testing.assert_array_equal(both.upper[:, 2], both.upper[:, 3])
+    assert both.groups is not None
+    assert both.groups.tolist() == [0, 1, 2, 2]
+    again = Calibration.from_tensors(*both.to_tensors())
+    np.testing.assert_array_equal(again.bounds_of_channels(np.array([[3], [0]])), [[2], [0]])
+    tensors, facts = both.to_tensors()
+    tensors["groups"][1] = 3
+    with pytest.raises(ValueError, match="do not belong together"):
+        Calibration.from_tensors(tensors, facts)
     levels = [pooled.levels.index(level) for level in both.levels]
     np.testing.assert_array_equal(both.upper[:, 2], pooled.upper[levels, 0])
+
+
+def test_a_source_of_a_few_errors_takes_no_level_away_and_is_ranked_with_the_others():
+    hours = pd.date_range("2020", periods=1500, freq="h").to_numpy()
+    days = pd.date_range("2000", periods=150, freq="D").to_numpy()
+    rng = np.random.default_rng(5)
+    long = source_of("hours", [(hours, rng.normal(size=1500))])
+    tiny = source_of("days", [(days, rng.normal(size=150))])
+    both = made(data_of_sources([long, tiny], SEQ_LEN, PRED_LEN))
+    alone = made(data_of_sources([long], SEQ_LEN, PRED_LEN))
+    assert both.levels == alone.levels
+    assert both.facts["ranks_shared_by_channels_of"] == ["days"]
+    np.testing.assert_array_equal(both.lower[:, 0], alone.lower[:, 0])
+    assert not np.array_equal(both.lower[:, 1], both.lower[:, 0])
 
 
 def test_a_long_source_leaves_windows_to_a_short_one(monkeypatch: pytest.MonkeyPatch):

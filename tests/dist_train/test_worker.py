@@ -59,7 +59,7 @@ def test_an_abandoned_thread_ends_with_what_it_does_and_forgets_the_rest(
 ):
     monkeypatch.setattr(worker_module, "PATIENCE_S", 60.0)
     worker, began, done = OrderedWorker("left"), threading.Event(), []
-    abandoned, close = threading.Event(), worker.close
+    abandoned, close = threading.Event(), worker._loop.close
 
     def work(number: int) -> None:
         began.set()
@@ -70,7 +70,7 @@ def test_an_abandoned_thread_ends_with_what_it_does_and_forgets_the_rest(
         abandoned.set()
         close()
 
-    monkeypatch.setattr(worker, "close", close_and_tell)
+    monkeypatch.setattr(worker._loop, "close", close_and_tell)
     futures = [worker.submit(work, number) for number in range(3)]
     assert began.wait(timeout=60)
     abandon_all()
@@ -94,7 +94,7 @@ def test_a_thread_that_does_not_end_is_left_after_a_while(monkeypatch: pytest.Mo
 
 def test_the_thread_ends_with_its_owner_once_what_was_given_is_done():
     worker, gate = OrderedWorker("test"), threading.Event()
-    thread = worker._thread
+    thread = worker._loop.thread
     future = worker.submit(gate.wait, 60)
     del worker
     assert thread.is_alive()

@@ -9,6 +9,7 @@ from dist_train.data.config import DataConfig, DataError
     ("keys", "message"),
     [({"seq_len": 0}, "data.seq_len must be at least 1, got 0"),
      ({"val_stride": 0}, "data.val_stride must be at least 1"),
+     ({"val_series": 0}, "data.val_series must be at least 1, got 0"),
      ({"percent": 0}, r"data.percent must be in \[1, 100\], got 0"),
      ({"num_workers": -1}, "data.num_workers must not be negative"),
      ({"splits": [0.7, 0.3]}, "data.splits must be three positive shares"),

@@ -118,9 +118,9 @@ def check_clocks(sources: Sequence[Source]) -> None:
 
 def _fault(pair: tuple[str, str]) -> str:
     return (
-        f"{pair[0]!r} and {pair[1]!r} overlap in time but share no regular clock, so a window could "
-        "be shown its own future in the other one: bring their time stamps onto one grid, or set "
-        "gram.use_gram=false"
+        f"{pair[0]!r} and {pair[1]!r} overlap in time but share no regular clock, so a window "
+        "could be shown its own future in the other one: bring their time stamps onto one grid, or "
+        "set gram.use_gram=false"
     )
 
 

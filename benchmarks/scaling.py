@@ -19,6 +19,8 @@
   (``cores_N``), and as predicted.
 * ``start_s``: seconds from the command to the end of the first step, on the largest corpus.
 * ``exponents``: slopes of logarithms, over windows, entries and ranks.
+
+Every figure is the median of three measurements.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,11 @@ from benchmarks import (
 )
 from benchmarks.rank_processes import run_on_ranks
 from benchmarks.retrieval_leak import commit
+from benchmarks.scaling_start import Start
 
 PARTS = ("starts", "loading", "ranks", "banks")
 SIZES, QUICK_SIZES = (10**5, 10**6, 10**7), (10**4, 10**5)
-STEPS, QUICK_STEPS = 60, 12
+STEPS, QUICK_STEPS = 30, 12
 RANK_STEPS = 40
 LONG = 1000  # steps of a training that is never over
 TURNS, QUICK_TURNS = 8, 1
@@ -59,6 +62,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
     """Measure some parts; figures of the others are None."""
     sizes, steps = (QUICK_SIZES, QUICK_STEPS) if quick else (SIZES, STEPS)
+    rounds = QUICK_ROUNDS if quick else ROUNDS
     found: dict[str, Any] = dict.fromkeys(
         ("rss_growth", "loading_overhead", "weak_scaling_2", "start_s")
     )
@@ -68,7 +72,7 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
         needed = sizes if "starts" in parts else sizes[-1:] if set(parts) - {"banks"} else ()
         corpora = {size: scaling_corpus.build(folder / f"corpus-{size}", size) for size in needed}
         if "starts" in parts:
-            found |= _starts(folder, corpora, steps, exponents)
+            found |= _starts(folder, corpora, steps, rounds, exponents)
         if "loading" in parts or "ranks" in parts:
             file = str(scaling_start.write_config(folder, corpora[sizes[-1]], LONG))
         if "loading" in parts:
@@ -77,9 +81,7 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
             print(f"loading: {loading}", flush=True)
             found |= {"loading_overhead": loading["loading_overhead"], "loading": loading}
         if "ranks" in parts:
-            ranks = scaling_ranks.measure(
-                file, QUICK_STEPS if quick else RANK_STEPS, QUICK_ROUNDS if quick else ROUNDS
-            )
+            ranks = scaling_ranks.measure(file, QUICK_STEPS if quick else RANK_STEPS, rounds)
             found |= {"weak_scaling_2": ranks["weak_scaling_2"], "ranks": ranks}
             # More ranks than cores would tell of the cores.
             fitting = [one for one in scaling_ranks.RANKS if one <= (os.cpu_count() or 1)]
@@ -97,22 +99,35 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
 
 
 def _starts(
-    folder: Path, corpora: dict[int, list[Path]], steps: int, exponents: dict[str, float]
+    folder: Path,
+    corpora: dict[int, list[Path]],
+    steps: int,
+    rounds: int,
+    exponents: dict[str, float],
 ) -> dict[str, Any]:
-    starts = {}
-    for size, sources in corpora.items():
-        own = folder / f"run-{size}"
-        own.mkdir()
-        starts[size] = scaling_start.measure(own, sources, steps)
-        print(f"{size} windows: {starts[size]}", flush=True)
-    first, *_, last = starts.values()
+    # What an allocator keeps differs by a tenth from run to run of the same corpus.
+    seen: dict[int, list[Start]] = {size: [] for size in corpora}
+    for number in range(rounds):
+        for size, sources in corpora.items():
+            own = folder / f"run-{size}-{number}"
+            own.mkdir()
+            seen[size].append(scaling_start.measure(own, sources, steps))
+            print(f"{size} windows: {seen[size][-1]}", flush=True)
+    found = {
+        size: {
+            field.name: float(np.median([getattr(start, field.name) for start in starts]))
+            for field in fields(Start)
+        }
+        for size, starts in seen.items()
+    }
+    first, *_, last = found.values()
     for field in ("anonymous_gib", "windows_per_s", "start_s"):
-        values = [getattr(start, field) for start in starts.values()]
-        exponents[f"{field} over windows"] = exponent(list(starts), values)
+        values = [start[field] for start in found.values()]
+        exponents[f"{field} over windows"] = exponent(list(found), values)
     return {
-        "rss_growth": last.anonymous_gib / first.anonymous_gib,
-        "start_s": last.start_s,
-        "corpora": {size: asdict(start) for size, start in starts.items()},
+        "rss_growth": last["anonymous_gib"] / first["anonymous_gib"],
+        "start_s": last["start_s"],
+        "corpora": found,
     }
 
 

@@ -68,7 +68,7 @@ SETTINGS: dict[str, Any] = {
     "backbone": {"name": "smollm2-135m", "llm_layers": 2},
     "tapr": {"use_tapr": False},
     "gram": {"use_gram": True, "retrieval_key": "anchored", "top_k": 20},
-    "bank": {"bank_stride": 8},
+    "bank": {"bank_stride": 32},
     "train": {
         "batch_size": 64, "max_steps": STEPS, "eval_every": STEPS // 2, "warmup_steps": 20,
         "eval_batch_size": 256,

@@ -105,7 +105,6 @@ def _starts(
     rounds: int,
     exponents: dict[str, float],
 ) -> dict[str, Any]:
-    # What an allocator keeps differs by a tenth from run to run of the same corpus.
     seen: dict[int, list[Start]] = {size: [] for size in corpora}
     for number in range(rounds):
         for size, sources in corpora.items():

@@ -8,7 +8,7 @@ takes three small made ones in their place.
 * ``held_out``: each set held out in turn: trained on the others, and on the oldest 0, 5, 10 or
   100 % of the windows of that one, twice each: without its history in the memory, and with it.
 
-``--parts``, ``--targets`` and ``--percents`` name some of them. The last line is JSON. ``joint``:
+``--parts``, ``--sets``, ``--targets`` and ``--percents`` name some of them. The last line is JSON. ``joint``:
 for each ``target`` the test ``mse`` of the joint model, ``alone_mse``, ``ridge_mse``,
 ``ridge_of_all_mse`` (one ridge of all sets), ``seasonal_naive_mse``. ``rows``, of what is held out:
 
@@ -223,13 +223,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transfer", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="Small made series.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--sets", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--targets", nargs="+", help="Names of the sets held out; default all.")
     parser.add_argument("--percents", nargs="+", type=int, help="Shares trained on, in percent.")
     options = parser.parse_args(argv)
     found: dict[str, Any] = {"rows": [], "joint": []}
     with tempfile.TemporaryDirectory(prefix="timellm-transfer-") as name:
         folder = Path(name)
-        sources: list[dict[str, Any]] = [{"dataset": dataset} for dataset in DATASETS]
+        sources: list[dict[str, Any]] = [{"dataset": dataset} for dataset in options.sets]
         settings, percents = SETTINGS, options.percents or PERCENTS
         if options.quick:
             sources, settings = write_quick(folder)

@@ -8,8 +8,8 @@ takes three small made ones in their place.
 * ``held_out``: each set held out in turn: trained on the others, and on the oldest 0, 5, 10 or
   100 % of the windows of that one, twice each: without its history in the memory, and with it.
 
-``--parts``, ``--sets``, ``--targets`` and ``--percents`` name some of them. The last line is JSON. ``joint``:
-for each ``target`` the test ``mse`` of the joint model, ``alone_mse``, ``ridge_mse``,
+``--parts``, ``--sets``, ``--targets`` and ``--percents`` name some of them. The last line is JSON.
+``joint``: for each ``target`` the test ``mse`` of the joint model, ``alone_mse``, ``ridge_mse``,
 ``ridge_of_all_mse`` (one ridge of all sets), ``seasonal_naive_mse``. ``rows``, of what is held out:
 
 * ``target``, ``percent``, ``memory``: which set is held out, how much of it is trained on, and

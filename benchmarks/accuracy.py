@@ -39,6 +39,7 @@ from benchmarks.accuracy_records import (
     write_record,
 )
 from benchmarks.retrieval_leak import commit
+from benchmarks.rounding import decimals
 from dist_train.ablation.cells import Cell, settings_hash
 from dist_train.ablation.results import MODEL, facts_of, is_finished
 from dist_train.ablation.running import command_of
@@ -209,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
     rows = rows_of(records)
     print(to_markdown(rows))
-    print(json.dumps({"rows": [_rounded(asdict(row)) for row in rows]}), flush=True)
+    print(json.dumps({"rows": decimals([asdict(row) for row in rows], 6)}), flush=True)
     return 0
 
 
@@ -275,11 +276,6 @@ def _with_default_folder(arguments: list[str]) -> list[str]:
         if place == len(arguments) or arguments[place].startswith("--"):
             return [*arguments[:place], str(RESULTS), *arguments[place:]]
     return arguments
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 6) if isinstance(value, float) else value
-            for key, value in row.items()}  # fmt: skip
 
 
 if __name__ == "__main__":

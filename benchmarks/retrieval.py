@@ -26,6 +26,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from benchmarks import retrieval_large, retrieval_search, retrieval_step
 from benchmarks.rank_processes import run_on_ranks
 from benchmarks.retrieval_leak import commit
+from benchmarks.rounding import decimals
 from dist_train.config import fail
 from dist_train.reproducibility import code_fingerprint
 
@@ -80,16 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in figures.items():
         print(f"{name}: {json.dumps(value, indent=1)}", file=sys.stderr)
     about = {"quick": options.quick, "seconds": round(time.monotonic() - began, 1)}
-    print(json.dumps({**_rounded(figures), **about, **code}), flush=True)
+    print(json.dumps({**decimals(figures, 4), **about, **code}), flush=True)
     return 0
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ from benchmarks import (
 )
 from benchmarks.rank_processes import run_on_ranks
 from benchmarks.retrieval_leak import commit
+from benchmarks.rounding import significant
 from benchmarks.scaling_start import Start
+from benchmarks.step_time import RANKS
 
 PARTS = ("starts", "loading", "ranks", "banks")
 SIZES, QUICK_SIZES = (10**5, 10**6, 10**7), (10**4, 10**5)
@@ -84,7 +86,7 @@ def run(parts: Sequence[str], quick: bool) -> dict[str, Any]:
             ranks = scaling_ranks.measure(file, QUICK_STEPS if quick else RANK_STEPS, rounds)
             found |= {"weak_scaling_2": ranks["weak_scaling_2"], "ranks": ranks}
             # More ranks than cores would tell of the cores.
-            fitting = [one for one in scaling_ranks.RANKS if one <= (os.cpu_count() or 1)]
+            fitting = [one for one in RANKS if one <= (os.cpu_count() or 1)]
             speeds = [ranks[f"weak_scaling_{number}"] for number in fitting]
             if len(fitting) > 1:
                 exponents["windows_per_s over ranks"] = exponent(fitting, speeds)
@@ -138,15 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     found = run(options.parts, options.quick)
     about = {"quick": options.quick, "cores": os.cpu_count(), "commit": commit()}
-    print(json.dumps(_rounded(found) | about))
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {str(key): _rounded(item) for key, item in value.items()}
-    return value
+    print(json.dumps(significant(found) | about))
 
 
 if __name__ == "__main__":

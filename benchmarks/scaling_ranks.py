@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.rank_processes import run_on_ranks
 from benchmarks.retrieval_step import EngineStep
-from benchmarks.step_time import CALLS, KINDS, fit_link
+from benchmarks.step_time import CALLS, KINDS, RANKS, fit_link, this_machine
 from benchmarks.step_time_ranks import LARGE, SMALL, collective_s
 from dist_train import distributed, precision
 from dist_train.config import RunConfig, load_run_config
@@ -27,14 +27,12 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.flops import MicroBatch
 from dist_train.retrieval import Retriever
 from dist_train.shapes import shape_of
-from launch.hardware import Hardware
 from launch.simulation import fit_spread, simulate
 from launch.workload import Workload, workload_of
 from memory_index.config import BankConfig
 from model.backbone_files import locate_backbone
 from model.config import GramConfig
 
-RANKS = (1, 2, 4)
 ENTRIES = 100_000
 """Of the memory."""
 SEARCHES = 10
@@ -175,7 +173,6 @@ def _predict(
     """Windows per second of so many ranks, simulated from what one of them measured."""
     config = _config(file)
     work = _workload(config, ranks)
-    assert work.search is not None
     collectives = {
         (others, kind, size): max(each["collectives"][f"{kind} {size}"] for each in measured)
         for others, measured in by_ranks.items()
@@ -183,22 +180,13 @@ def _predict(
         for size in (SMALL, LARGE)
         if others > 1
     }
-    link = fit_link(collectives, len(os.sched_getaffinity(0)))
-    step_s = float(np.median(one["step_s"]))
-    hardware = Hardware(
-        name="this machine",
-        flops=work.flops / step_s,  # the update is in it
-        memory_bytes_per_s=1e15,
-        memory_gib=0.0,
-        ranks_per_node=max(RANKS),
-        intra=link,
-        inter=link,
-        host=link,
-        search_flops=work.search.queries * work.search.search_flops / one["search_s"],
-        scan_bytes_per_s=1.0,  # no lists here
-        query_s=0.0,  # in the rate of the search
+    hardware = this_machine(
+        work,
+        fit_link(collectives, len(os.sched_getaffinity(0))),
+        compute_s=float(np.median(one["step_s"])),
+        search_s=one["search_s"],
+        memory_bytes_per_s=1e15,  # the update is in the step
         cores=cores,
-        trees=False,
         jitter=fit_spread(one["step_s"]),
     )
     alone = _workload(config, 1)

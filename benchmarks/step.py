@@ -42,6 +42,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from benchmarks.random_gpt2 import write_random_gpt2
 from benchmarks.retrieval_leak import commit
+from benchmarks.rounding import significant
 from benchmarks.step_ours import OurStep
 from benchmarks.step_reference import ReferenceStep
 from benchmarks.step_setting import PROMPT_WORDS, QUICK, Setting
@@ -205,16 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    print(json.dumps({**_rounded(found), **about, **code}), flush=True)
+    print(json.dumps({**significant(found), **about, **code}), flush=True)
     return 0
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return value
 
 
 if __name__ == "__main__":

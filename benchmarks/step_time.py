@@ -42,6 +42,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from benchmarks.retrieval_leak import commit
+from benchmarks.rounding import significant
 from benchmarks.scaling_figure import save_scaling_figure, tables
 from benchmarks.step_time_ranks import LARGE, SMALL, LoneRank, TrainingRank
 from benchmarks.turns import Contestant
@@ -206,21 +207,13 @@ class Model:
         work = self.workload(1)
         lone = measured["lone"]
         assert work.search is not None
-        link = fit_link(measured["collectives"], measured["cores"])
-        return Hardware(
-            name="this machine",
-            flops=work.flops / lone["compute_s"],
+        return this_machine(
+            work,
+            fit_link(measured["collectives"], measured["cores"]),
+            compute_s=lone["compute_s"],
+            search_s=lone["search_s"],
             memory_bytes_per_s=work.optimizer_bytes / lone["optimizer_s"],
-            memory_gib=0.0,
-            ranks_per_node=max(RANKS),
-            intra=link,
-            inter=link,
-            host=link,
-            search_flops=work.search.queries * work.search.search_flops / lone["search_s"],
-            scan_bytes_per_s=1.0,  # no lists here
-            query_s=0.0,  # in the rate of the search
             cores=measured["cores"],
-            trees=False,
         )
 
     def predict(self, measured: Round, ranks: int) -> StepTime:
@@ -261,6 +254,46 @@ def _round(lone: Sequence[Contestant], groups: dict[int, Group]) -> Round:
         "steps": measured,
         "collectives": collectives,
     }
+
+
+def this_machine(
+    work: Workload,
+    link: Link,
+    *,
+    compute_s: float,
+    search_s: float,
+    memory_bytes_per_s: float,
+    cores: float,
+    jitter: float = 0.0,
+) -> Hardware:
+    """CPU ranks of one machine that meet by gloo, as they were measured.
+
+    Args:
+        work: Of the rank that was measured.
+        link: Between any two of them.
+        compute_s: Seconds of its forward and backward passes.
+        search_s: Of its search in a memory without lists.
+        memory_bytes_per_s: Of the optimizer.
+        cores: That all ranks share.
+        jitter: Spread of the compute times.
+    """
+    assert work.search is not None
+    return Hardware(
+        name="this machine",
+        flops=work.flops / compute_s,
+        memory_bytes_per_s=memory_bytes_per_s,
+        memory_gib=0.0,
+        ranks_per_node=max(RANKS),
+        intra=link,
+        inter=link,
+        host=link,
+        search_flops=work.search.queries * work.search.search_flops / search_s,
+        scan_bytes_per_s=1.0,  # no lists here
+        query_s=0.0,  # in the rate of the search
+        cores=cores,
+        trees=False,
+        jitter=jitter,
+    )
 
 
 def fit_link(collectives: dict[tuple[int, str, int], float], cores: float) -> Link:
@@ -384,18 +417,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "deepspeed": metadata.version("deepspeed"),
     }
-    print(json.dumps({**_rounded(found), **about, **code}), flush=True)
+    print(json.dumps({**significant(found), **about, **code}), flush=True)
     return 0
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _rounded(item) for key, item in value.items()}
-    return value
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ import yaml
 
 from benchmarks.random_gpt2 import write_random_gpt2
 from benchmarks.retrieval_leak import commit
+from benchmarks.rounding import decimals
 from dist_train.data.collate import Collator
 from dist_train.loading import load_run
 from dist_train.retrieval import Retriever
@@ -137,7 +138,7 @@ def joint(
             "total_s": together["total_s"],
             "alone_total_s": alone["total_s"],
         }
-        rows.append(_rounded(row))
+        rows.append(decimals(row, 6))
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -152,7 +153,7 @@ def held_out(
     data = trained.retriever.data
     rows = result["sources"][data.sources[0].name]
     late, retrieved = count_late(trained.retriever)
-    return _rounded(
+    return decimals(
         {
             "mse": rows["Time-LLM"]["mse"],
             "ridge_mse": rows["ridge"]["mse"] if entries[0]["percent"] else None,
@@ -164,7 +165,8 @@ def held_out(
             "retrieved": retrieved,
             "best_step": result["best_step"],
             "total_s": result["total_s"],
-        }
+        },
+        6,
     )
 
 
@@ -175,7 +177,7 @@ def count_late(retriever: Retriever) -> tuple[int, int]:
         Histories that end after the window that they were found for begins; and all of them.
     """
     data, windows = retriever.data, retriever.data.windows["test"]
-    ids = windows.even_sample(SAMPLE, slice(*data.first_series[:2]))
+    ids = windows.even_sample(SAMPLE, data.series_of_sources[0])
     batch = Collator(windows, None)(ids.tolist())
     series_MK, starts_MK, _ = retriever.bank.places(retriever.search_batch(batch, "test").ids)
     dates = [one.dates for one in data.series_set.series]
@@ -251,12 +253,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()
-    }
 
 
 if __name__ == "__main__":

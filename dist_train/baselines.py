@@ -185,7 +185,7 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     # Some thousand validation rows, evenly spread, are enough to decide when to stop; and with
     # hundreds of variates a batch holds fewer windows, for the other ranks wait meanwhile.
     wanted = max(1, DLINEAR_VAL_ROWS // val.num_variates // len(data.trained_sources))
-    parts = [slice(*data.first_series[number : number + 2]) for number in data.trained_sources]
+    parts = [data.series_of_sources[number] for number in data.trained_sources]
     val_rows = _rows(val, np.concatenate([val.even_sample(wanted, part) for part in parts]))
     batch = min(DLINEAR_BATCH, len(train), max(1, DLINEAR_MAX_ROWS // train.num_variates))
     optimizer = torch.optim.Adam(module.parameters(), lr=DLINEAR_LEARNING_RATE)

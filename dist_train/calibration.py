@@ -83,18 +83,14 @@ def choose_windows(data: ForecastData) -> np.ndarray:
     Each source is sampled by itself, so that a long one does not keep a short one out.
     """
     windows = data.windows["val"]
-    wanted = [max(MAX_WINDOWS, WINDOWS_PER_SERIES * (end - first)) for first, end in _parts(data)]
+    parts = data.series_of_sources
+    wanted = [max(MAX_WINDOWS, WINDOWS_PER_SERIES * _size(part)) for part in parts]
     held = max(1, MAX_ERRORS // (windows.num_variates * windows.pred_len))
     allowed = min(held, sum(wanted))
     return np.concatenate([
-        windows.even_sample(max(1, most * allowed // sum(wanted)), slice(first, end))
-        for most, (first, end) in zip(wanted, _parts(data), strict=True)
+        windows.even_sample(max(1, most * allowed // sum(wanted)), part)
+        for most, part in zip(wanted, parts, strict=True)
     ])  # fmt: skip
-
-
-def _parts(data: ForecastData) -> list[tuple[int, int]]:
-    """First series of each source, and the one after its last."""
-    return [(int(first), int(end)) for first, end in pairwise(data.first_series)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +129,9 @@ class _Errors:
         groups: list[int] = []
         usable, sharing = [], []
         bounds_there = 0
-        for source, (first, end) in zip(data.sources, _parts(data), strict=True):
-            own = members[first:end]
-            whole, channels = slice(own[0].start, own[-1].stop), (end - first) * num_variates
+        for source, part in zip(data.sources, data.series_of_sources, strict=True):
+            own = members[part]
+            whole, channels = slice(own[0].start, own[-1].stop), len(own) * num_variates
             fewest = min(_size(one) for one in own)
             if fewest < MIN_WINDOWS:
                 # A source that has too few as a whole is ranked with all the others.

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dist_train import baselines, distributed, terminal
 from dist_train.config import RunConfig
-from dist_train.corpus_memory import has_entries
 from dist_train.data.clock import without_clock
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import score_split, selection_mse
@@ -62,7 +61,11 @@ def solve(
     off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
     clockless = without_clock(data.sources) if undecided else []
-    may_have = undecided and has_entries(data, config.bank.bank_stride, clockless)
+    may_have = undecided and any(
+        data.only(number).num_entries(config.bank.bank_stride)
+        for number in range(len(data.sources))
+        if number not in clockless
+    )
     if may_have or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dist_train.data.clock import shared_clock
 from dist_train.data.config import DataError
-from dist_train.data.lengths import num_windows
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder, choose_entries, temporary_root
 from memory_index.bank import even_shares
@@ -91,7 +90,7 @@ class CorpusMemoryBuilder:
         sources = [data.only(number) for number in range(len(data.sources))]
         clocks = [shared_clock(source.series_set) for source in sources]
         counts = [
-            0 if clock is None else num_entries(source, config.bank_stride)
+            0 if clock is None else source.num_entries(config.bank_stride)
             for source, clock in zip(sources, clocks, strict=True)
         ]
         shares = even_shares(counts, config.limit)
@@ -197,18 +196,6 @@ def who_sees_whom(scope: str, names: Sequence[str], off: Collection[str]) -> Ten
     return sees & torch.tensor([name not in off for name in names])[:, None]
 
 
-def has_entries(data: ForecastData, stride: int, without: Collection[int] = ()) -> bool:
-    """Whether a memory would have an entry.
-
-    Args:
-        data: The series of all sources.
-        stride: ``bank.bank_stride``.
-        without: Numbers of the sources that have none, whatever they hold.
-    """
-    others = (data.only(n) for n in range(len(data.sources)) if n not in without)
-    return any(num_entries(source, stride) for source in others)
-
-
 def folder_name(source: str) -> str:
     """Name of the folder of a source's banks; two that share it do not mix, their versions differ.
 
@@ -216,18 +203,6 @@ def folder_name(source: str) -> str:
         source: Its name.
     """
     return re.sub(r"[^A-Za-z0-9._-]", "_", source).lstrip(".")[:100] or "source"
-
-
-def num_entries(data: ForecastData, stride: int) -> int:
-    """Entries that a memory of one source, or of one set of series, has without any limit."""
-    windows = data.windows["train"]
-    return (
-        sum(
-            num_windows(end - begin, windows.seq_len, windows.pred_len, False, stride)
-            for begin, end in data.memory_rows
-        )
-        * windows.num_variates
-    )
 
 
 def _shared_out(config: BankConfig, share: int, total: int) -> BankConfig:

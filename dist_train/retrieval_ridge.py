@@ -202,8 +202,7 @@ class _Sums:
 
 def _judged_sources(data: ForecastData) -> dict[int, slice]:
     """Series of each source by its number, without those that no training sees."""
-    first = data.first_series.tolist()
-    return {number: slice(*first[number : number + 2]) for number in data.trained_sources}
+    return {number: data.series_of_sources[number] for number in data.trained_sources}
 
 
 def _fits(train: _Sums, validation: _Sums) -> tuple[AnchorFit, AnchorFit]:

@@ -56,7 +56,7 @@ def blocks_of_source(
         split: Key of ``data.windows``.
         source: Number of the source.
     """
-    windows, part = data.windows[split], slice(*data.first_series[source : source + 2])
+    windows, part = data.windows[split], data.series_of_sources[source]
     return block_errors(errors[windows.ids_of(part)], windows.of_series(part))
 
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from dist_train.config import ConfigError, RunConfig
 from dist_train.data.catalog import CATALOG
 from dist_train.data.clock import without_clock
@@ -64,10 +62,9 @@ def data_facts(
     train = data.windows["train"]
     silent = without_clock(data.sources) if len(data.sources) > 1 else []
     entries = sum(
-        num_windows(end - begin, train.seq_len, train.pred_len, False, config.bank.bank_stride)
-        * train.num_variates
-        for number, (begin, end) in enumerate(data.memory_rows)
-        if int(data.source_of(np.array(number))) not in silent
+        data.only(number).num_entries(config.bank.bank_stride)
+        for number in range(len(data.sources))
+        if number not in silent
     )
     return DataFacts(
         num_variates=train.num_variates,

@@ -69,8 +69,7 @@ class IndexUnion:
         groups = [index.group for index in self.parts.values()]
         for places in sharing.values():
             own = torch.tensor([here[place] for place in places], dtype=torch.uint8)
-            for place, flag in zip(
-                places, groups[places[0]].all_gather(own).any(dim=0).tolist(), strict=True
-            ):
+            anywhere = groups[places[0]].all_gather(own).any(dim=0).tolist()
+            for place, flag in zip(places, anywhere, strict=True):
                 asked[place] = flag
         return asked

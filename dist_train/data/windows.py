@@ -199,6 +199,11 @@ class ForecastData:
         counts = [len(source.series_set.series) for source in self.sources]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
+    @property
+    def series_of_sources(self) -> tuple[slice, ...]:
+        """Numbers of each source's series."""
+        return tuple(slice(first, end) for first, end in pairwise(self.first_series.tolist()))
+
     def source_of(self, series: Ints) -> Ints:
         """Number of the source of each series. Shape (...) in and out."""
         number: Ints = np.searchsorted(self.first_series, series, side="right") - 1
@@ -233,16 +238,15 @@ class ForecastData:
 
     def source_channels(self) -> dict[str, slice]:
         """Channels of each source, by its name."""
-        ends = self.first_series * self.num_variates
+        variates = self.num_variates
         return {
-            source.name: slice(int(first), int(end))
-            for source, (first, end) in zip(self.sources, pairwise(ends), strict=True)
+            source.name: slice(part.start * variates, part.stop * variates)
+            for source, part in zip(self.sources, self.series_of_sources, strict=True)
         }
 
     def only(self, source: int) -> "ForecastData":
         """The part of one source, its series numbered from 0."""
-        first, end = (int(place) for place in self.first_series[source : source + 2])
-        part = slice(first, end)
+        part = self.series_of_sources[source]
         return replace(
             self,
             series_set=self.sources[source].series_set,
@@ -272,6 +276,19 @@ class ForecastData:
         if self.num_variates == 1:
             return tuple(one.id for one in series)
         return tuple(f"{one.id}/{column}" for one in series for column in one.columns)
+
+    def num_entries(self, stride: int) -> int:
+        """Windows of all variates that the memory may hold, limits left aside.
+
+        Args:
+            stride: ``bank.bank_stride``.
+        """
+        windows = self.windows["train"]
+        counts = [
+            num_windows(end - begin, windows.seq_len, windows.pred_len, False, stride)
+            for begin, end in self.memory_rows
+        ]
+        return sum(counts) * self.num_variates
 
     def channels_of(self, window_ids: Sequence[int] | Ints, split: str) -> Ints:
         """Channel number of each variate of each window of ``windows[split]``. Shape (B, N)."""
@@ -410,13 +427,11 @@ def _oldest_rows(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows that are trained on, and those that the memory may hold."""
     prefix = "" if config.sources else "data."
-    rows = {
-        key: oldest_rows(train, share, config, where, source.too_short, prefix + key)
-        for key, share in (
-            ("percent", source.percent), ("memory_percent", source.memory_percent),
-        )
-    }  # fmt: skip
-    return rows["percent"], rows["memory_percent"]
+
+    def share(percent: int, key: str) -> tuple[int, int]:
+        return oldest_rows(train, percent, config, where, source.too_short, prefix + key)
+
+    return share(source.percent, "percent"), share(source.memory_percent, "memory_percent")
 
 
 def _some(notes: list[str]) -> list[str]:

@@ -253,7 +253,7 @@ def train(rank: int, world_size: int, case: Case, folder: str) -> dict[str, Any]
     settings = engine.deepspeed_json(config, world_size, dtype)
     model = build_forecaster(
         config, locate_backbone(folder), dtype,
-        zero3=settings if engine.divides_parameters(settings) else None,
+        zero3=engine.partition_of(settings),
     )  # fmt: skip
     if model.trend is not None:
         model.trend.thresholds.fit(torch.randn(1000))

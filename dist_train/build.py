@@ -1,7 +1,6 @@
 """From a configuration to the objects it describes: forecaster and prompt builder."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -11,7 +10,7 @@ from dist_train.data.prompts import PromptBuilder
 from dist_train.memory_account import account
 from dist_train.reproducibility import seed_everything
 from model.backbone_files import BackboneFiles
-from model.backbone_loading import load_backbone, load_tokenizer
+from model.backbone_loading import Partition, load_backbone, load_tokenizer
 from model.forecaster import Forecaster
 
 
@@ -22,7 +21,7 @@ def build_forecaster(
     prompt_builder: PromptBuilder | None = None,
     *,
     num_sources: int = 1,
-    zero3: dict[str, Any] | None = None,
+    zero3: Partition | None = None,
 ) -> Forecaster:
     """Make the model on the CPU, freshly initialised from ``train.seed``.
 
@@ -32,7 +31,7 @@ def build_forecaster(
         dtype: Compute type; the trained parameters are float32 and cast by whoever runs it.
         prompt_builder: Knows what all prompts of the run begin with; None: no prompt.
         num_sources: Sets of series that it is trained on.
-        zero3: DeepSpeed JSON where the backbone is shared out over the ranks as it is loaded.
+        zero3: Where the backbone is shared out over the ranks as it is loaded.
     """
     progress.enter("loading the backbone", patience=6)  # one call, which gives no marks
     with account.phase("backbone"):

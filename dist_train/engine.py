@@ -15,6 +15,7 @@ from dist_train import distributed, engine_state, progress
 from dist_train.config import RunConfig, check_batch_size
 from dist_train.deepspeed_json import BUCKET, load_user_json
 from dist_train.optim import build_optimizer, build_schedule
+from model.backbone_loading import Partition
 from model.forecaster import Forecaster
 
 
@@ -82,9 +83,21 @@ def prepare() -> None:
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
-def divides_parameters(settings: dict[str, Any]) -> bool:
-    """Whether what :func:`deepspeed_json` derived is ZeRO-3."""
-    return bool(settings["zero_optimization"].get("stage") == 3)
+def partition_of(settings: dict[str, Any]) -> Partition | None:
+    """How a backbone is shared out as it is loaded; None but under ZeRO-3.
+
+    Args:
+        settings: What :func:`deepspeed_json` derived.
+    """
+    if settings["zero_optimization"].get("stage") != 3:
+        return None
+    prepare()
+    import deepspeed
+
+    def share_out(module: torch.nn.Module) -> None:
+        deepspeed.zero.Init(module=module, config_dict_or_path=settings)
+
+    return Partition(settings, share_out)
 
 
 def whole_numel(parameter: torch.nn.Parameter) -> int:
@@ -110,6 +123,7 @@ def initialize(
     def schedule(optimizer: torch.optim.Optimizer) -> LRScheduler:
         return build_schedule(optimizer, config.train, total_steps)
 
+    _move_unshared(module)
     engine, _, _, _ = deepspeed.initialize(
         model=module,
         optimizer=build_optimizer(module, config.train),
@@ -120,6 +134,21 @@ def initialize(
     engine_state.undo_first_step(engine)
     distributed.set_timeouts(config.train.collective_timeout_s)
     return Engine(engine)
+
+
+def _move_unshared(module: torch.nn.Module) -> None:
+    """Move to this rank's device what ZeRO-3 shares out with nobody.
+
+    DeepSpeed moves a module, but not one of which some parameters are shared out already.
+    """
+    device = distributed.device()
+    for part in module.modules():
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, buffer.to(device))
+    for parameter in module.parameters():
+        scales = getattr(parameter, "quant_state", None)
+        if scales is not None:
+            scales.to(device)
 
 
 class Engine:

@@ -154,10 +154,9 @@ class _Run:
             with account.phase("ridge"):
                 config, closed = closed_form.solve(self.config, self.data, banks)
         engine.prepare()
-        zero3 = self.settings if engine.divides_parameters(self.settings) else None
         model = build_forecaster(
             config, self.files, self.dtype, self.prompt_builder,
-            num_sources=len(self.data.sources), zero3=zero3,
+            num_sources=len(self.data.sources), zero3=engine.partition_of(self.settings),
         )  # fmt: skip
         retriever = None
         if config.gram.use_gram is True:

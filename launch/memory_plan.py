@@ -204,9 +204,10 @@ class _States:
         # Padded, so that all ranks have the same.
         self.share = sum(2 * math.ceil(size / (2 * ranks)) for size in counts.trained_groups)
         self.frozen = frozen_bytes(config, counts, item)
-        reads_shares = config.backbone.kind == "pretrained" and not config.backbone.load_in_4bit
-        divided = self.stage == 3
-        self.loading = self.frozen / (ranks if divided and reads_shares else 1)
+        reads_shares = self.stage == 3 and config.backbone.kind == "pretrained"
+        self.loading = self.frozen / (ranks if reads_shares else 1)
+        if reads_shares and config.backbone.load_in_4bit:  # a block is whole while it is packed
+            self.loading += item * counts.frozen_matrices / config.backbone.llm_layers
         if config.backbone.kind == "random":
             self.loading = FLOAT32 * counts.frozen_total
         self._largest_group = max(

@@ -1,17 +1,19 @@
 """Load a language model: whole or cut, as published or fresh, in any precision or in 4 bits.
 
-The only importer of transformers beside the key/value prefix; bitsandbytes comes through it.
+With model/four_bits.py the only importer of transformers beside the key/value prefix.
 """
 
 import contextlib
 import inspect
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -20,9 +22,22 @@ from model.backbone import Backbone
 from model.backbone_files import BackboneFiles, check_layers
 from model.backbone_substitutes import SubstituteModel
 from model.config import LANGUAGE_MODELS, BackboneConfig
+from model.four_bits import four_bit_settings, keep_layout, load_in_shares
 
 # Said aloud: where nothing is said Transformers asks the terminal, and takes yes for an answer.
 _NO_FOREIGN_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How the ranks of a ZeRO-3 run share parameters out while a backbone is loaded."""
+
+    settings: dict[str, Any]
+    """DeepSpeed JSON of the run, which Transformers reads while it loads."""
+
+    share_out: Callable[[nn.Module], None]
+    """Leave this rank its share of a module's parameters, which are whole and the same on every
+    rank; those that are shared out already stay as they are. Collective."""
 
 
 def load_backbone(
@@ -31,7 +46,7 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     *,
     seed: int = 0,
-    zero3: dict[str, Any] | None = None,
+    zero3: Partition | None = None,
 ) -> Backbone:
     """Load the first ``config.llm_layers`` blocks of a language model, frozen, on the CPU.
 
@@ -40,9 +55,9 @@ def load_backbone(
         files: Where the model lies, from :func:`model.backbone_files.locate_backbone`.
         dtype: Floating type of the weights; with 4 bits that of the rest, and of the arithmetic.
         seed: Of whatever has fresh weights; the global generator is left as it was.
-        zero3: DeepSpeed JSON of a ZeRO-3 run: of weights read from safetensors each rank keeps
-            its share alone; collective then. 4-bit weights, fresh ones and those of a .gguf file
-            are whole, and shared out by DeepSpeed later.
+        zero3: Of weights read from safetensors each rank keeps its share alone, of 4-bit ones
+            block by block; collective then. Fresh ones and those of a .gguf file are whole, and
+            shared out by DeepSpeed later.
 
     Returns:
         The backbone, in eval mode.
@@ -61,7 +76,8 @@ def load_backbone(
             "model, with backbone.load_in_4bit=true for 4-bit weights."
         )
     with _readable_errors(files):
-        model, lacking = _load_model(config, files, dtype, seed, zero3)
+        model, missing = _load_model(config, files, dtype, seed, zero3)
+    lacking = [key for key in missing if not key.startswith("pooler.")]  # removed below
     if lacking:
         raise ValueError(
             f"backbone.name={files.name}: its weight files lack {lacking}, which would be random: "
@@ -216,14 +232,14 @@ def _readable_errors(files: BackboneFiles) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sharded_at_load(zero3: dict[str, Any] | None) -> Iterator[None]:
+def _sharded_at_load(zero3: Partition | None) -> Iterator[None]:
     """Let Transformers shard the weights over the ranks as it loads them."""
     if zero3 is None:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig
 
-    alive = HfDeepSpeedConfig(zero3)  # Transformers looks for it as long as it lives
+    alive = HfDeepSpeedConfig(zero3.settings)  # Transformers looks for it as long as it lives
     try:
         yield
     finally:
@@ -235,12 +251,14 @@ def _load_model(
     files: BackboneFiles,
     dtype: torch.dtype,
     seed: int,
-    zero3: dict[str, Any] | None,
+    zero3: Partition | None,
 ) -> tuple[Any, list[str]]:
     """Load the blocks kept; returns the names of what the files do not fill too."""
     cut = _cut_config(files, config.llm_layers)
     if config.kind == "pretrained" and files.gguf_file is None:
-        with _sharded_at_load(None if config.load_in_4bit else zero3):
+        if config.load_in_4bit and zero3 is not None:
+            return load_in_shares(files.weight_files, cut, dtype, config.attention, zero3.share_out)
+        with _sharded_at_load(zero3):
             return _pretrained_model(files.folder, cut, dtype, config)
     if config.kind == "random":
         model = _random_model(cut, seed, config.attention)
@@ -292,31 +310,10 @@ def _pretrained_model(
         use_safetensors=True,
         **_NO_FOREIGN_CODE,
         output_loading_info=True,
-        **(_four_bits(dtype) if config.load_in_4bit else {}),
+        **(four_bit_settings(dtype) if config.load_in_4bit else {}),
     )
-    for module in model.modules():
-        # On CPUs with AVX-512 bitsandbytes would lay the numbers out anew at the first forward
-        # pass without gradient: in place, for inference in bf16 alone, and not undone by ZeRO-3.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    lacking = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    return model, lacking
-
-
-def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
-    """NF4 with double quantisation; the packed numbers lie in tensors of the computing type.
-
-    DeepSpeed casts floating tensors to its own type and shards tensors of one type, so the bytes
-    must look like that type.
-    """
-    settings = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype,
-    )
-    return {"quantization_config": settings, "device_map": {"": "cpu"}}
+    keep_layout(model)
+    return model, sorted(report["missing_keys"])
 
 
 def _cut_gguf(files: BackboneFiles, cut: Any, attention: str) -> Any:

@@ -31,10 +31,11 @@ ONE_OWNER = {  # heavy dependency -> the only files that may name it
         "memory_index/faiss_training.py", "memory_index/faiss_gpu.py",
     },
     "transformers": {
-        "model/backbone_loading.py", "model/key_value_prefix.py", "model/patch_transformer.py",
+        "model/backbone_loading.py", "model/four_bits.py", "model/key_value_prefix.py",
+        "model/patch_transformer.py",
     },
     "peft": {"model/adapters.py"},
-    "bitsandbytes": {"model/backbone_loading.py"},
+    "bitsandbytes": {"model/four_bits.py"},
     "matplotlib": {"dist_train/figures/style.py", "dist_train/inspect_figure.py"},
     "scipy": {"dist_train/ablation/significance.py", "dist_train/selection.py"},
     "jsonargparse": {"dist_train/config.py", "dist_train/cli.py"},

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dist_train import engine
 from dist_train.config import DeepSpeedConfig, RunConfig, TrainConfig
 from dist_train.engine import Engine, deepspeed_json
+from tests.helpers.backbones import load_tiny
 from tests.helpers.engines import odd_engine, run_config, train_plainly, train_step
 from tests.helpers.ranks import run_ranks
 
@@ -153,3 +155,25 @@ def compare_losses(rank: int, world_size: int) -> None:
 @pytest.mark.ranks
 def test_a_finite_loss_keeps_its_gradient_bit_for_bit():
     run_ranks(compare_losses, 1)
+
+
+def test_what_zero3_shares_out_with_nobody_moves_to_the_ranks_device(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """DeepSpeed moves no module of which a part is shared out already."""
+    backbone = load_tiny("llama", width=64, load_in_4bit=True)
+    monkeypatch.setattr(engine.distributed, "device", lambda: torch.device("meta"))
+    weights = [p.device for p in backbone.parameters()]
+    engine._move_unshared(backbone)
+    assert {buffer.device.type for buffer in backbone.buffers()} == {"meta"}
+    states = [p.quant_state for p in backbone.parameters() if hasattr(p, "quant_state")]
+    assert states
+    assert {state.absmax.device.type for state in states} == {"meta"}
+    assert [p.device for p in backbone.parameters()] == weights
+
+
+def test_only_zero3_shares_a_backbone_out_as_it_is_loaded():
+    for stage in (0, 1, 2):
+        assert engine.partition_of({"zero_optimization": {"stage": stage}}) is None
+    assert engine.partition_of({"zero_optimization": {}}) is None
+    assert engine.partition_of({"zero_optimization": {"stage": 3}}) is not None

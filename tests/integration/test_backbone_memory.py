@@ -50,10 +50,9 @@ def measure(rank: int, world_size: int, configs: list[RunConfig]) -> None:
     for config in configs:
         settings = engine.deepspeed_json(config, world_size, torch.float32)
         files = locate_backbone(config.backbone.name)
-        zero3 = settings if engine.divides_parameters(settings) else None
         release()
         anonymous = watermark("RssAnon")  # files that are mapped count only where they are shared
-        model = build_forecaster(config, files, torch.float32, zero3=zero3)
+        model = build_forecaster(config, files, torch.float32, zero3=engine.partition_of(settings))
         release()
         anonymous = watermark("RssAnon") - anonymous
         loaded = held_mib(model.backbone)
@@ -89,7 +88,5 @@ def test_each_rank_holds_its_share_of_a_partitioned_backbone(tmp_path: Path, in_
     )
     for rank in (0, 1):
         assert share[rank]["held"] == pytest.approx(whole[rank]["held"] / 2, rel=0.01)
-        at_load = whole[rank]["held"] if in_4bit else whole[rank]["held"] / 2
-        assert share[rank]["loaded"] == pytest.approx(at_load, rel=0.01)
-    if not in_4bit:  # 4-bit weights are whole on every rank until they are shared out
-        assert all(found["anonymous"] < 0.95 * whole[0]["held"] for found in share)
+        assert share[rank]["loaded"] == pytest.approx(whole[rank]["held"] / 2, rel=0.01)
+    assert all(found["anonymous"] < 0.95 * whole[0]["held"] for found in share)

@@ -1,6 +1,6 @@
 """A training step of this project beside the published Time-LLM's, in time and memory.
 
-    python -m benchmarks.step --reference PATH [--quick]
+    python -m benchmarks.step --reference PATH [--compile] [--quick]
 
 PATH is a clone of github.com/KimMeen/Time-LLM; without it our side alone is measured and what
 compares is null. Both get the same GPT-2 (6 blocks, random weights, benchmarks/random_gpt2.py), the
@@ -13,6 +13,7 @@ ours once more in bf16 where train.precision=auto would choose it; on a GPU both
 
 speedup_spec, speedup_prefix_cached   their time / ours, by model.token_order
 speedup_spec_vocabulary   the same with model.prototype_map=vocabulary, to see what that key does
+compiled             with --compile: time of a step whose blocks went through torch.compile / ours
 speedup_*_bf16       the same for our bf16 step on a CPU, against their float32
 peak_memory_ratio    largest memory of our steps, worse of both orders / theirs. Resident memory of
                      the whole process, on a GPU what is allocated; above_idle is the same of what
@@ -54,6 +55,7 @@ from dist_train.reproducibility import code_fingerprint
 
 ROUNDS, QUICK_ROUNDS, GPU_ROUNDS = 7, 2, 30
 ORDERS = ("spec", "prefix_cached")
+COMPILED = "_compiled"
 HEADLINES = (
     "speedup_spec",
     "speedup_prefix_cached",
@@ -67,8 +69,8 @@ HEADLINES = (
 Rounds = list[dict[str, float]]
 
 
-def run(reference: Path | None, quick: bool) -> dict[str, Any]:
-    """Measure all contestants in turn.
+def run(reference: Path | None, quick: bool, compiled: bool = False) -> dict[str, Any]:
+    """Measure all contestants in turn; with ``compiled`` those of torch.compile too.
 
     Raises:
         ValueError: ``reference`` is no clone of the published code.
@@ -101,6 +103,13 @@ def run(reference: Path | None, quick: bool) -> dict[str, Any]:
         for suffix, our_dtype in [("", dtype), ("_bf16", torch.bfloat16)][: 1 + extra_bf16]:
             contestants += [
                 Contestant(order + suffix, OurStep, folder, setting, order, our_dtype)
+                for order in ORDERS
+            ]
+        if compiled:
+            contestants += [
+                Contestant(
+                    order + COMPILED, OurStep, folder, setting, order, dtype, "factored", True
+                )
                 for order in ORDERS
             ]
         published_map = (folder, setting, "spec", dtype, "vocabulary")
@@ -161,6 +170,11 @@ def figures(
         found["peak_memory_ratio"] = max(peaks[order] for order in ORDERS) / peaks["reference"]
         found["peak_above_idle_ratio"] = max(added[order] for order in ORDERS) / added["reference"]
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    found["compiled"] = {
+        order: float(np.median(seconds[order + COMPILED] / seconds[order]))
+        for order in ORDERS
+        if order + COMPILED in seconds
+    }
     return found | {
         "step_s": medians,
         "step_s_fastest": {name: float(values.min()) for name, values in seconds.items()},
@@ -186,12 +200,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="A training step beside the published Time-LLM's.",
     )
     parser.add_argument("--reference", type=Path, help="Clone of github.com/KimMeen/Time-LLM.")
+    parser.add_argument("--compile", action="store_true", help="Our blocks compiled, too.")
     parser.add_argument("--quick", action="store_true", help="A tiny model, two rounds.")
     began = time.monotonic()
     code = {"commit": commit(), "code": code_fingerprint()}
     try:
         options = parser.parse_args(argv)
-        found = run(options.reference, options.quick)
+        found = run(options.reference, options.quick, options.compile)
     except (ArgumentError, ValueError, OSError, RuntimeError) as error:
         return fail(error)
     for name, value in found.items():

@@ -20,6 +20,7 @@ from model.backbone_loading import load_backbone, load_tokenizer
 from model.batch import ForecastInputs
 from model.config import BackboneConfig, ModelConfig
 from model.forecaster import Forecaster
+from model.four_bits import block_list
 
 RATE_SIZE, RATE_SIZE_GPU = 2048, 8192
 RATE_PRODUCTS = 3
@@ -35,6 +36,7 @@ class OurStep:
         token_order: Literal["spec", "prefix_cached"],
         dtype: torch.dtype,
         prototype_map: Literal["factored", "vocabulary"] = "factored",
+        compiled: bool = False,
     ) -> None:
         """Build model, prompts and optimizer.
 
@@ -44,6 +46,7 @@ class OurStep:
             token_order: As ``model.token_order``.
             dtype: Of model and gradients; the optimizer's copies are float32.
             prototype_map: As ``model.prototype_map``.
+            compiled: Let torch.compile fuse what each block of the language model does.
         """
         self.setting, self.dtype = setting, dtype
         config = ModelConfig(
@@ -65,6 +68,9 @@ class OurStep:
             load_tokenizer(files), config, setting.pred_len, setting.seq_len, [DESCRIPTION]
         )
         backbone = load_backbone(BackboneConfig(name=name, llm_layers=setting.layers), files, dtype)
+        if compiled:
+            for block in block_list(backbone.language_model, setting.layers)[1]:
+                block.compile(dynamic=True)
         torch.manual_seed(2021)
         model = Forecaster(
             config,

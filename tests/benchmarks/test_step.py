@@ -72,6 +72,15 @@ def test_a_step_in_both_orders_is_the_same_step(folder: Path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_compiled_is_asked_of_every_block(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[dict[str, bool]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: asked.append(how))
+    OurStep(folder, QUICK, "spec", torch.float32)
+    assert asked == []
+    OurStep(folder, QUICK, "spec", torch.float32, compiled=True)
+    assert asked == [{"dynamic": True}] * QUICK.layers
+
+
 def test_flops_are_those_of_the_matrix_products(folder: Path):
     ours = OurStep(folder, QUICK, "spec", torch.float32)
     facts = ours.facts()

@@ -129,12 +129,19 @@ def test_figures_are_medians_of_ratios_and_the_worse_memory():
         {
             "reference": rounds([8, 20, 12], 9),
             "spec": rounds([2, 4, 4], 3),
+            "spec_compiled": rounds([3, 4, 3], 3),
             "prefix_cached": rounds([1, 2, 2], 2),
         },
-        {"reference": {}, "spec": {"flops": 120}, "prefix_cached": {"flops": 100}},
+        {
+            "reference": {},
+            "spec": {"flops": 120},
+            "spec_compiled": {"flops": 120},
+            "prefix_cached": {"flops": 100},
+        },
     )
     assert found["speedup_spec"] == 4
     assert found["speedup_prefix_cached"] == 8
+    assert found["compiled"] == {"spec": 1}
     assert found["peak_memory_ratio"] == pytest.approx(1 / 3)
     assert found["peak_above_idle_ratio"] == pytest.approx(2 / 8)
     assert found["flops_share"] == pytest.approx(120 / 4 / 100)

@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 RUN ?=
 CONFIG ?= configs/quickstart.yaml
 ARGS ?=
-# One GPU driver means the CUDA build of FAISS; never both builds in one environment.
-EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# A GPU driver means the CUDA build of FAISS, which works without one too: what a machine with GPUs
+# has set up in a shared folder, one without leaves as it is. Never both builds in one environment.
+EXTRA := $(shell test -e $(VENV)/.installed-gpu && echo gpu || \
+	{ command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu; })
 STAMP := $(VENV)/.installed-$(EXTRA)
 
 # What an emulated cluster needs, by Debian's names.
@@ -21,6 +23,9 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint requirements.lock setuptools torch
+	@# Both builds are the module faiss: the one that goes would take files of the other with it.
+	if ls $(VENV)/.installed-* >/dev/null 2>&1 && ! test -e $@; then \
+		$(BIN)/pip uninstall --quiet --yes faiss-cpu faiss-gpu; rm -f $(VENV)/.installed-*; fi
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[$(EXTRA),dev]'
 	touch $@
 

@@ -5,6 +5,7 @@ Works without a launcher too: a single process is a group of one rank.
 
 import os
 import socket
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -40,6 +41,9 @@ def initialize_process_group(timeout_s: float, store: MeetingStore | None = None
         os.environ["MASTER_PORT"] = str(_free_port())
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
+        # Torch's own watchdog would abort the survivors of a lost node, without a word of which it
+        # was, before this project's has named it (train.watchdog_s).
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if store is None:
@@ -131,11 +135,18 @@ def exchanges() -> tuple[int, int]:
 
 
 def shut_down() -> None:
-    """End the threads and leave the process group, so that the exit of the process cannot abort."""
+    """End the threads and leave the process group, so that the exit of the process cannot abort.
+
+    A rank that an error ends stays in a group of NCCL: leaving it waits for the others, who may
+    never come, and the error would not be told.
+    """
     abandon_all()
     _groups.clear()
     _connections.clear()
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        return
+    failing = sys.exc_info()[0] is not None
+    if not (failing and dist.get_backend() == "nccl" and world_size() > 1):
         dist.destroy_process_group()
 
 

@@ -72,6 +72,8 @@ def prepare() -> None:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its gradient with a mask may be NaN on H100 and H200 (pytorch#196678); there are two others.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if not torch.cuda.is_available():
         # The shared-memory collective would be compiled on first use (half a minute, needs a
         # compiler, and a stale lock hangs for ever); gloo does the same job.
@@ -123,7 +125,7 @@ def initialize(
     def schedule(optimizer: torch.optim.Optimizer) -> LRScheduler:
         return build_schedule(optimizer, config.train, total_steps)
 
-    _move_unshared(module)
+    _prepare_unshared(module, settings)
     engine, _, _, _ = deepspeed.initialize(
         model=module,
         optimizer=build_optimizer(module, config.train),
@@ -136,11 +138,18 @@ def initialize(
     return Engine(engine)
 
 
-def _move_unshared(module: torch.nn.Module) -> None:
-    """Move to this rank's device what ZeRO-3 shares out with nobody.
+def _prepare_unshared(module: torch.nn.Module, settings: dict[str, Any]) -> None:
+    """Cast what ZeRO-3 has not shared out yet, and move to this rank's device what it never will.
 
-    DeepSpeed moves a module, but not one of which some parameters are shared out already.
+    DeepSpeed casts and moves a module, but not one of which some parameters are shared out already.
     """
+    if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
+        return
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = next((half[name] for name in half if settings[name]["enabled"]), torch.float32)
+    for parameter in module.parameters():
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(dtype)  # the same object: the optimizer knows it
     device = distributed.device()
     for part in module.modules():
         for name, buffer in list(part.named_buffers(recurse=False)):

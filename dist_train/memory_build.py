@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from dist_train import distributed, local_copy, progress, terminal
 from dist_train.data.clock import check_clock, clock_offsets
 from dist_train.data.windows import ForecastData, Ints
 from dist_train.memory_account import account
+from memory_index import faiss_gpu
 from memory_index.atomic_file import is_disk_full
 from memory_index.bank import MemoryBank
 from memory_index.builder import BankPlan, build_bank
@@ -351,8 +353,23 @@ def _search_device(config: BankConfig) -> torch.device:
     device = distributed.device()
     if config.device == "gpu" and device.type != "cuda":
         raise ValueError("bank.device=gpu: there is no CUDA device here; use bank.device=auto.")
-    on_cpu = config.device == "cpu" or config.index == "hnsw"
-    return torch.device("cpu") if on_cpu else device
+    if config.device == "cpu" or config.index == "hnsw" or device.type != "cuda":
+        return torch.device("cpu")
+    if config.index != "exact" and not faiss_gpu.is_there():
+        if config.device == "gpu":
+            raise ValueError(
+                f"bank.device=gpu and bank.index={config.index}: the FAISS installed here has no "
+                "GPU part, or sees no GPU: `make setup EXTRA=gpu`, or bank.index=exact, which "
+                "needs none."
+            )
+        if distributed.is_main_rank():
+            warnings.warn(
+                "the FAISS installed here has no GPU part, or sees no GPU: the memory is searched "
+                "on the CPU (make setup EXTRA=gpu).",
+                stacklevel=2,
+            )
+        return torch.device("cpu")
+    return device
 
 
 def _hash_of_scalers(data: ForecastData) -> str:

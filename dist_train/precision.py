@@ -24,7 +24,9 @@ def resolve_dtype(precision: Precision) -> torch.dtype:
     if precision != "auto":
         return DTYPES[precision]
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Emulated, as on a T4, it is slower than float32.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
     use_bf16 = torch.zeros(1)
     if distributed.is_main_rank():
         speedup = _product_time_s(torch.float32) / _product_time_s(torch.bfloat16)

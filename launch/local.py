@@ -9,6 +9,7 @@ sysexits.h: run it again with ``--resume auto``), else that of the launcher.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -19,7 +20,13 @@ from types import FrameType
 from typing import NoReturn
 
 from dist_train import preflight, run_folder
-from dist_train.config import add_resume_arguments, build_parser, fail, parse_run_config
+from dist_train.config import (
+    ConfigError,
+    add_resume_arguments,
+    build_parser,
+    fail,
+    parse_run_config,
+)
 from dist_train.stop_signals import EXIT_STOPPED
 from launch.supervisor import GRACE_S, STOP_SIGNALS, Ended, supervise
 
@@ -79,9 +86,28 @@ def deepspeed_command(ranks: int, arguments: Sequence[str]) -> list[str]:
         port = probe.getsockname()[1]
     return [
         sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error",
-        "--no_local_rank", "--num_gpus", str(ranks), "--master_port", str(port),
+        "--no_local_rank", *_devices(ranks), "--master_port", str(port),
         "--module", "dist_train.train", *arguments,
     ]  # fmt: skip
+
+
+def _devices(ranks: int) -> list[str]:
+    """Where the ranks go: DeepSpeed passes over CUDA_VISIBLE_DEVICES where a number is given."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not visible or os.environ.get("DS_ACCELERATOR") == "cpu" or not shutil.which("nvidia-smi"):
+        return ["--num_gpus", str(ranks)]
+    numbers = [number.strip() for number in visible.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={visible}: the deepspeed launcher knows GPUs by number alone; "
+            "give their numbers, as in the first column of nvidia-smi, or use torchrun."
+        )
+    if ranks > len(numbers):
+        raise ConfigError(
+            f"{ranks} ranks and CUDA_VISIBLE_DEVICES={visible}: every rank needs a GPU of its own; "
+            "lower RANKS, or make more of them visible."
+        )
+    return ["--include", f"localhost:{','.join(numbers[:ranks])}"]
 
 
 def judge(ended: Ended, folder: Path, stopped_before: str | None) -> int:

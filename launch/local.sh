@@ -32,9 +32,9 @@ if command -v nvidia-smi >/dev/null 2>&1; then
 else
     ranks=${RANKS:-2}
     export DS_ACCELERATOR=cpu
-    # The cores are divided over the ranks; more threads than cores slow every rank down.
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) / ranks > 0 ? $(nproc) / ranks : 1 ))}
 fi
+# The cores are divided over the ranks; more threads than cores slow every rank down.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ranks > 0 && $(nproc) > ranks ? $(nproc) / ranks : 1 ))}
 
 # In place of this shell, so that a signal to its process id reaches what can handle it.
 exec python -m launch.local "$ranks" --config "$config" "$@"

@@ -7,8 +7,9 @@ Shape legend (this file):
     Q  queries     Z2  width of a key     K  neighbours wanted     P  lists visited
 """
 
-import functools
+import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -25,9 +26,20 @@ NUM_BLOCKS = 16
 SCRATCH_BYTES = 256 * 2**20
 # Largest k and nprobe of FAISS's GPU kernels.
 GPU_LIMIT = 2048
+# Sub-quantisers that FAISS's GPU kernels know; above the first number their tables are of half
+# precision, or they would not fit into shared memory.
+PQ_LENGTHS = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
+LARGEST_WHOLE_PQ = 48
+
+_of_thread = threading.local()
 
 BlockSearch = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 """(queries (Q, Z2), k, effort) -> distances and ids (Q, K), no exclusion."""
+
+
+def is_there() -> bool:
+    """Whether the installed FAISS has a GPU part, and sees a GPU."""
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 def nearest_on_gpu(queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -35,9 +47,11 @@ def nearest_on_gpu(queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, T
     import faiss.contrib.torch_utils  # FAISS then reads and writes CUDA tensors
 
     count = min(count, GPU_LIMIT)
-    distances, rows = faiss.knn_gpu(
-        _resources(), queries.contiguous(), keys.contiguous(), count, device=queries.device.index
-    )
+    if not hasattr(_of_thread, "resources"):
+        _of_thread.resources = _resources()
+    asked, known = queries.contiguous(), keys.contiguous()
+    device = queries.device.index
+    distances, rows = faiss.knn_gpu(_of_thread.resources, asked, known, count, device=device)
     return distances, rows
 
 
@@ -51,7 +65,7 @@ class GpuIvfShard:
         parts: Iterable[tuple[Tensor, Tensor]],
         *,
         device: int,
-        to_gpu: Callable[[IvfShard, int], BlockSearch] | None = None,
+        to_gpu: Callable[[IvfShard, int, Any], BlockSearch] | None = None,
     ) -> None:
         """Fill the blocks and copy them to the GPU.
 
@@ -60,18 +74,21 @@ class GpuIvfShard:
             trained: What the shards share, see ``faiss_training``.
             parts: Codes, uint8 (m, bytes), and ids (m,), int64, ids ascending over all parts.
             device: Number of the GPU.
-            to_gpu: Copies one block there; FAISS's own copier by default.
+            to_gpu: Copies one block there; FAISS's own copier by default. Gets the block, the GPU
+                and what the shard has of it.
         """
         chunks = [part for part in parts if len(part[1])]
         per_block = max(1, -(-len(chunks) // NUM_BLOCKS))
         copy = to_gpu or _copy_to_gpu
+        # Of this shard alone: it is built by one thread while another searches the one before.
+        resources = None if to_gpu else _resources()
         self._blocks: list[tuple[int, int, IvfShard, BlockSearch]] = []
         self._empty = IvfShard(choice, trained, [])
         for first in range(0, len(chunks), per_block):
             members = chunks[first : first + per_block]
             host = IvfShard(choice, trained, members)
             first_id, last_id = int(members[0][1][0]), int(members[-1][1][-1])
-            self._blocks.append((first_id, last_id, host, copy(host, device)))
+            self._blocks.append((first_id, last_id, host, copy(host, device, resources)))
 
     def __len__(self) -> int:
         return sum(len(host) for _, _, host, _ in self._blocks)
@@ -122,23 +139,43 @@ class GpuIvfShard:
         return merge_neighbours(columns[0], columns[1], k)
 
 
-def _copy_to_gpu(host: IvfShard, device: int) -> BlockSearch:
+def _copy_to_gpu(host: IvfShard, device: int, resources: Any) -> BlockSearch:
+    index = host.faiss_index
+    length = index.pq.M if isinstance(index, faiss.IndexIVFPQ) else None
+    if length is not None and length not in PQ_LENGTHS:
+        return search_in_tiles(index, index.d)
     options = faiss.GpuClonerOptions()
     options.indicesOptions = faiss.INDICES_64_BIT
     options.usePrecomputed = False
-    copy = faiss.index_cpu_to_gpu(_resources(), device, host.faiss_index, options)
+    options.useFloat16 = length is not None and length > LARGEST_WHOLE_PQ
+    return search_in_tiles(faiss.index_cpu_to_gpu(resources, device, index, options), index.d)
+
+
+def search_in_tiles(index: Any, width: int) -> BlockSearch:
+    """Search a FAISS index of lists, so many queries at a time that the scratch memory is enough.
+
+    Args:
+        index: On a GPU, or a kind that no GPU knows, in host memory. ``nprobe`` is set, not passed:
+            ``faiss.contrib.torch_utils`` takes search parameters from every index once imported.
+        width: Of a key.
+    """
 
     def search(queries: Tensor, k: int, effort: int) -> tuple[Tensor, Tensor]:
-        settings = faiss.SearchParametersIVF(nprobe=effort)
+        index.nprobe = effort
+        tile = max(1, SCRATCH_BYTES // 2 // (effort * width * 4))
         vectors = np.ascontiguousarray(queries.numpy(), dtype=np.float32)
-        distances, ids = copy.search(vectors, k, params=settings)
+        found = [
+            index.search(vectors[begin : begin + tile], k) for begin in range(0, len(vectors), tile)
+        ]
+        distances, ids = (np.concatenate(part) for part in zip(*found, strict=True))
         return torch.from_numpy(distances), torch.from_numpy(ids)
 
     return search
 
 
-@functools.cache
-def _resources() -> "faiss.StandardGpuResources":
+def _resources() -> Any:
+    """FAISS's memory and streams on GPUs. Without locks: of one thread at a time."""
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(SCRATCH_BYTES)
+    resources.setPinnedMemory(0)  # 256 MiB of the host for each of them
     return resources

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_train.config import ConfigError
@@ -20,11 +21,16 @@ class Place:
     """Ranks that the launcher announced."""
 
     local_rank: int
+    """Number of its GPU among those that it sees."""
+
     address: str
     """MASTER_ADDR, where rank 0 runs."""
 
     port: int
     """MASTER_PORT; 0: none was given, and this rank is alone."""
+
+    task: int | None = None
+    """Number on its node where Slurm shows each task GPUs of its own; None: ``local_rank`` is."""
 
 
 class UnreachableError(RuntimeError):
@@ -45,10 +51,19 @@ def read_place() -> Place:
         local_rank=_number("LOCAL_RANK"),
         address=_variable("MASTER_ADDR"),
         port=_number("MASTER_PORT", least=1),
+        task=_number("SLURM_LOCALID") if _has_own_gpus(os.environ) else None,
     )
     if place.port > 65535:
         raise ConfigError(f"MASTER_PORT={place.port}: a port is at most 65535; choose another.")
     return place
+
+
+def _has_own_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether this is a task of ``srun --gpus-per-task``."""
+    asked = "SLURM_GPUS_PER_TASK" in environment or "gpu" in environment.get(
+        "SLURM_TRES_PER_TASK", ""
+    )
+    return asked and "SLURM_LOCALID" in environment
 
 
 def wait_for_listener(address: str, port: int, timeout_s: float) -> None:

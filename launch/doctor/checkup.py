@@ -115,7 +115,7 @@ def _look(visit: Visit, *, together: bool) -> dict[str, Any]:
         By check, the facts, or ``error`` in one line.
     """
     found: dict[str, Any] = {}
-    first = visit.meeting.arrival.local_rank == 0
+    first = visit.meeting.arrival.number_on_node == 0
     for name, check in ALL.items():
         if name in visit.options.skip or check.together != together:
             continue

@@ -35,6 +35,12 @@ class Arrival:
     local_rank: int
     node: str
     pid: int
+    task: int | None = None
+
+    @property
+    def number_on_node(self) -> int:
+        """Of its node's ranks each has another."""
+        return self.local_rank if self.task is None else self.task
 
 
 class Meeting:
@@ -70,6 +76,7 @@ class Meeting:
             local_rank=place.local_rank,
             node=node,
             pid=os.getpid(),
+            task=place.task,
         )
         self.set_progress("arrived")
         self.store.set(f"{_PREFIX}arrival/{seat}", json.dumps(asdict(self.arrival)))

@@ -110,7 +110,7 @@ def _beyond(reports: Sequence[Report], size: int) -> list[Finding]:
 
 
 def _same_local_rank(arrivals: Sequence[Arrival]) -> list[Finding]:
-    places = Counter((arrival.node, arrival.local_rank) for arrival in arrivals)
+    places = Counter((arrival.node, arrival.number_on_node) for arrival in arrivals)
     if len({arrival.rank for arrival in arrivals}) < len(arrivals):
         return []  # said already
     return [

@@ -1,10 +1,11 @@
 """dist_train/distributed.py: agreement and reductions, on one rank and on three."""
 
+import contextlib
 import threading
 
 import pytest
 import torch
-import torch.distributed
+import torch.distributed as dist
 
 from dist_train import distributed
 from memory_index.groups import OtherRankError
@@ -123,7 +124,7 @@ def share_alone(rank: int, world_size: int) -> None:
         group = distributed.rank_group("search", members)  # type: ignore[arg-type]
         assert group.ranks == (0,)
         assert group.all_gather(torch.tensor(7)).tolist() == [7]
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0,
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0,
                                          world_size=1)  # fmt: skip
     assert distributed.rank_group("search", "world").ranks == (0,)
 
@@ -187,3 +188,29 @@ def test_the_name_of_a_node_has_the_launcher_s_number(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SLURM_NODEID", "3")
     monkeypatch.delenv("GROUP_RANK", raising=False)
     assert distributed.node_name().endswith("/3/")
+
+
+@pytest.mark.parametrize(
+    ("backend", "ranks", "failing", "left"),
+    [
+        ("nccl", 2, False, True),
+        ("nccl", 2, True, False),
+        ("nccl", 1, True, True),
+        ("gloo", 2, True, True),
+    ],
+)
+def test_a_rank_that_fails_does_not_wait_for_the_others_of_an_nccl_group(
+    monkeypatch: pytest.MonkeyPatch, backend: str, ranks: int, failing: bool, left: bool
+):
+    calls: list[str] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist, "get_world_size", lambda: ranks)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("left"))
+    with contextlib.suppress(OSError):
+        try:
+            if failing:
+                raise OSError
+        finally:
+            distributed.shut_down()
+    assert calls == ["left"] * left

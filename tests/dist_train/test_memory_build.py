@@ -1,5 +1,6 @@
 """dist_train/memory_build.py: when a bank is built, loaded, refused or deleted."""
 
+import contextlib
 import json
 import random
 import time
@@ -15,7 +16,7 @@ from torch import Tensor
 from dist_train import distributed, memory_build
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
-from memory_index import placement
+from memory_index import faiss_gpu, placement
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
 from memory_index.groups import OtherRankError
@@ -183,6 +184,39 @@ def test_a_gpu_that_is_not_there_is_refused():
         pytest.skip("there is one")
     with pytest.raises(ValueError, match=r"bank.device=gpu: there is no CUDA device here"):
         builder_of(None, device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("index", "asked", "has_faiss", "expected"),
+    [
+        ("auto", "auto", True, "cuda"),
+        ("exact", "auto", False, "cuda"),  # needs torch alone
+        ("exact", "gpu", False, "cuda"),
+        ("ivf_sq8", "auto", False, "cpu"),
+        ("auto", "auto", False, "cpu"),
+        ("flat", "cpu", True, "cpu"),
+        ("hnsw", "auto", True, "cpu"),
+    ],
+)
+def test_a_memory_is_searched_on_a_gpu_that_faiss_can_use(
+    monkeypatch: pytest.MonkeyPatch, index: Any, asked: Any, has_faiss: bool, expected: str
+):
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda:1"))
+    monkeypatch.setattr(faiss_gpu, "is_there", lambda: has_faiss)
+    config = BankConfig(index=index, device=asked)
+    told = pytest.warns(UserWarning, match="searched on the CPU")
+    quiet = expected == "cuda" or has_faiss or asked == "cpu"
+    with contextlib.nullcontext() if quiet else told:
+        assert memory_build._search_device(config).type == expected
+
+
+def test_a_gpu_that_faiss_cannot_use_is_refused_where_one_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda:1"))
+    monkeypatch.setattr(faiss_gpu, "is_there", lambda: False)
+    with pytest.raises(ValueError, match=r"bank.index=flat: the FAISS .*make setup EXTRA=gpu"):
+        memory_build._search_device(BankConfig(index="flat", device="gpu"))
 
 
 def test_the_folder_of_a_run_is_used_where_it_can_be_written(

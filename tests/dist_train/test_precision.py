@@ -40,7 +40,11 @@ def test_a_gpu_takes_bf16_where_it_has_it(
     monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: has_bf16 or including_emulation,
+    )
     assert dtype_name(resolve_dtype("auto")) == expected
 
 

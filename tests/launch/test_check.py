@@ -1,6 +1,9 @@
 """launch/check.py: a job is checked once before its ranks start."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from dist_train import run_folder
 from dist_train.config import RunConfig, config_to_yaml
 from launch.check import FINISHED, main
 from tests.helpers.runs import tiny_run
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -45,3 +50,19 @@ def test_one_that_has_finished_is_not_started(
     (config.run_folder / run_folder.RESULT_FILE).write_text(json.dumps(result))
     assert check(tmp_path) == FINISHED
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+
+
+@pytest.mark.parametrize("cores", ["96", "12", ""])
+def test_a_job_that_was_given_the_cores_of_one_task_is_refused_by_its_script(cores: str):
+    environment = {
+        "PATH": os.environ["PATH"], "SLURM_JOB_ID": "1", "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_CPUS_PER_TASK": "12", "TIMELLM_PYTHON": sys.executable,
+        **({"SLURM_CPUS_ON_NODE": cores} if cores else {}),
+    }  # fmt: skip
+    script = ["bash", str(ROOT / "launch/slurm.sbatch"), "no-such-file.yaml"]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2  # and without cause because there is no such file
+    refused = "submit it with --ntasks-per-node=8" in done.stderr
+    assert refused is (cores == "12")
+    assert ("16 ranks on a,b" in done.stderr) is not refused

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_train.config import RunConfig, config_to_yaml, load_run_config
+from dist_train.config import ConfigError, RunConfig, config_to_yaml, load_run_config
 from dist_train.launcher import RANK_VARIABLES
 from launch import local
 from launch.supervisor import Ended
@@ -303,3 +303,41 @@ def test_a_signal_while_the_run_is_checked_is_75_too(
     assert local.main(["2"]) == local.EXIT_STOPPED
     assert "SIGUSR2" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGUSR2) == before
+
+
+@pytest.mark.parametrize(
+    ("visible", "ranks", "expected"),
+    [
+        ("", 3, ["--num_gpus", "3"]),
+        ("4,5", 2, ["--include", "localhost:4,5"]),
+        ("7, 2,5", 2, ["--include", "localhost:7,2"]),
+    ],
+)
+def test_the_ranks_go_to_the_gpus_that_are_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str, ranks: int, expected: list[str]
+):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    command = local.deepspeed_command(ranks, ["--config", "x"])
+    place = command.index("--no_local_rank") + 1
+    assert command[place : place + 2] == expected
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert "--num_gpus" in local.deepspeed_command(ranks, [])
+
+
+@pytest.mark.parametrize(
+    ("visible", "message"),
+    [
+        ("GPU-8f2c,GPU-11aa", r"CUDA_VISIBLE_DEVICES=GPU-8f2c,GPU-11aa: .* give their numbers"),
+        ("3", r"2 ranks and CUDA_VISIBLE_DEVICES=3: .* lower RANKS"),
+    ],
+)
+def test_gpus_that_the_launcher_cannot_be_told_of_are_refused(
+    monkeypatch: pytest.MonkeyPatch, visible: str, message: str
+):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ConfigError, match=message):
+        local.deepspeed_command(2, [])

@@ -5,7 +5,10 @@ No GPU is needed: what one does with a block, a search without any selector, is 
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import faiss
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,11 +93,11 @@ def test_ranges_inside_across_around_and_outside_blocks(kind: str):
         same(*both(kind, queries, torch.tensor(ranges)))
 
 
-def counting(calls: list[tuple[str, int]]) -> Callable[[IvfShard, int], BlockSearch]:
+def counting(calls: list[tuple[str, int]]) -> Callable[[IvfShard, int, object], BlockSearch]:
     """Make blocks that write down how many queries each is asked."""
 
-    def copy(host: IvfShard, device: int) -> BlockSearch:
-        search = search_without_selector(host, device)
+    def copy(host: IvfShard, device: int, resources: object) -> BlockSearch:
+        search = search_without_selector(host, device, resources)
         name = f"block {sum(1 for kind, _ in calls if kind.startswith('made'))}"
         calls.append(("made", len(host)))
 
@@ -162,3 +165,62 @@ def test_refuses_queries_that_are_not_finite():
     broken = torch.full((1, WIDTH), torch.inf)
     with pytest.raises(ValueError, match="queries must be finite, got 1 of 1 rows"):
         gpu.search(broken, torch.zeros(1, 2).long(), 3, 2, gpu.route(KEYS[:1], 2))
+
+
+def test_queries_go_to_the_device_in_tiles_that_fit_its_scratch_memory(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    index = make_shard("ivf_flat", PARTS, WIDTH, trained("ivf_flat")).faiss_index  # type: ignore[attr-defined]
+    queries = torch.randn(23, WIDTH, generator=torch.Generator().manual_seed(3))
+    whole = faiss_gpu.search_in_tiles(index, WIDTH)(queries, 5, 4)
+    sizes: list[int] = []
+
+    class Watched:
+        nprobe = 0
+
+        def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            sizes.append(len(vectors))
+            index.nprobe = self.nprobe
+            return index.search(vectors, k)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(faiss_gpu, "SCRATCH_BYTES", 2 * 7 * 4 * WIDTH * 4)
+    tiled = faiss_gpu.search_in_tiles(Watched(), WIDTH)(queries, 5, 4)
+    assert sizes == [7, 7, 7, 2]
+    assert torch.equal(tiled[1], whole[1])
+    settings = faiss.SearchParametersIVF(nprobe=4)
+    assert torch.equal(
+        whole[1], torch.from_numpy(index.search(queries.numpy(), 5, params=settings)[1])
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "largest", "half"),
+    [(faiss_gpu.PQ_LENGTHS, 48, False), (faiss_gpu.PQ_LENGTHS, 1, True), ((), 48, None)],
+)
+def test_product_codes_are_searched_as_gpu_kernels_can(
+    monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], largest: int, half: bool | None
+):
+    """In whole or half precision there, or on the host."""
+    host = make_shard("ivf_pq", PARTS, WIDTH, trained("ivf_pq"))
+    assert isinstance(host, IvfShard)
+    given: list[SimpleNamespace] = []
+    monkeypatch.setattr(faiss_gpu, "PQ_LENGTHS", lengths)
+    monkeypatch.setattr(faiss_gpu, "LARGEST_WHOLE_PQ", largest)
+    stands_in = {
+        "GpuClonerOptions": SimpleNamespace,
+        "INDICES_64_BIT": 2,
+        "index_cpu_to_gpu": lambda _resources, _device, index, options: (
+            given.append(options) or index
+        ),
+    }
+    for name, value in stands_in.items():
+        monkeypatch.setattr(faiss, name, value, raising=False)
+    search = faiss_gpu._copy_to_gpu(host, 0, None)
+    assert [options.useFloat16 for options in given] == ([] if half is None else [half])
+    assert (search(KEYS[:4], 1, NLIST)[1] >= 0).all()
+
+
+def test_faiss_for_cpus_has_no_gpu_part():
+    if hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("it is FAISS for GPUs")
+    assert not faiss_gpu.is_there()

@@ -28,6 +28,24 @@ def test_a_rank_reads_its_place(monkeypatch: pytest.MonkeyPatch):
     assert read_place() == Place(rank=1, world_size=4, local_rank=0, address="a", port=29500)
 
 
+@pytest.mark.parametrize(
+    ("given", "task"),
+    [
+        ({"SLURM_LOCALID": "3"}, None),
+        ({"SLURM_LOCALID": "3", "SLURM_GPUS_PER_TASK": "1"}, 3),
+        ({"SLURM_LOCALID": "3", "SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=1"}, 3),
+        ({"SLURM_LOCALID": "3", "SLURM_TRES_PER_TASK": "cpu=8"}, None),
+        ({"SLURM_GPUS_PER_TASK": "1"}, None),
+    ],
+)
+def test_tasks_that_see_their_own_gpu_alone_are_told_apart_by_slurms_number(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], task: int | None
+):
+    names = ("SLURM_LOCALID", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
+    launch(monkeypatch, **{**dict.fromkeys(names), **given})
+    assert read_place().task == task
+
+
 def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
     launch(monkeypatch, RANK=None)
     place = read_place()

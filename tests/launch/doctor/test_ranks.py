@@ -56,3 +56,5 @@ def test_another_number_than_the_one_that_was_asked_for():
 def test_a_place_on_a_node_that_is_taken_twice():
     two = [arrival(0), arrival(1)]
     assert said(two) == ["LOCAL_RANK=0 came 2 times on a: they would share a GPU"]
+    apart = [arrival(0, task=0), arrival(1, task=1)]  # each sees its own alone
+    assert [one.status for one in judge(apart, None)] == ["ok"]

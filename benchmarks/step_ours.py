@@ -15,12 +15,12 @@ from dist_train.config import TrainConfig
 from dist_train.data.prompts import PromptBuilder
 from dist_train.distributed import device
 from dist_train.optim import build_optimizer
+from model.backbone import block_list
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone, load_tokenizer
 from model.batch import ForecastInputs
 from model.config import BackboneConfig, ModelConfig
 from model.forecaster import Forecaster
-from model.four_bits import block_list
 
 RATE_SIZE, RATE_SIZE_GPU = 2048, 8192
 RATE_PRODUCTS = 3

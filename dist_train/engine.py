@@ -125,7 +125,7 @@ def initialize(
     def schedule(optimizer: torch.optim.Optimizer) -> LRScheduler:
         return build_schedule(optimizer, config.train, total_steps)
 
-    _prepare_unshared(module, settings)
+    _prepare_unshared(module)
     engine, _, _, _ = deepspeed.initialize(
         model=module,
         optimizer=build_optimizer(module, config.train),
@@ -138,15 +138,14 @@ def initialize(
     return Engine(engine)
 
 
-def _prepare_unshared(module: torch.nn.Module, settings: dict[str, Any]) -> None:
+def _prepare_unshared(module: Forecaster) -> None:
     """Cast what ZeRO-3 has not shared out yet, and move to this rank's device what it never will.
 
     DeepSpeed casts and moves a module, but not one of which some parameters are shared out already.
     """
     if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
         return
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = next((half[name] for name in half if settings[name]["enabled"]), torch.float32)
+    dtype = module.backbone.dtype
     for parameter in module.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(dtype)  # the same object: the optimizer knows it

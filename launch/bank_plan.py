@@ -144,7 +144,7 @@ def plan_bank(
         search_cpu_s=_search_s(choice, entries / sharing, queries * sharing, width, visited),
         memory=BankBytes(
             index=part + scratch,
-            building=transient + (part if refreshed else 0),
+            building=transient + (part + scratch if refreshed else 0),
             refreshed=refreshed,
             ids=ID_BYTES * entries,
             on_device=on_device,

@@ -7,6 +7,7 @@ Shape legend (this file):
     Q  queries     Z2  width of a key     K  neighbours wanted     P  lists visited
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -65,7 +66,7 @@ class GpuIvfShard:
         parts: Iterable[tuple[Tensor, Tensor]],
         *,
         device: int,
-        to_gpu: Callable[[IvfShard, int, Any], BlockSearch] | None = None,
+        to_gpu: Callable[[IvfShard, int], BlockSearch] | None = None,
     ) -> None:
         """Fill the blocks and copy them to the GPU.
 
@@ -74,21 +75,19 @@ class GpuIvfShard:
             trained: What the shards share, see ``faiss_training``.
             parts: Codes, uint8 (m, bytes), and ids (m,), int64, ids ascending over all parts.
             device: Number of the GPU.
-            to_gpu: Copies one block there; FAISS's own copier by default. Gets the block, the GPU
-                and what the shard has of it.
+            to_gpu: Copies one block there; FAISS's own copier by default.
         """
         chunks = [part for part in parts if len(part[1])]
         per_block = max(1, -(-len(chunks) // NUM_BLOCKS))
-        copy = to_gpu or _copy_to_gpu
-        # Of this shard alone: it is built by one thread while another searches the one before.
-        resources = None if to_gpu else _resources()
+        # Resources of this shard alone: one thread builds it while another searches the one before.
+        copy = to_gpu or functools.partial(_copy_to_gpu, _resources())
         self._blocks: list[tuple[int, int, IvfShard, BlockSearch]] = []
         self._empty = IvfShard(choice, trained, [])
         for first in range(0, len(chunks), per_block):
             members = chunks[first : first + per_block]
             host = IvfShard(choice, trained, members)
             first_id, last_id = int(members[0][1][0]), int(members[-1][1][-1])
-            self._blocks.append((first_id, last_id, host, copy(host, device, resources)))
+            self._blocks.append((first_id, last_id, host, copy(host, device)))
 
     def __len__(self) -> int:
         return sum(len(host) for _, _, host, _ in self._blocks)
@@ -139,7 +138,7 @@ class GpuIvfShard:
         return merge_neighbours(columns[0], columns[1], k)
 
 
-def _copy_to_gpu(host: IvfShard, device: int, resources: Any) -> BlockSearch:
+def _copy_to_gpu(resources: Any, host: IvfShard, device: int) -> BlockSearch:
     index = host.faiss_index
     length = index.pq.M if isinstance(index, faiss.IndexIVFPQ) else None
     if length is not None and length not in PQ_LENGTHS:

@@ -21,6 +21,15 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 """Encoders that count positions from pad_token_id + 1."""
 
 
+def block_list(language_model: nn.Module, depth: int) -> tuple[str, nn.ModuleList]:
+    """Find the list of a language model's ``depth`` blocks, and what it is called."""
+    return next(
+        (name, module)
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    )
+
+
 class Backbone(KeepsBufferPrecision):
     """A language model without its output layer: frozen, and in eval mode whatever is asked.
 
@@ -88,12 +97,7 @@ class Backbone(KeepsBufferPrecision):
 
     def recompute_blocks(self) -> None:
         """Keep the input of each block alone, and compute the block again for its gradient."""
-        depth = int(self._config.num_hidden_layers)
-        blocks = next(
-            module
-            for module in self.language_model.modules()
-            if isinstance(module, nn.ModuleList) and len(module) == depth
-        )
+        _, blocks = block_list(self.language_model, int(self._config.num_hidden_layers))
         # Its forward, not the module: hooks that gather its weights stay outside.
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

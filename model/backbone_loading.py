@@ -22,7 +22,7 @@ from model.backbone import Backbone
 from model.backbone_files import BackboneFiles, check_layers
 from model.backbone_substitutes import SubstituteModel
 from model.config import LANGUAGE_MODELS, BackboneConfig
-from model.four_bits import four_bit_settings, keep_layout, load_in_shares
+from model.four_bits import four_bit_settings, keep_layout, listed_per_layer, load_in_shares
 
 # Said aloud: where nothing is said Transformers asks the terminal, and takes yes for an answer.
 _NO_FOREIGN_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -280,9 +280,8 @@ def _cut_config(files: BackboneFiles, llm_layers: int) -> Any:
 
 
 def _cut(config: Any, num_layers: int, llm_layers: int) -> Any:
-    for key, value in config.to_dict().items():
-        if "layer" in key and isinstance(value, list) and len(value) == num_layers:
-            setattr(config, key, value[:llm_layers])  # layer_types and its like
+    for key, value in listed_per_layer(config, num_layers).items():
+        setattr(config, key, value[:llm_layers])
     config.num_hidden_layers = llm_layers
     for key in ("activation_function", "hidden_act"):  # GPT-2's name for it, and the others'
         if getattr(config, key, None) == "gelu_new":

@@ -15,6 +15,8 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from model.backbone import block_list
+
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -74,28 +76,26 @@ def load_in_shares(
     load = _BlockLoader(weight_files, name, cut, dtype, attention)
     model, lacking = load(0)
     _, blocks = block_list(model, 1)
-    whole = model.config
-    share_out(model)
-    for number in range(1, cut.num_hidden_layers):
-        other, missing = load(number)
-        blocks.append(block_list(other, 1)[1][0])
-        lacking += missing
-        share_out(blocks[number])
-    for block, place in zip(blocks, places, strict=True):
-        _take_place(block, place, whole, cut.model_type)
-    for key, value in _listed_per_layer(cut).items():
-        setattr(whole, key, value)
-    whole.num_hidden_layers = cut.num_hidden_layers
+    for number, place in enumerate(places):
+        if number > 0:
+            other, missing = load(number)
+            blocks.append(block_list(other, 1)[1][0])
+            lacking += missing
+        _take_place(blocks[number], place, model.config)
+        share_out(model if number == 0 else blocks[number])
+    for key, value in listed_per_layer(cut, cut.num_hidden_layers).items():
+        setattr(model.config, key, value)
+    model.config.num_hidden_layers = cut.num_hidden_layers
     return model, lacking
 
 
-def block_list(model: nn.Module, depth: int) -> tuple[str, nn.ModuleList]:
-    """Find the list of a language model's blocks, and what it is called."""
-    return next(
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    )
+def listed_per_layer(config: Any, num_layers: int) -> dict[str, list[Any]]:
+    """What a configuration says for each of its layers, as layer_types."""
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if "layer" in key and isinstance(value, list) and len(value) == num_layers
+    }
 
 
 class _BlockLoader:
@@ -111,7 +111,7 @@ class _BlockLoader:
     def __call__(self, number: int) -> tuple[Any, list[str]]:
         """Load it; the first with all that stands around the blocks, the others with nothing."""
         config = copy.deepcopy(self._cut)
-        for key, value in _listed_per_layer(config).items():
+        for key, value in listed_per_layer(config, config.num_hidden_layers).items():
             setattr(config, key, value[number : number + 1])
         config.num_hidden_layers = 1
         if number > 0:  # its word embeddings would be made for nothing
@@ -143,23 +143,14 @@ class _BlockLoader:
         return found
 
 
-def _listed_per_layer(config: Any) -> dict[str, list[Any]]:
-    """What a configuration says for each layer, as layer_types."""
-    return {
-        key: value
-        for key, value in config.to_dict().items()
-        if "layer" in key and isinstance(value, list) and len(value) == config.num_hidden_layers
-    }
-
-
-def _take_place(block: nn.Module, place: nn.Module, config: Any, model_type: str) -> None:
+def _take_place(block: nn.Module, place: nn.Module, config: Any) -> None:
     """Tell a block that was loaded alone what its place in the whole model says of it."""
     modules, expected = dict(block.named_modules()), dict(place.named_modules())
     if modules.keys() != expected.keys():
         raise ValueError(
-            f"backbone.load_in_4bit=true with deepspeed.zero_stage=3: a block of {model_type} "
-            "that is loaded alone is not the one of the whole model: use deepspeed.zero_stage=2, "
-            "or backbone.load_in_4bit=false"
+            "backbone.load_in_4bit=true with deepspeed.zero_stage=3: a block of "
+            f"{config.model_type} that is loaded alone is not the one of the whole model: use "
+            "deepspeed.zero_stage=2, or backbone.load_in_4bit=false"
         )
     for name, module in modules.items():
         for key, value in vars(expected[name]).items():

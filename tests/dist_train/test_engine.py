@@ -161,19 +161,18 @@ def test_what_zero3_shares_out_with_nobody_moves_to_the_ranks_device(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """DeepSpeed moves no module of which a part is shared out already."""
-    backbone = load_tiny("llama", width=64, load_in_4bit=True)
+    backbone = load_tiny("llama", width=64, dtype=torch.bfloat16, load_in_4bit=True)
     monkeypatch.setattr(engine.distributed, "device", lambda: torch.device("meta"))
     trained = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(trained.parameters())
-    module = torch.nn.ModuleList([backbone, trained])
-    settings = deepspeed_json(run(zero_stage=3), 1, torch.bfloat16)
-    engine._prepare_unshared(module, settings)
+    module: Any = torch.nn.ModuleDict({"backbone": backbone, "trained": trained})
+    engine._prepare_unshared(module)
     assert trained.weight.dtype == torch.float32  # nothing is shared out: DeepSpeed does it all
     assert {buffer.device.type for buffer in backbone.buffers()} == {"cpu"}
 
     next(backbone.parameters()).ds_id = 0
     weights = [p.device for p in backbone.parameters()]
-    engine._prepare_unshared(module, settings)
+    engine._prepare_unshared(module)
     assert trained.weight.dtype == torch.bfloat16
     assert optimizer.param_groups[0]["params"][0] is trained.weight
     assert {buffer.device.type for buffer in backbone.buffers()} == {"meta"}

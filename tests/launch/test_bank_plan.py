@@ -78,6 +78,7 @@ def test_faiss_keeps_scratch_on_a_gpu():
     on_gpu, on_cpu = bank(10**6, on_gpu=True).memory, bank(10**6).memory
     assert on_gpu.on_device
     assert on_gpu.index - on_cpu.index == FAISS_SCRATCH
+    assert on_gpu.building - on_cpu.building == FAISS_SCRATCH  # the next index has its own
     assert not bank(10**6, on_gpu=True, device="cpu").memory.on_device
 
 

@@ -121,6 +121,20 @@ def test_a_rank_alone_has_everything():
     assert "float32 copies" not in planned(stage=0, precision="fp32").phases["optimizer"]
 
 
+def test_four_bits_are_shared_out_block_by_block_as_they_are_read():
+    """A rank holds its share then, and one block of twelve before it is packed."""
+    whole, share = (
+        planned(3, ranks=ranks, load_in_4bit=True, device="cpu").phases["loading"]
+        for ranks in (1, 64)
+    )
+    counts = count_parameters(RunConfig(backbone=BackboneConfig(name=GPT2.name)), GPT2)
+    block = 2 * counts.frozen_matrices / GPT2.num_layers
+    name = "frozen weights"
+    assert share[name] - block == pytest.approx((whole[name] - block) / 64)
+    fresh = planned(3, ranks=64, kind="random", load_in_4bit=True, device="cpu")
+    assert fresh.phases["loading"][name] > whole[name]
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_optimizer_divides_over_the_ranks(stage: int):
     alone, many = planned(stage, ranks=1).parts, planned(stage, ranks=64).parts

@@ -79,9 +79,9 @@ def make_index(
     return ShardedIndex(shard, group, ids, effort=effort, encode=encode, refine=4)
 
 
-def search_without_selector(host: IvfShard, device: int, resources: object = None) -> BlockSearch:
+def search_without_selector(host: IvfShard, device: int) -> BlockSearch:
     """What a GPU does with a block: its lists are searched, and nothing is left out."""
-    del device, resources
+    del device
     index = host.faiss_index
 
     def search(queries: Tensor, k: int, effort: int) -> tuple[Tensor, Tensor]:

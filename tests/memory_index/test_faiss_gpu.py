@@ -93,11 +93,11 @@ def test_ranges_inside_across_around_and_outside_blocks(kind: str):
         same(*both(kind, queries, torch.tensor(ranges)))
 
 
-def counting(calls: list[tuple[str, int]]) -> Callable[[IvfShard, int, object], BlockSearch]:
+def counting(calls: list[tuple[str, int]]) -> Callable[[IvfShard, int], BlockSearch]:
     """Make blocks that write down how many queries each is asked."""
 
-    def copy(host: IvfShard, device: int, resources: object) -> BlockSearch:
-        search = search_without_selector(host, device, resources)
+    def copy(host: IvfShard, device: int) -> BlockSearch:
+        search = search_without_selector(host, device)
         name = f"block {sum(1 for kind, _ in calls if kind.startswith('made'))}"
         calls.append(("made", len(host)))
 
@@ -215,7 +215,7 @@ def test_product_codes_are_searched_as_gpu_kernels_can(
     }
     for name, value in stands_in.items():
         monkeypatch.setattr(faiss, name, value, raising=False)
-    search = faiss_gpu._copy_to_gpu(host, 0, None)
+    search = faiss_gpu._copy_to_gpu(None, host, 0)
     assert [options.useFloat16 for options in given] == ([] if half is None else [half])
     assert (search(KEYS[:4], 1, NLIST)[1] >= 0).all()
 

@@ -1,12 +1,13 @@
 """The model on a device that is not the CPU: nothing is left behind, and nothing waits for it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from model.config import LoraConfig, ModelConfig
+from model.config import LoraConfig
 from model.forecaster import Forecaster
 from tests.helpers.backbones import Kind, load_tiny
 from tests.helpers.pretended_device import NAME, PretendedDevice
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.ranks
 def train_step(
     _rank: int, _world_size: int, kind: Kind, lora: bool, settings: dict[str, Any]
 ) -> None:
-    config = ModelConfig(**{**vars_of(SMALL), **settings})
+    config = replace(SMALL, **settings)
     backbone = load_tiny(kind, lora=LoraConfig(r=2 if lora else 0))
     model = Forecaster(
         config, L, H, backbone, tapr=TAPR, gram=GRAM, prompt_prefix=torch.arange(3), num_sources=2
@@ -54,10 +55,6 @@ def train_step(
     assert output.forecast.device.type == NAME
     assert places == {NAME}
     assert sum(p.grad is not None for p in trained.values()) > 0.9 * len(trained)
-
-
-def vars_of(config: ModelConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 @pytest.mark.parametrize(

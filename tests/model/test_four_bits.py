@@ -1,11 +1,15 @@
+"""model/four_bits.py: block by block the same model as in one go, and no more than one whole."""
+
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from model import four_bits as four_bits_module
 from model.backbone import Backbone
 from model.backbone_files import locate_backbone
 from model.backbone_loading import Partition, load_backbone
@@ -16,7 +20,7 @@ WIDE, LAYERS = 64, 5
 
 
 class Shares:
-    """Shares nothing out, and remembers what it was to share and how much was whole meanwhile."""
+    """Shares nothing out, and remembers what it was to share."""
 
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
@@ -74,9 +78,17 @@ def test_loaded_block_by_block_it_is_the_same_model(kind: Kind, dtype: torch.dty
     )
 
 
-def test_each_block_is_shared_out_before_the_next_is_read():
+def test_each_block_is_shared_out_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch):
     """No block may be whole while another is: the one before it has been shared out."""
-    sizes = []
+    sizes: list[int] = []
+    shared_when_read: list[int] = []
+    load = four_bits_module._BlockLoader.__call__
+
+    def watched(loader: four_bits_module._BlockLoader, number: int) -> Any:
+        shared_when_read.append(len(sizes))
+        return load(loader, number)
+
+    monkeypatch.setattr(four_bits_module._BlockLoader, "__call__", watched)
 
     def empty(module: nn.Module) -> None:
         sizes.append(sum(p.nbytes for p in module.parameters()))
@@ -86,6 +98,7 @@ def test_each_block_is_shared_out_before_the_next_is_read():
     config = four_bits("llama")
     backbone = load_backbone(config, locate_backbone(config.name), zero3=Partition({}, empty))
     assert sum(p.nbytes for p in backbone.parameters()) == 0
+    assert shared_when_read == list(range(LAYERS - 1))
     first, *others = sizes
     assert len(others) == LAYERS - 2
     assert len(set(others)) == 1

@@ -16,7 +16,14 @@ from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, WindowSet
 from dist_train.evaluation import Forecast
 from model.batch import from_rows, to_rows
-from model.linear_anchor import NORMS, AnchorFit, GramAccumulator, LinearAnchor, fit_anchor
+from model.linear_anchor import (
+    NORMS,
+    AnchorFit,
+    GramAccumulator,
+    LinearAnchor,
+    fit_anchor,
+    fit_individual,
+)
 
 CHUNK_ROWS = 8192
 
@@ -87,6 +94,20 @@ def fit_ridge_and_following(data: ForecastData) -> tuple[AnchorFit, AnchorFit]:
     train, val = (_grams(data.windows[split], follows_year=True) for split in ("train", "val"))
     ridge = fit_anchor([sums.lasting() for sums in train], [sums.lasting() for sums in val])
     return ridge, fit_anchor(train, val)
+
+
+def fit_ridge_and_individual(data: ForecastData) -> tuple[AnchorFit, AnchorFit]:
+    """Fit the ridge, and the one with weights of each variate's own, in one pass; collective.
+
+    Returns:
+        :func:`fit_ridge`; and what :func:`~model.linear_anchor.fit_individual` makes of it.
+    """
+    train, val = (
+        _grams(data.windows[split], follows_year=False, num_variates=data.num_variates)
+        for split in ("train", "val")
+    )
+    ridge = fit_anchor([sums.pooled() for sums in train], [sums.pooled() for sums in val])
+    return ridge, fit_individual(train, val, ridge)
 
 
 def ridge_forecast(*fits: AnchorFit) -> Forecast:
@@ -213,14 +234,18 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
 
 
 def _grams(
-    windows: WindowSet, *, follows_year: bool, limit: int | None = None
+    windows: WindowSet, *, follows_year: bool, limit: int | None = None, num_variates: int = 1
 ) -> list[GramAccumulator]:
     """Accumulate this rank's contiguous share for each norm, and add up all ranks; collective.
 
-    Of more than ``limit`` windows an even sample is read.
+    Of more than ``limit`` windows an even sample is read. With ``num_variates`` above 1 there are
+    sums for each of them.
     """
     shape = (windows.seq_len, windows.pred_len)
-    grams = [GramAccumulator(*shape, norm, follows_year=follows_year) for norm in NORMS]
+    grams = [
+        GramAccumulator(*shape, norm, follows_year=follows_year, num_variates=num_variates)
+        for norm in NORMS
+    ]
     world_size, rank = distributed.world_size(), distributed.rank()
     size = len(windows)
     sample = windows.even_sample(limit) if limit is not None and limit < size else None

@@ -21,6 +21,7 @@ def build_forecaster(
     prompt_builder: PromptBuilder | None = None,
     *,
     num_sources: int = 1,
+    num_variates: int = 1,
     zero3: Partition | None = None,
 ) -> Forecaster:
     """Make the model on the CPU, freshly initialised from ``train.seed``.
@@ -31,6 +32,7 @@ def build_forecaster(
         dtype: Compute type; the trained parameters are float32 and cast by whoever runs it.
         prompt_builder: Knows what all prompts of the run begin with; None: no prompt.
         num_sources: Sets of series that it is trained on.
+        num_variates: Of a window; read where ``model.anchor_weights`` is individual.
         zero3: Where the backbone is shared out over the ranks as it is loaded.
     """
     progress.enter("loading the backbone", patience=6)  # one call, which gives no marks
@@ -48,6 +50,7 @@ def build_forecaster(
             gram=config.gram,
             prompt_prefix=None if prompt_builder is None else prompt_builder.prefix_ids,
             num_sources=num_sources,
+            num_variates=num_variates,
         )
 
 

@@ -37,8 +37,9 @@ class ClosedForm:
     verdict: RetrievalVerdict | None
     """Ridge with against without retrieval; None where nobody asked."""
 
-    following_year: AnchorFit | None = None
-    """The ridge without retrieval whose weights may follow the year; None where nobody asked."""
+    extended: AnchorFit | None = None
+    """The ridge without retrieval whose weights may follow the year, or be the variates' own; None
+    where nobody asked."""
 
     off: tuple[str, ...] = ()
     """Names of the sources, of several, whose windows get no neighbours: validation said so."""
@@ -57,7 +58,9 @@ def solve(
     config: RunConfig, data: ForecastData, banks: Path | None
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
-    verdict, following_year, model = None, None, config.model
+    verdict, extended, model = None, None, config.model
+    if model.individual:
+        ridge, extended = baselines.fit_ridge_and_individual(data)
     off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
     clockless = without_clock(data.sources) if undecided else []
@@ -69,7 +72,7 @@ def solve(
     if may_have or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
-            follows_year=model.follows_year and model.reads_future,
+            follows_year=model.follows_year and model.reads_future, start=extended,
         )  # fmt: skip
     if undecided:
         if clockless and distributed.is_main_rank():
@@ -87,11 +90,11 @@ def solve(
         config = dataclasses.replace(config, gram=gram)
     by_source: tuple[AnchorFit, ...] = ()
     if model.follows_year and not model.reads_future:
-        ridge, following_year = baselines.fit_ridge_and_following(data)
-    else:
+        ridge, extended = baselines.fit_ridge_and_following(data)
+    elif not model.individual:
         ridge, by_source = baselines.fit_ridges(data)
     return config, ClosedForm(
-        ridge=ridge, verdict=verdict, following_year=following_year, by_source=by_source, off=off
+        ridge=ridge, verdict=verdict, extended=extended, by_source=by_source, off=off
     )
 
 
@@ -105,7 +108,8 @@ def set_solutions(
     """Give the model its anchor and the thresholds of its trend labels; collective.
 
     A ridge with retrieval is solved on a sample of windows, so it may be worse than the ridge on
-    all of them, and so may one that follows the year on windows that are thinned. Whichever is
+    all of them, and so may one that was chosen on all windows of validation be on those that
+    select models. Whichever is
     better on the windows of model selection becomes the anchor, the ridge also where
     ``train.selection`` finds the other no better than chance: no run starts below the ridge.
 
@@ -117,8 +121,8 @@ def set_solutions(
     candidates = {"ridge": baselines.ridge_forecast(*closed.plain)}
     start: tuple[AnchorFit, ...] = ()
     retrieve = None
-    if closed.following_year is not None:
-        start = (closed.following_year,)
+    if closed.extended is not None:
+        start = (closed.extended,)
     if config.model.reads_future:
         assert closed.verdict is not None
         assert retriever is not None
@@ -182,8 +186,8 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
     fits = {"ridge": closed.ridge}
     if closed.verdict is not None:
         fits |= {"without": closed.verdict.without, "with": closed.verdict.with_retrieval}
-    if closed.following_year is not None:
-        fits["year"] = closed.following_year
+    if closed.extended is not None:
+        fits["extended"] = closed.extended
     own = enumerate(closed.by_source)
     fits |= {f"source_{number}": fit for number, fit in own if fit is not closed.ridge}
     if closed.verdict is not None:
@@ -196,6 +200,7 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
             "lam": fit.lam,
             "validation_mse": fit.validation_mse,
             "follows_year": fit.follows_year,
+            "deviations": list(fit.deviations),
         }
         for name, fit in fits.items()
     }
@@ -218,7 +223,11 @@ def sources_off(facts: Mapping[str, Any]) -> tuple[str, ...]:
 def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[ClosedForm, float]:
     """Make what :func:`pack` was given again; without the candidates that were not chosen."""
     fits = {
-        name: AnchorFit(weight=tensors[name], candidates={}, **known)
+        name: AnchorFit(
+            weight=tensors[name],
+            candidates={},
+            **{**known, "deviations": tuple(known.get("deviations", ()))},
+        )
         for name, known in facts["fits"].items()
     }
     sources = range(facts.get("sources", 0))
@@ -233,7 +242,7 @@ def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[Clo
     closed = ClosedForm(
         ridge=fits["ridge"],
         verdict=verdict,
-        following_year=fits.get("year"),
+        extended=fits.get("extended"),
         by_source=tuple(fits.get(f"source_{number}", fits["ridge"]) for number in sources),
         off=sources_off(facts),
     )

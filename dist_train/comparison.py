@@ -78,9 +78,10 @@ def score_beside_baselines(
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed, by_source)
     model = config.model
-    if model.reads_future or model.follows_year:
+    if model.reads_future or model.follows_year or model.individual:
         assert module.anchor is not None
-        name = "ridge" + " + retrieval" * model.reads_future + " + year" * model.follows_year
+        name = "individual ridge" if model.individual else "ridge"
+        name += " + retrieval" * model.reads_future + " + year" * model.follows_year
         retrieve = None
         if model.reads_future:
             assert retriever is not None

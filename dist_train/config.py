@@ -251,6 +251,11 @@ class RunConfig:
                 "model.anchor_calendar=year: the closed form follows the year of one source; leave "
                 "it out with data.sources."
             )
+        if self.model.individual and self.data.sources:
+            raise ValueError(
+                "model.anchor_weights=individual: is of the variates of one source; with "
+                "data.sources use shared, each source has a ridge of its own then."
+            )
         if self.model.reads_future:
             if self.gram.use_gram is not True:
                 raise ValueError(

@@ -251,7 +251,10 @@ def assemble(
     """
     texts = descriptions(series)
     prompt_builder = build_prompt_builder(config, files, texts)
-    module = build_forecaster(config, files, dtype, prompt_builder, num_sources=len(texts))
+    module = build_forecaster(
+        config, files, dtype, prompt_builder,
+        num_sources=len(texts), num_variates=len(series["series"][0]["columns"]),
+    )  # fmt: skip
     module.load_trained_state_dict(state)
     for parameter in module.parameters():
         if parameter.requires_grad:

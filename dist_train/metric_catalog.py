@@ -54,7 +54,8 @@ def pattern_of(name: str) -> str:
 
 FORECASTERS = (
     "Time-LLM", "ridge", "ridge of all", "ridge + retrieval", "ridge + year",
-    "ridge + retrieval + year", "DLinear", "seasonal naive", "repeat last",
+    "ridge + retrieval + year", "individual ridge", "individual ridge + retrieval", "DLinear",
+    "seasonal naive", "repeat last",
 )  # fmt: skip
 """Rows of the scores, where a run has them."""
 

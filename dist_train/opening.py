@@ -59,7 +59,7 @@ def parameters(
     retriever: Retriever | None,
 ) -> str:
     """Say what is trained, what is frozen, and what the closed forms reach on validation."""
-    ridge, verdict, year = closed.ridge, closed.verdict, closed.following_year
+    ridge, verdict, more = closed.ridge, closed.verdict, closed.extended
     lines = [
         f"{size.trained:,} trained and {size.frozen:,} frozen parameters; ridge on validation: "
         f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})"
@@ -69,14 +69,14 @@ def parameters(
             f"ridge on a sample of windows, on validation: mse "
             f"{verdict.without.validation_mse:.4f} without and "
             f"{verdict.with_retrieval.validation_mse:.4f} with retrieved futures"
-            + _following(verdict.with_retrieval)
+            + _beyond(verdict.with_retrieval)
         )
         if verdict.by_source:
             each = [f"{name} {without:.4f} and {reading:.4f}"
                     for name, (without, reading) in verdict.by_source.items()]  # fmt: skip
             lines.append(f"the same by source: {', '.join(each)}")
-    if year is not None:
-        lines.append(f"anchor on validation: mse {year.validation_mse:.4f}{_following(year)}")
+    if more is not None:
+        lines.append(f"anchor on validation: mse {more.validation_mse:.4f}{_beyond(more)}")
     if retriever is None:
         lines.append("memory: off")
     else:
@@ -92,7 +92,11 @@ def parameters(
     return "\n".join(lines)
 
 
-def _following(fit: AnchorFit) -> str:
+def _beyond(fit: AnchorFit) -> str:
+    """What a fit is more than weights that all windows share."""
+    if fit.deviations:
+        own = sum(lam is not None for lam in fit.deviations)
+        return f", weights of their own for {own} of {len(fit.deviations)} variates"
     return ", weights that follow the year" if fit.follows_year else ""
 
 

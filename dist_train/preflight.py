@@ -85,6 +85,11 @@ def check(
         data = load_forecast_data(config.data, with_dates=config.model.follows_year)
     if config.gram.use_gram is True:
         check_clocks(data.sources)
+    if config.model.individual and data.num_variates == 1:
+        raise ConfigError(
+            "model.anchor_weights=individual: each series has one variate, and is a window by "
+            "itself: use model.anchor_weights=shared, or a wide table."
+        )
     num_windows = len(data.windows["train"])
     if not num_windows:
         raise ConfigError(

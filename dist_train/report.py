@@ -108,7 +108,7 @@ def _text(report: RunReport, drawn: Mapping[str, str]) -> str:
 
 {data.series_set.name}, {config.data.seq_len} -> {config.data.pred_len} steps. Every one of the
 {number} windows of the test split is scored once; MSE and MAE are of standardised values.
-Time-LLM is the whole model; "ridge + retrieval" is what it starts from, where that is its anchor.
+Time-LLM is the whole model; a ridge that is more than "ridge" is what it starts from.
 
 {table(report.scores)}
 {_sources(report)}

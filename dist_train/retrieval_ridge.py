@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from dist_train import distributed, progress
@@ -74,6 +75,7 @@ def judge_retrieval(
     root: Path | None = None,
     *,
     follows_year: bool = False,
+    start: AnchorFit | None = None,
 ) -> RetrievalVerdict:
     """Fit the ridge with and without the retrieved futures; collective.
 
@@ -89,14 +91,17 @@ def judge_retrieval(
             deleted again where the run has a learned key, and so no use for it later.
         follows_year: Weights of both may change with the time of year, where that is better on
             validation.
+        start: Weights of the window alone that were solved on all windows, such as those of each
+            variate. Both then are ridges of what these leave over, added to them, and centred as
+            they are. None: both begin with nothing.
     """
     retriever = Retriever(data, replace(gram, retrieval_key="anchored"), bank, root)
     retriever.refresh({})
     by_source: dict[str, tuple[float, float]] = {}
     fits: dict[str, AnchorFit] = {}
-    train, validation = _Sums(data, follows_year), _Sums(data, follows_year)
+    train, validation = (_Sums(data, follows_year, start) for _ in range(2))
     for number, series in _judged_sources(data).items():
-        own = _Sums(data, follows_year), _Sums(data, follows_year)
+        own = _Sums(data, follows_year, start), _Sums(data, follows_year, start)
         for sums, split, rows in zip(own, ("train", "val"), (train_rows, VAL_ROWS), strict=True):
             limit = max(1, rows // data.num_variates)
             sums.add(retriever, split, data.windows[split].even_sample(limit, series))
@@ -154,15 +159,22 @@ def anchor_forecast(
 class _Sums:
     """Sums over windows of what the two ridges read."""
 
-    def __init__(self, data: ForecastData, follows_year: bool) -> None:
+    def __init__(self, data: ForecastData, follows_year: bool, start: AnchorFit | None) -> None:
         windows = data.windows["train"]
+        self.start = start
+        self._before = None if start is None else LinearAnchor(
+            windows.seq_len, windows.pred_len, num_variates=len(start.deviations)
+        )  # fmt: skip
+        if start is not None:
+            assert self._before is not None
+            self._before.set_solution(start.weight, start.norm)
         self.of = {
             reads: [
                 GramAccumulator(
                     windows.seq_len, windows.pred_len, norm,
                     reads_future=reads, follows_year=follows_year,
                 )
-                for norm in NORMS
+                for norm in (NORMS if start is None else (start.norm,))
             ]
             for reads in (False, True)
         }  # fmt: skip
@@ -183,6 +195,8 @@ class _Sums:
                 to_rows(values)
                 for values in (batch.context, batch.target, retriever.forecast(batch, split))
             )
+            if self._before is not None:  # what it leaves over, from where the rows are centred
+                target = target - self._before(context) + self._before.centre(context)
             for reads, accumulators in self.of.items():
                 for accumulator in accumulators:
                     accumulator.add(context, target, retrieved if reads else None, batch.year_phase)
@@ -210,4 +224,14 @@ def _fits(train: _Sums, validation: _Sums) -> tuple[AnchorFit, AnchorFit]:
     without, reading = (
         fit_anchor(train.of[reads], validation.of[reads], LAMBDAS_TRIED) for reads in (False, True)
     )
-    return without, reading
+    if train.start is None:
+        return without, reading
+    return _added(train.start, without), _added(train.start, reading)
+
+
+def _added(start: AnchorFit, fit: AnchorFit) -> AnchorFit:
+    """Weights of the window, and the ridge of what they leave over of it and more, as one."""
+    unread = fit.weight.shape[-1] - start.weight.shape[-1]
+    return replace(
+        fit, weight=F.pad(start.weight, (0, unread)) + fit.weight, deviations=start.deviations
+    )

@@ -156,7 +156,8 @@ class _Run:
         engine.prepare()
         model = build_forecaster(
             config, self.files, self.dtype, self.prompt_builder,
-            num_sources=len(self.data.sources), zero3=engine.partition_of(self.settings),
+            num_sources=len(self.data.sources), num_variates=self.data.num_variates,
+            zero3=engine.partition_of(self.settings),
         )  # fmt: skip
         retriever = None
         if config.gram.use_gram is True:

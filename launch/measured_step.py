@@ -47,7 +47,8 @@ def measure_step(
     gram = replace(config.gram, use_gram=config.gram.use_gram is not False)  # auto counts as on
     config = replace(config, gram=gram)
     files = locate_backbone(config.backbone.name, kind=config.backbone.kind)
-    model = build_forecaster(config, files, dtype).to(where, dtype).train()
+    model = build_forecaster(config, files, dtype, num_variates=num_variates)
+    model = model.to(where, dtype).train()
     if model.trend is not None:
         model.trend.thresholds.fit(torch.randn(1000))
     optimizer = build_optimizer(model, config.train)

@@ -120,6 +120,7 @@ def plan_memory(
     precision: str,
     device: Device,
     runtime: float,
+    num_variates: int = 1,
     bank: BankBytes | None = None,
 ) -> MemoryPlan:
     """Add up what one rank needs.
@@ -133,6 +134,7 @@ def plan_memory(
         precision: bf16, fp16 or fp32.
         device: Where it computes.
         runtime: Bytes before anything is built: the libraries, and of a GPU its context.
+        num_variates: Of a window.
         bank: The memory bank; None: none.
 
     Raises:
@@ -145,7 +147,7 @@ def plan_memory(
     kept: dict[str, float] = {
         "runtime": runtime,
         **states.kept,
-        "other tensors": _other_tensors(config, shape),
+        "other tensors": _other_tensors(config, shape, num_variates),
     }
     # The host of a GPU has the libraries too, and loads the weights before the GPU has them.
     host = dict(states.offloaded)
@@ -174,8 +176,18 @@ def plan_memory(
             host["next bank index"] = bank.building
         else:
             phases["bank"] = kept | {"next bank index": bank.building}
-        host = host | {"weights while loading": max(0, sum(loading.values()) - _sum(host))}
+        # Both come before anything else lies there.
+        before = {
+            "weights while loading": sum(loading.values()),
+            "sums of the ridges": _ridge_sums(config, num_variates),
+        }
+        largest = max(before, key=before.__getitem__)
+        host = host | {largest: max(0, before[largest] - _sum(host))}
     else:
+        phases["ridge"] = {
+            "runtime": runtime,
+            "sums of the ridges": _ridge_sums(config, num_variates),
+        }
         phases["loading"] = {"runtime": runtime} | loading
         phases["engine start"] = kept | {"trained weights twice": states.copied_at_start}
         phases["bank"] = kept | {"next bank index": bank.building}
@@ -320,7 +332,7 @@ class _States:
         return self.item * self._largest_group if 0 < self.stage < 3 else 0
 
 
-def _other_tensors(config: RunConfig, shape: BackboneShape) -> float:
+def _other_tensors(config: RunConfig, shape: BackboneShape, num_variates: int) -> float:
     """The basis of the words, and the anchor."""
     size = 0.0
     if config.model.prototype_map == "factored":
@@ -328,8 +340,19 @@ def _other_tensors(config: RunConfig, shape: BackboneShape) -> float:
     model, data = config.model, config.data
     if model.anchor != "none":
         inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
-        size += FLOAT32 * data.pred_len * inputs
+        own = num_variates if model.individual else 1
+        size += FLOAT32 * own * data.pred_len * inputs
     return size
+
+
+def _ridge_sums(config: RunConfig, num_variates: int) -> float:
+    """What the ridge of each variate is solved from; of shared weights it is next to nothing."""
+    if not config.model.individual:
+        return 0
+    inputs, steps = config.data.seq_len, config.data.pred_len
+    sums = 4 * inputs * (inputs + steps)  # two norms of two splits
+    solutions = 4 * inputs * steps
+    return FLOAT64 * num_variates * (sums + solutions)
 
 
 def _unpacked(config: RunConfig, shape: BackboneShape, item: int) -> float:

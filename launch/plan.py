@@ -102,7 +102,8 @@ class Planner:
             config, shape, count_parameters(config, shape),
             step_memory(config, content, self.facts.num_variates, micro, self.precision),
             ranks=ranks, precision=self.precision, device=self.request.device,
-            runtime=self.request.runtime_gib * GIB, bank=None if bank is None else bank.memory,
+            runtime=self.request.runtime_gib * GIB, num_variates=self.facts.num_variates,
+            bank=None if bank is None else bank.memory,
         )  # fmt: skip
 
     def time(self, config: RunConfig, ranks: int) -> StepTime | None:

@@ -121,7 +121,7 @@ def _simulate(
     gram = dataclasses.replace(config.gram, use_gram=config.gram.use_gram is not False)
     with torch.device("meta"):
         model = Forecaster(config.model, config.data.seq_len, config.data.pred_len, backbone,
-                           tapr=config.tapr, gram=gram)  # fmt: skip
+                           tapr=config.tapr, gram=gram, num_variates=num_variates)  # fmt: skip
     model.to(dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _replace_by_fakes(model)

@@ -65,6 +65,10 @@ class ModelConfig:
     """ridge: the LLM path corrects a closed-form ridge regression of the window;
     ridge_retrieval: of the window and the retrieved futures; none: it stands alone."""
 
+    anchor_weights: Literal["shared", "individual"] = "shared"
+    """shared: all variates have one ridge; individual: each may deviate from it, as far as
+    validation likes best."""
+
     anchor_calendar: Literal["none", "year"] = "none"
     """year: the ridge's weights may change with the time of year; validation says whether."""
 
@@ -87,6 +91,12 @@ class ModelConfig:
                 "model.anchor_calendar=year needs model.anchor=ridge or ridge_retrieval, got none: "
                 "the weights of the anchor follow the year."
             )
+        if self.individual and (self.anchor == "none" or self.follows_year):
+            raise ValueError(
+                f"model.anchor_weights=individual: with model.anchor={self.anchor} and "
+                f"model.anchor_calendar={self.anchor_calendar}, but it needs an anchor, whose "
+                "weights do not follow the year: change one of them."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}.")
         if not 1 <= self.num_prompt_lags <= 20:
@@ -108,6 +118,11 @@ class ModelConfig:
     def follows_year(self) -> bool:
         """Whether the weights of the anchor may change with the time of year."""
         return self.anchor_calendar == "year"
+
+    @property
+    def individual(self) -> bool:
+        """Whether each variate may have weights of its own in the anchor."""
+        return self.anchor_weights == "individual"
 
     def num_anchor_inputs(self, seq_len: int, pred_len: int) -> int:
         """Count the inputs of the anchor, where there is one."""

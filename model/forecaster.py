@@ -55,6 +55,7 @@ class Forecaster(nn.Module):
         gram: GramConfig | None = None,
         prompt_prefix: Tensor | None = None,
         num_sources: int = 1,
+        num_variates: int = 1,
     ) -> None:
         """Build the trained layers around ``backbone``, which is taken over as it is.
 
@@ -68,6 +69,7 @@ class Forecaster(nn.Module):
             prompt_prefix: Token ids that every prompt begins with, read once for all where
                 ``token_order`` is prefix_cached. Shape (T,), int64; None: none.
             num_sources: Sets of series that it is trained on; each has an anchor of its own.
+            num_variates: Variates of a window; read where ``anchor_weights`` is individual.
 
         Raises:
             ValueError: The window is shorter than a patch, ``d_ff`` wider than the backbone, or
@@ -107,7 +109,7 @@ class Forecaster(nn.Module):
         self.memory: Memory | None = None
         if gram is not None and gram.use_gram is True:
             self.memory = Memory(config, gram, seq_len, pred_len, backbone.d_llm)
-        self.anchor = _build_anchor(config, seq_len, pred_len, num_sources)
+        self.anchor = _build_anchor(config, seq_len, pred_len, num_sources, num_variates)
         self.backbone = backbone
         self.prompt_prefix: Tensor | None
         self.register_buffer("prompt_prefix", prompt_prefix, persistent=False)
@@ -349,6 +351,12 @@ class Forecaster(nn.Module):
             raise ValueError(
                 f"context has shape {shape}: pass (B, L, N) with L = data.seq_len = {self.seq_len}."
             )
+        own = 1 if self.anchor is None else self.anchor.num_variates
+        if own > 1 and shape[2] != own:
+            raise ValueError(
+                f"context has shape {shape}: with model.anchor_weights=individual pass the {own} "
+                "variates that the model was trained on, in their order."
+            )
         if self.config.follows_year and inputs.year_phase is None:
             raise ValueError(
                 "year_phase is missing, and model.anchor_calendar=year reads the dates of the "
@@ -377,7 +385,7 @@ class Forecaster(nn.Module):
 
 
 def _build_anchor(
-    config: ModelConfig, seq_len: int, pred_len: int, num_sources: int
+    config: ModelConfig, seq_len: int, pred_len: int, num_sources: int, num_variates: int
 ) -> LinearAnchor | None:
     if config.anchor == "none":
         return None
@@ -387,6 +395,7 @@ def _build_anchor(
         reads_future=config.reads_future,
         follows_year=config.follows_year,
         num_sources=num_sources,
+        num_variates=num_variates if config.individual else 1,
     )
 
 

@@ -8,7 +8,7 @@ scored on validation without another pass over the data.
 Shape legend (this file):
     R  rows, one per (window, variate)     L  seq_len, in time steps
     C  rows in one chunk                   H  pred_len, in time steps
-    S  sources                             B  windows
+    S  sources                             B  windows     V  variates with weights of their own
     I  inputs: L; H more with a retrieved future, 2 L more where weights follow the year
 """
 
@@ -32,6 +32,9 @@ NORMS: tuple[Norm, ...] = ("last", "mean")
 LAMBDAS = (1e1, 1e2, 1e3, 1e4)
 """Ridge penalties tried on validation; the range of EVIDENCE 1."""
 
+DEVIATION_LAMBDAS = (*LAMBDAS, 1e5, 1e6)
+"""Ridge penalties tried for how far a variate's own weights are from the shared ones."""
+
 YEAR_PENALTY = 30
 """Ridge penalty of what weights change over the year, in penalties of the weights themselves."""
 
@@ -45,6 +48,7 @@ class LinearAnchor(KeepsBufferPrecision):
     With ``reads_future``, x is the window followed by the forecast that retrieval makes. With
     ``follows_year``, W is a mean and a cosine and a sine over the time of year: x then holds the
     centred window twice more, times either.
+    With ``num_variates`` above 1, each variate has a W of its own.
     Which ``loc`` belongs to W is a buffer too, so the pair survives a state dict. Before
     :meth:`set_solution` W is zero and the forecast repeats ``loc``. With several sources each has
     a pair of its own.
@@ -62,23 +66,27 @@ class LinearAnchor(KeepsBufferPrecision):
         reads_future: bool = False,
         follows_year: bool = False,
         num_sources: int = 1,
+        num_variates: int = 1,
     ) -> None:
         super().__init__()
+        assert 1 in (num_sources, num_variates)  # sources need not have the same variates
         self.seq_len = seq_len
-        self.num_sources = num_sources
+        self.num_sources, self.num_variates = num_sources, num_variates
         self.follows_year = follows_year
         num_inputs = num_anchor_inputs(
             seq_len, pred_len, reads_future=reads_future, follows_year=follows_year
         )
         each = () if num_sources == 1 else (num_sources,)
-        self.register_buffer("weight", torch.zeros(*each, pred_len, num_inputs))
+        own = each if num_variates == 1 else (num_variates,)
+        self.register_buffer("weight", torch.zeros(*own, pred_len, num_inputs))
         self.register_buffer("subtracts_last", torch.full(each, norm == "last"))
 
     def set_solution(self, weight: Tensor, norm: Norm, source: int = 0) -> None:
         """Take a solved ridge; mutates the buffers in place.
 
         Args:
-            weight: Coefficients of the centred inputs. Shape (H, I), floating point.
+            weight: Coefficients of the centred inputs, floating point. Shape (H, I), for all
+                variates; or (V, H, I).
             norm: What the rows were centred on when it was solved.
             source: Number of the source whose it is.
 
@@ -88,10 +96,11 @@ class LinearAnchor(KeepsBufferPrecision):
         own, flag = self.weight, self.subtracts_last
         if self.num_sources > 1:
             own, flag = own[source], flag[source]
-        if weight.shape != own.shape:
+        if weight.shape not in (own.shape, own.shape[-2:]):
             raise ValueError(
                 f"weight has shape {tuple(weight.shape)}: this anchor was built for "
-                f"(pred_len, inputs) = {tuple(own.shape)}."
+                f"(pred_len, inputs) = {tuple(own.shape[-2:])}"
+                + (f", {self.num_variates} times." if self.num_variates > 1 else ".")
             )
         own.copy_(weight)
         flag.fill_(norm == "last")
@@ -106,7 +115,8 @@ class LinearAnchor(KeepsBufferPrecision):
         """Forecast each row, in the row's own units.
 
         Args:
-            rows: Windows, oldest first, on any affine scale. Shape (R, L).
+            rows: Windows, oldest first, on any affine scale; with ``num_variates``, those of each
+                window one after another. Shape (R, L).
             retrieved: What retrieval forecasts, on the same scale, exactly where this anchor
                 was built with ``reads_future``. Shape (R, H).
             year_phase: Cosine and sine of each window's time of year, its variates one after
@@ -118,8 +128,8 @@ class LinearAnchor(KeepsBufferPrecision):
             Forecast on the same scale. Shape (R, H), float32.
 
         Raises:
-            ValueError: ``rows`` or ``retrieved`` does not have this anchor's shape, or sources are
-                missing.
+            ValueError: ``rows`` or ``retrieved`` does not have this anchor's shape, there are not
+                as many rows to a window as weights, or sources are missing.
         """
         _check_columns("rows", rows, self.seq_len)
         with torch.autocast(rows.device.type, enabled=False):
@@ -133,12 +143,13 @@ class LinearAnchor(KeepsBufferPrecision):
                     )
                 sources_R1 = _of_rows(sources[:, None], len(rows))
                 subtracts_last = subtracts_last[sources_R1]
-            # torch.where instead of an if: reading the flag would stall a GPU at every step.
-            loc_R1 = torch.where(subtracts_last, rows_RL[:, -1:], rows_RL.mean(dim=1, keepdim=True))
+            loc_R1 = _loc(rows_RL, subtracts_last)
             inputs_RI = _inputs(
                 rows_RL, loc_R1, retrieved, year_phase if self.follows_year else None
             )
             _check_columns("rows with what is retrieved", inputs_RI, self.weight.shape[-1])
+            if self.num_variates > 1:
+                return loc_R1 + _of_variates(inputs_RI, self.weight)
             if self.num_sources == 1:
                 return loc_R1 + F.linear(inputs_RI, self.weight)
             change_RH = torch.zeros_like(rows_RL[:, :1])
@@ -149,10 +160,15 @@ class LinearAnchor(KeepsBufferPrecision):
                 )
             return loc_R1 + change_RH
 
+    def centre(self, rows: Tensor) -> Tensor:
+        """What rows are centred on, where there is one source. (R, L) -> (R, 1), float32."""
+        return _loc(rows.float(), self.subtracts_last)
+
 
 class GramAccumulator:
     """Sums over windows from which a ridge is solved, or any linear map is scored exactly.
 
+    With ``num_variates`` above 1 there are sums for each of them, and :meth:`pooled` joins them.
     Add up :attr:`tensors` over the ranks (all-reduce, in place) before reading the sums.
     """
 
@@ -164,21 +180,24 @@ class GramAccumulator:
         *,
         reads_future: bool = False,
         follows_year: bool = False,
+        num_variates: int = 1,
     ) -> None:
         self.norm: Norm = norm
         self.seq_len = seq_len
+        self.num_variates = num_variates
         self.num_lasting, num_inputs = (
             num_anchor_inputs(seq_len, pred_len, reads_future=reads_future, follows_year=follows)
             for follows in (False, follows_year)
         )
-        self.gram = torch.zeros(num_inputs, num_inputs, dtype=torch.float64)
-        """Sum of x x^T over centred rows. Shape (I, I)."""
-        self.cross = torch.zeros(num_inputs, pred_len, dtype=torch.float64)
-        """Sum of x y^T over centred rows. Shape (I, H)."""
-        self.target_square = torch.zeros((), dtype=torch.float64)
-        """Sum of |y|^2 over centred targets. Shape ()."""
+        each = () if num_variates == 1 else (num_variates,)
+        self.gram = torch.zeros(*each, num_inputs, num_inputs, dtype=torch.float64)
+        """Sum of x x^T over centred rows. Shape (I, I), or (V, I, I)."""
+        self.cross = torch.zeros(*each, num_inputs, pred_len, dtype=torch.float64)
+        """Sum of x y^T over centred rows. Shape (I, H), or (V, I, H)."""
+        self.target_square = torch.zeros(each, dtype=torch.float64)
+        """Sum of |y|^2 over centred targets. Shape (), or (V,)."""
         self.num_rows = torch.zeros((), dtype=torch.float64)
-        """Rows added. Shape ()."""
+        """Rows added, of all variates. Shape ()."""
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -195,7 +214,8 @@ class GramAccumulator:
         """Add rows to the sums.
 
         Args:
-            windows: Windows, oldest first. Shape (R, L), any floating type.
+            windows: Windows, oldest first; with ``num_variates``, those of each window one after
+                another. Shape (R, L), any floating type.
             targets: What followed each. Shape (R, H), any floating type.
             retrieved: What retrieval forecasts for each, exactly with ``reads_future``.
                 Shape (R, H), any floating type.
@@ -205,18 +225,20 @@ class GramAccumulator:
             ValueError: Shapes do not match each other or this accumulator.
         """
         _check_columns("windows", windows, self.seq_len)
-        _check_columns("targets", targets, self.cross.shape[1])
+        _check_columns("targets", targets, self.cross.shape[-1])
+        _check_variates(len(windows), self.num_variates)
         if len(windows) != len(targets):
             raise ValueError(
                 f"windows has {len(windows)} rows and targets {len(targets)}: pass one target "
                 "per window."
             )
         phase_R2 = None
-        if self.num_lasting < len(self.gram):
+        if self.num_lasting < self.gram.shape[-1]:
             assert year_phase is not None
             phase_R2 = _of_rows(year_phase, len(windows))
-        for start in range(0, len(windows), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
+        step = max(1, CHUNK_ROWS // self.num_variates) * self.num_variates
+        for start in range(0, len(windows), step):
+            part = slice(start, start + step)
             x_CL, y_CH = windows[part].to(self.gram), targets[part].to(self.gram)
             loc_C1 = x_CL[:, -1:] if self.norm == "last" else x_CL.mean(dim=1, keepdim=True)
             x_CI = _inputs(
@@ -225,32 +247,48 @@ class GramAccumulator:
                 None if retrieved is None else retrieved[part].to(self.gram),
                 None if phase_R2 is None else phase_R2[part].to(self.gram),
             )
-            _check_columns("windows with what is retrieved", x_CI, self.cross.shape[0])
+            _check_columns("windows with what is retrieved", x_CI, self.cross.shape[-2])
             y_CH = y_CH - loc_C1
-            self.gram.addmm_(x_CI.T, x_CI)
-            self.cross.addmm_(x_CI.T, y_CH)
-            self.target_square += y_CH.square().sum()
             self.num_rows += len(x_CI)
+            if self.num_variates == 1:
+                self.gram.addmm_(x_CI.T, x_CI)
+                self.cross.addmm_(x_CI.T, y_CH)
+                self.target_square += y_CH.square().sum()
+                continue
+            x_VCI, y_VCH = (_by_variate(rows, self.num_variates) for rows in (x_CI, y_CH))
+            self.gram.baddbmm_(x_VCI.mT, x_VCI)
+            self.cross.baddbmm_(x_VCI.mT, y_VCH)
+            self.target_square += y_VCH.square().sum(dim=(1, 2))
 
     def lasting(self) -> "GramAccumulator":
         """The same rows without what makes weights follow the year; shares the sums."""
         part = copy(self)
-        part.gram = self.gram[: self.num_lasting, : self.num_lasting]
-        part.cross = self.cross[: self.num_lasting]
+        part.gram = self.gram[..., : self.num_lasting, : self.num_lasting]
+        part.cross = self.cross[..., : self.num_lasting, :]
+        return part
+
+    def pooled(self) -> "GramAccumulator":
+        """The same rows, those of all variates together."""
+        part = copy(self)
+        part.num_variates = 1
+        if self.num_variates > 1:
+            part.gram, part.cross = self.gram.sum(dim=0), self.cross.sum(dim=0)
+            part.target_square = self.target_square.sum()
         return part
 
     def squared_error(self, weight: Tensor) -> Tensor:
         """Sum the squared error of ``loc + W (x - loc)`` over all rows and steps added.
 
         Args:
-            weight: A candidate W for this accumulator's ``norm``. Shape (H, I).
+            weight: A candidate W for this accumulator's ``norm``. Shape (H, I), or (V, H, I).
 
         Returns:
             The sum, in squared units of the windows; divide by ``num_rows * H`` for the MSE.
-            Shape (), float64.
+            Shape (), float64; (V,) where each variate has sums of its own.
         """
-        weight_HL = weight.to(self.gram)
-        fitted = (weight_HL @ self.gram * weight_HL).sum() - 2 * (weight_HL * self.cross.T).sum()
+        weight_HI = weight.to(self.gram)
+        square, product = weight_HI @ self.gram * weight_HI, weight_HI * self.cross.mT
+        fitted = square.sum((-2, -1)) - 2 * product.sum((-2, -1))
         # A perfect fit cancels to rounding noise of either sign.
         return (self.target_square + fitted).clamp_min(0)
 
@@ -272,7 +310,7 @@ class AnchorFit:
     """Its penalty."""
 
     weight: Tensor
-    """Its coefficients, 0 for what is not read. Shape (H, I), float64."""
+    """Its coefficients, 0 for what is not read. Shape (H, I), or (V, H, I); float64."""
 
     validation_mse: float
     """Its mean squared error over all validation rows and steps."""
@@ -282,6 +320,10 @@ class AnchorFit:
 
     follows_year: bool = False
     """Whether its weights change over the year; the candidates then do too."""
+
+    deviations: tuple[float | None, ...] = ()
+    """Penalty of how far each variate's weights are from the shared ones, None where they are
+    those; empty where all variates share them."""
 
 
 def solve(gram: Tensor, cross: Tensor, lam: float, num_lasting: int | None = None) -> Tensor:
@@ -349,6 +391,50 @@ def fit_anchor(
     return replace(lasting, weight=F.pad(lasting.weight, (0, unread)))
 
 
+def fit_individual(
+    training: Sequence[GramAccumulator],
+    validation: Sequence[GramAccumulator],
+    shared: AnchorFit,
+    lambdas: Sequence[float] = DEVIATION_LAMBDAS,
+) -> AnchorFit:
+    """Let each variate's weights deviate from the shared ones, as far as validation likes best.
+
+    A variate's weights are ``W + D``, where D is the ridge of what W leaves over of the variate:
+    an infinite penalty on D gives W, none the variate's own least squares. Variates that go
+    together lend each other strength, those that do not go their own way.
+
+    Args:
+        training: One accumulator per norm, with sums for each variate, joined over the ranks.
+        validation: The same over the validation windows.
+        shared: What :func:`fit_anchor` found on their pooled sums.
+        lambdas: Penalties of D to try for each variate, beside an infinite one.
+
+    Returns:
+        Weights (V, H, I) at the norm of ``shared``; the shared weights win a tie.
+    """
+    norms = [sums.norm for sums in training]
+    train, valid = (sums[norms.index(shared.norm)] for sums in (training, validation))
+    best_V = valid.squared_error(shared.weight)
+    weight_VHI = shared.weight.expand(len(best_V), -1, -1)
+    left_VIH = train.cross - train.gram @ shared.weight.T
+    deviations: list[float | None] = [None] * len(best_V)
+    for lam in lambdas:
+        own = [solve(*sums, lam) for sums in zip(train.gram, left_VIH, strict=True)]
+        own_VHI = shared.weight + torch.stack(own)
+        error_V = valid.squared_error(own_VHI)
+        better_V = error_V < best_V
+        weight_VHI = torch.where(better_V[:, None, None], own_VHI, weight_VHI)
+        best_V = torch.where(better_V, error_V, best_V)
+        deviations = [
+            lam if better else before
+            for better, before in zip(better_V.tolist(), deviations, strict=True)
+        ]
+    mse = float(best_V.sum() / (valid.num_rows * weight_VHI.shape[1]))
+    return replace(
+        shared, weight=weight_VHI, validation_mse=mse, candidates={}, deviations=tuple(deviations)
+    )
+
+
 def _fit(
     training: Sequence[GramAccumulator],
     validation: Sequence[GramAccumulator],
@@ -373,6 +459,12 @@ def _fit(
     return best
 
 
+def _loc(rows: Tensor, subtracts_last: Tensor) -> Tensor:
+    """Last value or mean of each row. (R, L) -> (R, 1)."""
+    # torch.where instead of an if: reading the flag would stall a GPU at every step.
+    return torch.where(subtracts_last, rows[:, -1:], rows.mean(dim=1, keepdim=True))
+
+
 def _inputs(
     rows: Tensor, loc: Tensor, retrieved: Tensor | None, year_phase: Tensor | None
 ) -> Tensor:
@@ -385,6 +477,26 @@ def _inputs(
         phase_R2 = _of_rows(year_phase, len(rows))
         parts += [centred_RL * phase_R2[:, :1], centred_RL * phase_R2[:, 1:]]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _by_variate(rows: Tensor, num_variates: int) -> Tensor:
+    """Rows of each variate together: (B * V, I) -> (V, B, I)."""
+    return rows.reshape(-1, num_variates, rows.shape[1]).transpose(0, 1)
+
+
+def _of_variates(rows: Tensor, weight: Tensor) -> Tensor:
+    """Multiply each row with its variate's weights: (B * V, I), (V, H, I) -> (B * V, H)."""
+    _check_variates(len(rows), len(weight))
+    change_VBH = _by_variate(rows, len(weight)) @ weight.mT
+    return change_VBH.transpose(0, 1).flatten(0, 1)
+
+
+def _check_variates(num_rows: int, num_variates: int) -> None:
+    if num_rows % num_variates:
+        raise ValueError(
+            f"{num_rows} rows are not those of windows of {num_variates} variates, which have "
+            "weights of their own: pass all variates of each window."
+        )
 
 
 def _of_rows(known: Tensor, num_rows: int) -> Tensor:

@@ -122,6 +122,65 @@ def test_what_was_solved_comes_back_out_of_tensors_and_json(judged: bool):
         assert replace(mine, weight=theirs.weight, candidates={}) == theirs
 
 
+def test_weights_of_each_variate_come_back_too():
+    own = replace(
+        fit(2.0, 3), weight=torch.rand(4, 2, 3).double(), deviations=(None, 10.0, 1e6, None)
+    )
+    tensors, facts = pack(ClosedForm(ridge=fit(1.0, 3), verdict=None, extended=own), 0.5)
+    again, _ = unpack(tensors, json.loads(json.dumps(facts)))
+    assert again.extended is not None
+    assert torch.equal(again.extended.weight, own.weight)
+    assert again.extended.deviations == own.deviations
+    assert again.ridge.deviations == ()
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_individual_weights_are_the_anchor_where_validation_likes_them(
+    tmp_path: Path, reads: bool, capsys: pytest.CaptureFixture[str]
+):
+    base = tiny_run(tmp_path)
+    config = replace(
+        base,
+        model=replace(
+            base.model, anchor_weights="individual", anchor="ridge_retrieval" if reads else "ridge"
+        ),
+        gram=replace(base.gram, use_gram=reads, retrieval_key="anchored"),
+    )
+    checked = preflight.check(config)
+    data = checked.data
+    decided, closed = solve(config, data, None)
+    retriever = None
+    if reads:
+        retriever = Retriever(data, config.gram, config.bank)
+        retriever.refresh({})
+    ridge, extended = closed.ridge, closed.extended
+    assert extended is not None
+    assert ridge.validation_mse == pytest.approx(fit_ridge(data).validation_mse)
+    assert extended.validation_mse < ridge.validation_mse  # two variates of their own periods
+    start = closed.verdict.with_retrieval if closed.verdict is not None else extended
+    assert start.weight.shape == (2, 12, 48 + 12 * reads)
+
+    def anchored(form: ClosedForm) -> torch.Tensor:
+        model = build_forecaster(
+            decided, checked.backbone_files, torch.float32, num_variates=data.num_variates
+        )
+        set_solutions(model, decided, data, form, retriever)
+        assert model.anchor is not None
+        return model.anchor.weight
+
+    torch.testing.assert_close(anchored(closed), start.weight.float())
+    capsys.readouterr()
+    better = replace(closed, ridge=replace(ridge, weight=extended.weight.mean(dim=0)))
+    worse = replace(extended, weight=0 * extended.weight)
+    if closed.verdict is not None:
+        nothing = replace(closed.verdict.with_retrieval, weight=0 * start.weight)
+        better = replace(better, verdict=replace(closed.verdict, with_retrieval=nothing))
+    shared = anchored(replace(better, extended=worse))
+    assert "the plain ridge takes its place" in capsys.readouterr().out
+    wanted = F.pad(better.ridge.weight, (0, 12 * reads)).float()
+    torch.testing.assert_close(shared, wanted.expand_as(shared))
+
+
 def test_ridges_of_sources_come_back_too():
     joint, own = fit(1.0, 3), fit(2.0, 3)
     tensors, facts = pack(ClosedForm(ridge=joint, verdict=None, by_source=(own, joint)), 0.5)

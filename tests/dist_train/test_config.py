@@ -267,10 +267,12 @@ def test_one_source_has_no_others_to_retrieve_from(names: list[str] | None):
     assert RunConfig(data=DataConfig(sources=sources), gram=off).gram == off
 
 
-def test_the_year_of_several_sources_is_refused():
+def test_the_year_and_the_variates_of_several_sources_are_refused():
     data = DataConfig(sources=[SourceConfig(dataset="ETTh1")])
     with pytest.raises(ValueError, match=r"model\.anchor_calendar=year: .* data\.sources"):
         RunConfig(data=data, model=ModelConfig(anchor="ridge", anchor_calendar="year"))
+    with pytest.raises(ValueError, match=r"model\.anchor_weights=individual: .* data\.sources"):
+        RunConfig(data=data, model=ModelConfig(anchor_weights="individual"))
 
 
 def test_several_sources_may_retrieve_across(tmp_path: Path):

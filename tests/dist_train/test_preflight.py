@@ -160,3 +160,13 @@ def test_sources_that_have_no_training_window_between_them_are_refused(tmp_path:
     sources = [replace(one, percent=1, too_short="skip") for one in config.data.sources or ()]
     with pytest.raises(ConfigError, match="none of them has a training window: raise percent"):
         preflight.check(replace(config, data=replace(config.data, sources=sources)))
+
+
+def test_weights_of_each_variate_need_several(config: RunConfig):
+    individual = replace(config, model=replace(config.model, anchor_weights="individual"))
+    assert preflight.check(individual).data.num_variates == 2
+    one = replace(individual, data=replace(config.data, columns=["v1"]))
+    with pytest.raises(
+        ConfigError, match=r"anchor_weights=individual: each series has one variate"
+    ):
+        preflight.check(one)

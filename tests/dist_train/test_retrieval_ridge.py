@@ -11,6 +11,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from dist_train import preflight, retrieval_ridge
+from dist_train.baselines import fit_ridge_and_individual
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
 from dist_train.data.config import DataConfig
@@ -100,6 +101,36 @@ def test_the_anchor_alone_scores_what_the_verdict_says():
     batch = Collator(data.windows["val"], None)(list(range(len(data.windows["val"]))))
     mse = (anchor_forecast(anchor, retriever.forecast, "val")(batch) - batch.target).square().mean()
     assert float(mse) == pytest.approx(fit.validation_mse, rel=1e-4)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_weights_leave_over_is_the_target_of_an_ordinary_ridge(reads: bool):
+    data = data_of("motifs")
+    _, start = fit_ridge_and_individual(data)
+    verdict = judge_retrieval(data, GRAM, BankConfig(), ROWS, start=start)
+    fit = verdict.with_retrieval if reads else verdict.without
+    assert (fit.norm, fit.deviations) == (start.norm, start.deviations)
+    retriever = Retriever(data, replace(GRAM, retrieval_key="anchored"), BankConfig())
+    retriever.refresh({})
+
+    def left(split: str) -> tuple[np.ndarray, np.ndarray]:
+        inputs, target = inputs_and_targets(retriever, split, start.norm, reads=reads)
+        for variate, weight in enumerate(start.weight.numpy()):
+            target[variate::2] -= inputs[variate::2, :L] @ weight.T
+        return inputs, target
+
+    found: dict[float, tuple[float, np.ndarray]] = {}
+    inputs, target = left("val")
+    for lam in retrieval_ridge.LAMBDAS_TRIED:
+        ridge = Ridge(alpha=lam, fit_intercept=False, solver="cholesky").fit(*left("train"))
+        found[lam] = float(np.square(ridge.predict(inputs) - target).mean()), ridge.coef_
+    lam = min(found, key=lambda one: found[one][0])
+    assert fit.lam == lam
+    assert fit.validation_mse == pytest.approx(found[lam][0], rel=1e-4)
+    added = fit.weight - torch.nn.functional.pad(start.weight, (0, H * reads))
+    torch.testing.assert_close(
+        added, torch.from_numpy(found[lam][1]).expand_as(added), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_large_splits_are_sampled(monkeypatch: pytest.MonkeyPatch):

@@ -191,3 +191,29 @@ def test_fresh_weights_are_loaded_in_float32():
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match="train.batch_size=64 does not divide over 3 ranks"):
         planned(ranks=3)
+
+
+def test_weights_of_each_variate_count_as_often():
+    def plan(weights: Any, device: Any, num_variates: int) -> MemoryPlan:
+        config = RunConfig(
+            data=DataConfig(seq_len=720, pred_len=96),
+            model=ModelConfig(anchor_weights=weights),
+            backbone=BackboneConfig(name=GPT2.name, llm_layers=12),
+        )
+        return plan_memory(config, GPT2, count_parameters(config, GPT2), STEP, ranks=1,
+                           precision="bf16", device=device, runtime=GIB,
+                           num_variates=num_variates)  # fmt: skip
+
+    shared, few, many = (
+        plan(*of)
+        for of in (("shared", "cpu", 900), ("individual", "cpu", 3), ("individual", "cpu", 900))
+    )
+    more = many.phases["training"]["other tensors"] - shared.phases["training"]["other tensors"]
+    assert more == 899 * 720 * 96 * 4
+    assert "sums of the ridges" not in shared.phases["ridge"]
+    per_variate = 8 * (4 * 720 * (720 + 96) + 4 * 720 * 96)
+    assert few.phases["ridge"]["sums of the ridges"] == 3 * per_variate
+    assert (few.peak_phase, many.peak_phase) == ("training", "ridge")
+    # Beside a GPU they lie in host memory, before anything else does.
+    assert plan("individual", "gpu", 900).host["sums of the ridges"] == 900 * per_variate
+    assert "weights while loading" in plan("individual", "gpu", 3).host

@@ -13,6 +13,7 @@ from model.linear_anchor import (
     LinearAnchor,
     Norm,
     fit_anchor,
+    fit_individual,
     solve,
 )
 
@@ -274,3 +275,113 @@ def test_sums_of_two_parts_are_the_sums_of_both():
     part.merge(rest)
     for mine, theirs in zip(part.tensors, whole.tensors, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def interleaved(num_windows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Windows of three variates, one after another: two go together, the third against them."""
+    x, y = random_walks(3 * num_windows, seed)
+    own = torch.tensor([1.0, 1.0, -1.0]).repeat(num_windows)[:, None]
+    return x, x[:, -1:] + own * (x[:, -1:] - x[:, :1]) + 0.1 * (y - x[:, -1:])
+
+
+def accumulate_variates(x: Tensor, y: Tensor, norm: Norm) -> GramAccumulator:
+    sums = GramAccumulator(L, H, norm, num_variates=3)
+    for start in range(0, len(x), 6):
+        sums.add(x[start : start + 6], y[start : start + 6])
+    return sums
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_sums_of_variates_are_those_of_each_alone(norm: Norm, monkeypatch: pytest.MonkeyPatch):
+    x, y = interleaved(20)
+    monkeypatch.setattr("model.linear_anchor.CHUNK_ROWS", 5)  # no window is cut
+    sums = accumulate_variates(x, y, norm)
+    for variate in range(3):
+        alone = accumulate(x[variate::3], y[variate::3], norm)
+        torch.testing.assert_close(sums.gram[variate], alone.gram)
+        torch.testing.assert_close(sums.cross[variate], alone.cross)
+        torch.testing.assert_close(sums.target_square[variate], alone.target_square)
+    for mine, theirs in zip(sums.pooled().tensors, accumulate(x, y, norm).tensors, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    weight = torch.randn(3, H, L, generator=torch.Generator().manual_seed(1))
+    errors = [
+        accumulate(x[variate::3], y[variate::3], norm).squared_error(weight[variate])
+        for variate in range(3)
+    ]
+    torch.testing.assert_close(sums.squared_error(weight), torch.stack(errors))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_deviation_is_a_ridge_of_what_shared_weights_leave_over(norm: Norm):
+    x, y = (values.double() for values in interleaved(40))
+    train, valid = (accumulate_variates(*interleaved(40, seed), norm) for seed in (0, 1))
+    shared = fit_anchor([train.pooled()], [valid.pooled()])
+    fit = fit_individual([train], [valid], shared, [10.0])
+    assert fit.deviations == (10.0, 10.0, 10.0)
+    loc = centre(x, norm)
+    left = y - loc - (x - loc) @ shared.weight.T
+    for variate in range(3):
+        ridge = Ridge(alpha=10.0, fit_intercept=False, solver="cholesky")
+        ridge.fit((x - loc)[variate::3].numpy(), left[variate::3].numpy())
+        wanted = shared.weight + torch.from_numpy(ridge.coef_)
+        torch.testing.assert_close(fit.weight[variate], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_each_variate_deviates_as_far_as_its_own_validation_likes():
+    sums = {}
+    for split, seed in (("train", 0), ("val", 1)):
+        x, _ = random_walks(3 * 200, seed)
+        noise = torch.randn(600, H, generator=torch.Generator().manual_seed(seed))
+        own = torch.tensor([1.0, 1.0, -1.0]).repeat(200)[:, None]
+        slope = own * (x[:, :1] - x[:, -1:])
+        sums[split] = [accumulate_variates(x, x[:, -1:] + slope + 8 * noise, n) for n in NORMS]
+    shared = fit_anchor(*([one.pooled() for one in sums[split]] for split in ("train", "val")))
+    lambdas = (1e1, 1e3)
+    fit = fit_individual(sums["train"], sums["val"], shared, lambdas)
+    number = NORMS.index(shared.norm)
+    train, valid = sums["train"][number], sums["val"][number]
+    for variate in range(3):
+        tried: dict[float | None, float] = {
+            None: float(valid.squared_error(shared.weight)[variate])
+        }
+        weights: dict[float | None, Tensor] = {None: shared.weight}
+        left = train.cross[variate] - train.gram[variate] @ shared.weight.T
+        for lam in lambdas:
+            weights[lam] = shared.weight + solve(train.gram[variate], left, lam)
+            tried[lam] = float(valid.squared_error(weights[lam])[variate])
+        best = min(tried, key=lambda lam: tried[lam])
+        assert fit.deviations[variate] == best
+        torch.testing.assert_close(fit.weight[variate], weights[best])
+    assert fit.deviations[2] is not None  # the one that goes against the others
+    assert fit.validation_mse < shared.validation_mse
+    errors = valid.squared_error(fit.weight).sum() / (valid.num_rows * H)
+    assert fit.validation_mse == pytest.approx(float(errors))
+    # Nothing is better than the shared weights where nothing differs: they win the tie.
+    same = fit_individual(sums["train"], sums["val"], shared, ())
+    assert same.deviations == (None, None, None)
+    assert torch.equal(same.weight, shared.weight.expand(3, -1, -1))
+    assert same.validation_mse == pytest.approx(shared.validation_mse)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_each_variate_is_forecast_with_its_own_weights(norm: Norm):
+    x, y = random_walks(12)
+    weights = torch.randn(3, H, L + H, generator=torch.Generator().manual_seed(5))
+    together = LinearAnchor(L, H, reads_future=True, num_variates=3)
+    together.set_solution(weights, norm)
+    forecast = together(x, 0.5 * y)
+    for variate in range(3):
+        alone = LinearAnchor(L, H, reads_future=True)
+        alone.set_solution(weights[variate], norm)
+        torch.testing.assert_close(forecast[variate::3], alone(x[variate::3], 0.5 * y[variate::3]))
+    torch.testing.assert_close(together.centre(x), centre(x, norm))
+    with pytest.raises(ValueError, match="11 rows are not those of windows of 3 variates"):
+        together(x[:11], y[:11])
+    with pytest.raises(ValueError, match="11 rows are not those of windows of 3 variates"):
+        GramAccumulator(L, H, norm, num_variates=3).add(x[:11], y[:11])
+    together.set_solution(weights[1], norm)  # all share it then
+    alone = LinearAnchor(L, H, reads_future=True)
+    alone.set_solution(weights[1], norm)
+    torch.testing.assert_close(together(x, y), alone(x, y))
+    with pytest.raises(ValueError, match=r"this anchor was built for .*, 3 times"):
+        together.set_solution(weights[:2], norm)

@@ -1,0 +1,95 @@
+"""model.anchor_weights=individual, whole: trained on ranks, scored, loaded, exported, refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dist_train.data.collate import Collator
+from dist_train.data.windows import load_forecast_data
+from dist_train.export import export_run
+from dist_train.loading import load_run
+from model import TimeLLM
+from model.config import GramConfig, ModelConfig
+from tests.helpers.runs import tiny_run, train_runs
+
+PERIODS = (24, 7, 24)
+
+
+def write_unlike(path: Path) -> None:
+    """Three variates: one goes back to where it came from, one goes on, one returns in 7 hours."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(700, 3))
+    for row in range(24, 700):
+        for variate, period in enumerate(PERIODS):
+            values[row, variate] = (-1) ** variate * values[row - period, variate] + 0.3 * values[
+                row, variate
+            ]
+    dates = pd.date_range("2020-01-01", periods=700, freq="h")
+    pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1], "c": values[:, 2]}).to_csv(
+        path, index=False
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("individual")
+    write_unlike(folder / "unlike.csv")
+    base = tiny_run(folder)
+    plain = replace(
+        base, name="plain",
+        data=replace(base.data, path=str(folder / "unlike.csv"), seq_len=24, pred_len=6),
+        model=replace(base.model, prompt="none", anchor_weights="individual"),
+        train=replace(base.train, max_steps=2, learning_rate=1e-5),
+        gram=replace(base.gram, use_gram=False),
+    )  # fmt: skip
+    reading = replace(
+        plain, name="reading", model=replace(plain.model, anchor="ridge_retrieval"),
+        gram=GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16),
+    )  # fmt: skip
+    train_runs([plain, reading], world_size=2)
+    return {one.name: one.run_folder for one in (plain, reading)}
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("name", "row"), [("plain", "individual ridge"), ("reading", "individual ridge + retrieval")]
+)
+def test_the_anchor_is_better_than_shared_weights(runs: dict[str, Path], name: str, row: str):
+    scores = json.loads((runs[name] / "result.json").read_text())["scores"]
+    assert scores[row]["mse"] < 0.7 * scores["ridge"]["mse"]
+    assert scores["Time-LLM"]["mse"] == pytest.approx(scores[row]["mse"], rel=0.02)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ["plain", "reading"])
+def test_a_frame_is_forecast_as_its_window_is_scored(
+    runs: dict[str, Path], name: str, tmp_path: Path
+):
+    run = load_run(runs[name])
+    data = load_forecast_data(run.config.data)
+    windows = data.windows["test"]
+    wanted_HN = run.forecast(Collator(windows, None)([len(windows) - 1]), "test")[0].double()
+    wanted_HN = wanted_HN.numpy() * data.scalers[0].scale + data.scalers[0].mean
+
+    frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"]).iloc[:-6]
+    exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
+    for model in (TimeLLM.from_pretrained(runs[name]), exported):
+        got = model.predict(frame)[["a", "b", "c"]].to_numpy()
+        np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)
+        # Weights belong to names, not to places.
+        turned = model.predict(frame[["date", "c", "a", "b"]])[["a", "b", "c"]].to_numpy()
+        np.testing.assert_allclose(turned, wanted_HN, rtol=1e-5, atol=1e-5)
+    if name == "plain":
+        with pytest.raises(ValueError, match=r"individual pass the 3 variates"):
+            exported(torch.zeros(1, 24, 2))
+
+
+def test_refuses_weights_of_variates_without_an_anchor_or_with_a_calendar():
+    for keys in ({"anchor": "none"}, {"anchor_calendar": "year"}):
+        with pytest.raises(ValueError, match=r"anchor_weights=individual: with model\.anchor="):
+            ModelConfig(anchor_weights="individual", **keys)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder, choose_entries, temporary_root
 from memory_index.bank import even_shares
 from memory_index.bank_union import BankUnion
-from memory_index.config import BankConfig
+from memory_index.config import BankConfig, IndexKind
 from memory_index.index_union import IndexUnion
 from model.config import GramConfig
 from model.pattern_encoder import AnchoredEncoder, DualEncoder
@@ -54,6 +54,18 @@ class LiveCorpusMemory:
         return JOINED.join(part.version for part in self.parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptIndex:
+    """How a bank that is there already is searched, whatever this machine would choose."""
+
+    kind: IndexKind
+    nlist: int | None
+
+    def of(self, config: BankConfig) -> BankConfig:
+        """The same bank, searched so."""
+        return replace(config, index=self.kind, nlist=self.nlist)
+
+
 class CorpusMemoryBuilder:
     """As :class:`MemoryBuilder`, of several sources; each has a folder of its own below the root.
 
@@ -69,6 +81,7 @@ class CorpusMemoryBuilder:
         config: BankConfig,
         root: Path | None,
         off: Collection[str] = (),
+        indexes: Mapping[str, KeptIndex] | None = None,
     ) -> None:
         """Choose entries and indexes; collective.
 
@@ -81,6 +94,7 @@ class CorpusMemoryBuilder:
             config: As :class:`MemoryBuilder`.
             root: As :class:`MemoryBuilder`.
             off: Names of sources whose queries get nothing.
+            indexes: By name of the source, where they are known; None: they are chosen.
 
         Raises:
             DataError: No source has entries.
@@ -114,6 +128,7 @@ class CorpusMemoryBuilder:
                 name = source.sources[0].name
                 place = self.root / folder_name(name)
                 own = replace(own, path=str(place) if config.path else None)
+                own = own if indexes is None else indexes[name].of(own)
                 assert clock is not None
                 self._of_source[number] = MemoryBuilder(
                     source, gram, own, place, bank=bank, end_to_end=clock.end_to_end
@@ -163,6 +178,7 @@ def open_builder(
     config: BankConfig,
     root: Path | None,
     off: Collection[str] = (),
+    indexes: Mapping[str, KeptIndex] | None = None,
 ) -> MemoryBuilder | CorpusMemoryBuilder:
     """Make the builder of a run's memory, of one source or of several; collective.
 
@@ -172,13 +188,16 @@ def open_builder(
         config: Which windows, which index, and where.
         root: Folder of the banks where ``bank.path`` names none; None: one that goes away.
         off: Names of sources whose queries get nothing; none where there is one source.
+        indexes: By name of the source, where they are known; None: they are chosen.
 
     Raises:
         DataError: As :class:`CorpusMemoryBuilder`.
     """
     if len(data.sources) > 1:
-        return CorpusMemoryBuilder(data, gram, config, root, off)
+        return CorpusMemoryBuilder(data, gram, config, root, off, indexes)
     assert not off
+    if indexes is not None:
+        config = indexes[data.sources[0].name].of(config)
     return MemoryBuilder(data, gram, config, root)
 
 

@@ -9,6 +9,7 @@ Shape legend (this file):
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from dist_train.config import ConfigError, RunConfig
+from dist_train.config import RunConfig
+from dist_train.corpus_memory import KeptIndex, folder_name
 from dist_train.data.series import Series, SeriesSet
 from dist_train.data.sources import Source
 from dist_train.data.windows import ForecastData, WindowSet
@@ -40,15 +42,7 @@ def write_memory(folder: Path, retriever: Retriever) -> dict[str, Any]:
 
     Returns:
         What :func:`read_memory` has to be told, as plain JSON values.
-
-    Raises:
-        ConfigError: It is one of several sources.
     """
-    if len(retriever.data.sources) > 1:
-        raise ConfigError(
-            "data.sources: the memory of several sources cannot be exported; forecast with the "
-            "run's own folder, or train on one source."
-        )
     folder.mkdir(parents=True)
     train = retriever.data.windows["train"]
     ends = [end for _, end in retriever.data.memory_rows]
@@ -64,14 +58,26 @@ def write_memory(folder: Path, retriever: Retriever) -> dict[str, Any]:
         },
     )
     write_tensors(folder / ENCODER_FILE, retriever.snapshot())
-    (live,) = retriever.live.parts
-    shutil.copytree(
-        BankFolder(retriever.builder.root, live.version).path,
-        folder / live.version,
-        ignore=shutil.ignore_patterns(".*"),
-    )
-    # Which index was chosen may depend on the machine; that of the keys is the one that fits.
-    return {"index": live.choice.kind, "nlist": live.choice.nlist or None}
+    sources = retriever.data.sources
+    several = len(sources) > 1
+    indexes = {}
+    for builder, live in zip(retriever.builder.parts, retriever.live.parts, strict=True):
+        name = builder.data.sources[0].name
+        place = folder / folder_name(name) if several else folder
+        shutil.copytree(
+            BankFolder(builder.root, live.version).path,
+            place / live.version,
+            ignore=shutil.ignore_patterns(".*"),
+        )
+        # Which index was chosen may depend on the machine; that of the keys is the one that fits.
+        indexes[name] = {"index": live.choice.kind, "nlist": live.choice.nlist or None}
+    if not several:
+        return indexes[sources[0].name]
+    return {
+        "indexes": indexes,
+        "checksums": [source.series_set.checksum for source in sources],
+        "off": list(retriever.off),
+    }
 
 
 def read_memory(
@@ -88,17 +94,20 @@ def read_memory(
     Raises:
         ManifestError: Its bank does not belong to it.
     """
-    data = _read_series(folder, config, facts)
+    checksums = told.get("checksums", [facts["checksum"]])
+    data = _read_series(folder, config, facts, checksums)
+    of_all = told.get("indexes", {data.sources[0].name: told})
+    indexes = {
+        name: KeptIndex(kind=one["index"], nlist=one["nlist"]) for name, one in of_all.items()
+    }
     bank: BankConfig = replace(
         config.bank,
         path=str(folder),
         build="never",
-        index=told["index"],
-        nlist=told["nlist"],
         shard_group="rank",
-        device="cpu" if told["index"] != "exact" else "auto",
+        device="auto" if {one.kind for one in indexes.values()} == {"exact"} else "cpu",
     )
-    retriever = Retriever(data, config.gram, bank)
+    retriever = Retriever(data, config.gram, bank, off=told.get("off", ()), indexes=indexes)
     try:
         retriever.refresh(load_file(folder / ENCODER_FILE))
     except ManifestError as error:
@@ -106,7 +115,9 @@ def read_memory(
     return retriever
 
 
-def _read_series(folder: Path, config: RunConfig, facts: dict[str, Any]) -> ForecastData:
+def _read_series(
+    folder: Path, config: RunConfig, facts: dict[str, Any], checksums: list[str]
+) -> ForecastData:
     tensors = {name: value.numpy() for name, value in load_file(folder / SERIES_FILE).items()}
     known = KnownSeries(facts)
     entries = [known.find(one["id"]) for one in facts["series"]]
@@ -126,20 +137,31 @@ def _read_series(folder: Path, config: RunConfig, facts: dict[str, Any]) -> Fore
             Series(id=one["id"], dates=dates, values=nothing, columns=tuple(entry.columns))
         )
     shape = (config.data.seq_len, config.data.pred_len, config.data.train_stride)
-    series_set = SeriesSet(
-        name=facts["name"],
-        series=tuple(series),
-        frequency=facts["frequency"],
-        seasonal_period=facts["seasonal_period"],
-        description=facts["description"],
-        borders=(0.7, 0.1, 0.2),
-        checksum=facts["checksum"],
+    told = facts.get("sources", [{**facts, "first": 0}])
+    firsts = [one["first"] for one in told]
+    sources = tuple(
+        Source(series_set=_set_of(one, tuple(series[first:end]), checksum))
+        for one, (first, end), checksum in zip(
+            told, pairwise([*firsts, len(series)]), checksums, strict=True
+        )
     )
     return ForecastData(
-        series_set=series_set,
+        series_set=_set_of(facts, tuple(series), facts["checksum"]),
         scalers=tuple(entry.scaler for entry in entries),
         windows={"train": WindowSet(values, ranges, *shape)},
         split_rows=tuple({"train": part} for part in ranges),
         memory_rows=tuple(ranges),
-        sources=(Source(series_set=series_set),),
+        sources=sources,
+    )
+
+
+def _set_of(facts: dict[str, Any], series: tuple[Series, ...], checksum: str) -> SeriesSet:
+    return SeriesSet(
+        name=facts["name"],
+        series=series,
+        frequency=facts["frequency"],
+        seasonal_period=facts["seasonal_period"],
+        description=facts["description"],
+        borders=(0.7, 0.1, 0.2),
+        checksum=checksum,
     )

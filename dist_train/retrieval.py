@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dist_train import distributed, progress
-from dist_train.corpus_memory import LiveCorpusMemory, open_builder
+from dist_train.corpus_memory import KeptIndex, LiveCorpusMemory, open_builder
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory
@@ -66,6 +66,7 @@ class Retriever:
         root: Path | None = None,
         *,
         off: Collection[str] = (),
+        indexes: Mapping[str, KeptIndex] | None = None,
     ) -> None:
         """Choose the entries: training windows with their futures. :meth:`refresh` comes next.
 
@@ -75,6 +76,7 @@ class Retriever:
             bank: Which windows become entries, and how they are searched.
             root: Folder of the banks where ``bank.path`` names none; None: one that goes away.
             off: Names of sources, of several, whose windows get no neighbours.
+            indexes: How the banks of the sources are searched, where they are there already.
 
         Raises:
             DataError: The series of the only source overlap in time and share no clock, see
@@ -83,7 +85,7 @@ class Retriever:
         self.data = data
         self.gram = gram
         self.off = tuple(off)
-        self.builder = open_builder(data, gram, bank, root, off)
+        self.builder = open_builder(data, gram, bank, root, off, indexes)
         self.bank: MemoryBank | BankUnion = self.builder.bank
         self.search_s = 0.0
         self._anchored = gram.retrieval_key == "anchored"

@@ -12,6 +12,7 @@ from dist_train.checkpoint_writer import step_folders
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
 from dist_train.explanation import analogues, explain
+from dist_train.export import export, export_run, load_export
 from dist_train.loading import LoadedRun, load_run
 from dist_train.prediction import predict
 from memory_index.bank_union import BankUnion
@@ -109,6 +110,26 @@ def test_new_windows_of_each_source_find_histories_that_had_ended(runs: Path):
             named |= {one.series.split("/")[0] for one in row.histories}
             assert np.isfinite(analogues(run, forecast)[0, : len(row.histories)]).all()
     assert named == {"hours", "quarters"}
+
+
+def test_exported_it_forecasts_without_its_data(runs: Path, tmp_path: Path):
+    run = load_run(runs / "whole")
+    assert run.retriever is not None
+    sets = [source.series_set for source in run.retriever.data.sources]
+    place = export_run(runs / "whole", tmp_path / "model")
+    names = {path.name for path in (place / "memory").iterdir() if path.is_dir()}
+    assert names == {"hours", "quarters"}
+    again = load_export(place)
+    assert again.retriever is not None
+    assert again.retriever.off == ("quarters",)
+    twice = load_export(export(again, place, tmp_path / "twice"))
+    for series_set in sets:
+        wanted = predict(run, series_set, cutoffs=(0, 400), with_evidence=True)
+        for other in (again, twice):
+            found = predict(other, series_set, cutoffs=(0, 400), with_evidence=True)
+            for mine, theirs in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(mine.values, theirs.values)
+            assert explain(other, found) == explain(run, wanted)
 
 
 def test_a_run_that_was_stopped_is_the_run_that_was_not(runs: Path):

@@ -104,6 +104,21 @@ def is_inside(path: Path, folder: Path) -> bool:
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a job runs in a run folder right now."""
+    try:
+        handle = os.open(folder / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second job out of a run folder for as long as this one lasts; on the main rank.

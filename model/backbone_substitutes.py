@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.attention import attend
 
 HEAD_WIDTH = 64
 MLP_FACTOR = 4
@@ -85,9 +86,8 @@ class _Attention(nn.Module):
         )
         # A row of padding alone attends to everything, so that it stays finite.
         seen_RT = mask | ~mask.any(dim=1, keepdim=True)
-        attended_RGTW = F.scaled_dot_product_attention(
-            parts_3RGTW[0], parts_3RGTW[1], parts_3RGTW[2], attn_mask=seen_RT[:, None, None, :]
-        )
+        query, key, value = parts_3RGTW
+        attended_RGTW = attend(query, key, value, seen_RT[:, None, None, :])
         outward: Tensor = self.outward(attended_RGTW.transpose(1, 2).flatten(2))
         return outward
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attend
 from model.config import GramConfig
 from model.instance_norm import normalize
 
@@ -162,7 +163,7 @@ class EncoderBlock(nn.Module):
             layer(normed_RTZ).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        mixed = attend(query, key, value).transpose(1, 2).flatten(2)
         tokens_RTZ: Tensor = tokens + self.out(mixed)
         transformed_RTZ: Tensor = tokens_RTZ + self.feed(self.norm_feed(tokens_RTZ))
         return transformed_RTZ

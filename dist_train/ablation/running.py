@@ -1,7 +1,8 @@
 """Run cells as processes of their own, so that one that crashes does not end the others.
 
 A signal is passed on to the runs, which save; the same command goes on with them. A run whose
-ablation was killed notices it as it would the end of a launcher, and saves too.
+ablation was killed notices it as it would the end of a launcher, and saves too. What another
+process runs right now is left to it, and tried again where it ends without a result.
 """
 
 import json
@@ -20,10 +21,12 @@ from dist_train.ablation.cells import Cell
 from dist_train.ablation.results import is_finished
 from dist_train.config import ConfigError
 from dist_train.launcher import RANK_VARIABLES
+from dist_train.run_folder import is_locked
 from dist_train.stop_signals import EXIT_STOPPED, SIGNALS, StopRequestedError, recorded
 from memory_index.atomic_file import write_text
 
 _TICK_S = 0.2
+_LOOK_ELSEWHERE_S = 5.0
 _OF_A_RANK = (*RANK_VARIABLES, "SLURM_STEP_ID", "TIMELLM_STARTED_AT")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -68,11 +71,20 @@ def run_cells(
     if len(cells) > len(waiting):
         say(f"{len(cells) - len(waiting)} of {len(cells)} runs have finished before")
     running: list[_Running] = []
-    num_passed_on = 0
+    elsewhere: list[Cell] = []
+    num_passed_on, looked = 0, time.monotonic()
     with recorded(SIGNALS) as signals:
-        while waiting or running:
+        while waiting or running or elsewhere:
             stopping = bool(signals)
-            running = [one for one in running if not _has_ended(one, stopping, say)]
+            ended = [one for one in running if _has_ended(one, stopping, say)]
+            running = [one for one in running if one not in ended]
+            left = [one.cell for one in ended if not is_finished(one.cell)]
+            elsewhere += [cell for cell in left if is_locked(cell.folder)]
+            if elsewhere and time.monotonic() - looked > _LOOK_ELSEWHERE_S:
+                looked = time.monotonic()
+                free = [cell for cell in elsewhere if not is_locked(cell.folder)]
+                elsewhere = [cell for cell in elsewhere if cell not in free]
+                waiting += [cell for cell in free if not is_finished(cell)]
             if signals:
                 if not running:
                     raise StopRequestedError(signals[0].name)
@@ -83,6 +95,10 @@ def run_cells(
             elif waiting and len(running) < limits.jobs:
                 slot = min(set(range(limits.jobs)) - {one.slot for one in running})
                 cell = waiting.pop(0)
+                if is_locked(cell.folder):
+                    say(f"{cell.label}: is run by another process, which is waited for")
+                    elsewhere.append(cell)
+                    continue
                 say(f"{cell.label}: begins; {len(waiting)} after it, log {cell.log}")
                 running.append(_start(cell, config_file, limits, slot, devices[slot]))
                 continue
@@ -131,6 +147,8 @@ def _has_ended(one: _Running, stopping: bool, say: Callable[[str], None]) -> boo
     cell, seconds = one.cell, time.monotonic() - one.began
     if code == 0 and is_finished(cell):
         say(f"{cell.label}: finished after {seconds:.0f} s")
+    elif is_locked(cell.folder):  # it came first by a moment
+        say(f"{cell.label}: is run by another process, which is waited for")
     elif stopping or code == EXIT_STOPPED:
         say(f"{cell.label}: stopped; the same command goes on with it")
         if not stopping:  # somebody signalled that run alone: nobody wants the rest any less

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_train import run_folder
 from dist_train.ablation import running
 from dist_train.ablation.cells import Cell, Plan
 from dist_train.ablation.results import is_finished
@@ -27,7 +28,7 @@ from tests.dist_train.ablation.ablations import base_run, plan_of
 FINISHES = """
 import json, os, pathlib, sys, time
 folder, config = pathlib.Path(sys.argv[1]), sys.argv[2]
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 began = time.monotonic()
 (folder / "config.yaml").write_text(config)
 (folder / "span.json").write_text(json.dumps([began, time.monotonic()]))
@@ -47,6 +48,7 @@ while len(list(others.iterdir())) < number:
 (folder / "result.json").write_text("{}")
 """
 FAILS = "import sys; print('error: out of memory: lower it', file=sys.stderr); sys.exit(71)"
+REFUSES = "import sys; print('error: another job runs there right now'); sys.exit(2)"
 WAITS = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -124,6 +126,68 @@ def test_several_run_at_once_only_where_asked(
     replace_program(meeting)
     run_cells(plan.trainings, "f", Limits(jobs=4), lambda line: None)
     assert all(is_finished(cell) for cell in plan.trainings)
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+@pytest.mark.parametrize("late", [True, False])
+def test_what_another_process_runs_is_waited_for(
+    plan: Plan,
+    replace_program: Callable[[Program], None],
+    monkeypatch: pytest.MonkeyPatch,
+    finishes: bool,
+    late: bool,
+):
+    monkeypatch.setattr(running, "_LOOK_ELSEWHERE_S", 0.1)
+    theirs = plan.trainings[0]
+    done, begun = threading.Event(), list[str]()
+
+    def other() -> None:
+        with run_folder.locked(theirs.folder):
+            taken.set()
+            done.wait(60)
+            if finishes:
+                (theirs.folder / "config.yaml").write_text(config_to_yaml(theirs.config))
+                (theirs.folder / "result.json").write_text("{}")
+
+    def program(cell: Cell) -> list[str]:
+        begun.append(cell.label)
+        if cell is theirs and late and len(begun) == 1:  # it was not there when this one looked
+            thread.start()
+            taken.wait(60)
+            return [REFUSES]
+        return finishing(cell)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len([one for one in said if ": finished" in one]) == 3:
+            done.set()  # all others have been run meanwhile
+
+    said, taken, thread = list[str](), threading.Event(), threading.Thread(target=other)
+    replace_program(program)
+    if not late:
+        thread.start()
+        taken.wait(60)
+    run_cells(plan.trainings, "f", Limits(), say)
+    thread.join()
+    assert all(is_finished(cell) for cell in plan.trainings)
+    assert f"{theirs.label}: is run by another process, which is waited for" in said
+    assert begun.count(theirs.label) == late + (not finishes)
+    assert not theirs.failure.exists()
+
+
+def test_a_signal_ends_the_waiting_for_another_process(
+    plan: Plan, replace_program: Callable[[Program], None]
+):
+    replace_program(finishing)
+    first = plan.trainings[0]
+    with run_folder.locked(first.folder):
+
+        def say(line: str) -> None:
+            if "another process" in line:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(StopRequestedError, match="SIGTERM"):
+            run_cells([first], "f", Limits(), say)
 
 
 def test_a_signal_is_passed_on_and_nothing_new_begins(

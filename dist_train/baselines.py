@@ -16,6 +16,7 @@ from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, WindowSet
 from dist_train.evaluation import Forecast
 from model.batch import from_rows, to_rows
+from model.config import Calendar
 from model.linear_anchor import (
     NORMS,
     AnchorFit,
@@ -49,7 +50,7 @@ def fit_ridge(data: ForecastData) -> AnchorFit:
 
     Source: the protocol of Toner and Darlow 2024 (arXiv:2403.14587), closed-form linear models.
     """
-    train, val = (_grams(data.windows[split], follows_year=False) for split in ("train", "val"))
+    train, val = (_grams(data.windows[split]) for split in ("train", "val"))
     return fit_anchor(train, val)
 
 
@@ -70,10 +71,7 @@ def fit_ridges(data: ForecastData) -> tuple[AnchorFit, tuple[AnchorFit, ...]]:
     all_val: list[GramAccumulator] = []
     for number in data.trained_sources:
         windows = data.only(number).windows
-        train, val = (
-            _grams(windows[split], follows_year=False, limit=SOURCE_WINDOWS)
-            for split in ("train", "val")
-        )
+        train, val = (_grams(windows[split], limit=SOURCE_WINDOWS) for split in ("train", "val"))
         own[number] = fit_anchor(train, val)
         if not all_train:
             all_train, all_val = train, val
@@ -84,30 +82,29 @@ def fit_ridges(data: ForecastData) -> tuple[AnchorFit, tuple[AnchorFit, ...]]:
     return joint, tuple(own.get(number, joint) for number in range(len(data.sources)))
 
 
-def fit_ridge_and_following(data: ForecastData) -> tuple[AnchorFit, AnchorFit]:
-    """Fit the ridge, and the one whose weights may follow the year, in one pass; collective.
+def fit_ridge_and_extended(
+    data: ForecastData, *, calendar: Calendar = "none", individual: bool = False
+) -> tuple[AnchorFit, AnchorFit]:
+    """Fit the ridge, and one that may be more, in one pass; collective.
+
+    Args:
+        data: The series of one source.
+        calendar: What the weights of the second one may change with.
+        individual: Whether each variate's weights may be its own there.
 
     Returns:
-        :func:`fit_ridge`; and the same with weights that change with the time of year, where that
-        is better on validation.
+        :func:`fit_ridge`; and the same with weights that follow the calendar, where that is better
+        on validation, and that :func:`~model.linear_anchor.fit_individual` has let deviate.
     """
-    train, val = (_grams(data.windows[split], follows_year=True) for split in ("train", "val"))
-    ridge = fit_anchor([sums.lasting() for sums in train], [sums.lasting() for sums in val])
-    return ridge, fit_anchor(train, val)
-
-
-def fit_ridge_and_individual(data: ForecastData) -> tuple[AnchorFit, AnchorFit]:
-    """Fit the ridge, and the one with weights of each variate's own, in one pass; collective.
-
-    Returns:
-        :func:`fit_ridge`; and what :func:`~model.linear_anchor.fit_individual` makes of it.
-    """
+    num_variates = data.num_variates if individual else 1
     train, val = (
-        _grams(data.windows[split], follows_year=False, num_variates=data.num_variates)
+        _grams(data.windows[split], calendar=calendar, num_variates=num_variates)
         for split in ("train", "val")
     )
-    ridge = fit_anchor([sums.pooled() for sums in train], [sums.pooled() for sums in val])
-    return ridge, fit_individual(train, val, ridge)
+    of_all = [sums.pooled() for sums in train], [sums.pooled() for sums in val]
+    lasting = [[sums.lasting() for sums in split] for split in of_all]
+    ridge, shared = fit_anchor(lasting[0], lasting[1]), fit_anchor(*of_all)
+    return ridge, fit_individual(train, val, shared) if individual else shared
 
 
 def ridge_forecast(*fits: AnchorFit) -> Forecast:
@@ -234,7 +231,11 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
 
 
 def _grams(
-    windows: WindowSet, *, follows_year: bool, limit: int | None = None, num_variates: int = 1
+    windows: WindowSet,
+    *,
+    calendar: Calendar = "none",
+    limit: int | None = None,
+    num_variates: int = 1,
 ) -> list[GramAccumulator]:
     """Accumulate this rank's contiguous share for each norm, and add up all ranks; collective.
 
@@ -243,7 +244,7 @@ def _grams(
     """
     shape = (windows.seq_len, windows.pred_len)
     grams = [
-        GramAccumulator(*shape, norm, follows_year=follows_year, num_variates=num_variates)
+        GramAccumulator(*shape, norm, calendar=calendar, num_variates=num_variates)
         for norm in NORMS
     ]
     world_size, rank = distributed.world_size(), distributed.rank()
@@ -258,10 +259,10 @@ def _grams(
         ids = np.arange(first, min(first + chunk, end))
         ids = ids if sample is None else sample[ids]
         context_RL, target_RH = _rows(windows, ids)
-        phase = windows.year_phase(ids) if follows_year else None
-        phase_B2 = None if phase is None else torch.from_numpy(phase)
+        phase = windows.calendar_phase(ids) if calendar != "none" else None
+        phase_B4 = None if phase is None else torch.from_numpy(phase)
         for gram in grams:
-            gram.add(context_RL, target_RH, None, phase_B2)
+            gram.add(context_RL, target_RH, None, phase_B4)
     for gram in grams:
         distributed.sum_in_place(gram.tensors)
     return grams

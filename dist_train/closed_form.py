@@ -38,8 +38,8 @@ class ClosedForm:
     """Ridge with against without retrieval; None where nobody asked."""
 
     extended: AnchorFit | None = None
-    """The ridge without retrieval whose weights may follow the year, or be the variates' own; None
-    where nobody asked."""
+    """The ridge without retrieval whose weights may follow the calendar, or be the variates' own;
+    None where nobody asked."""
 
     off: tuple[str, ...] = ()
     """Names of the sources, of several, whose windows get no neighbours: validation said so."""
@@ -59,8 +59,10 @@ def solve(
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
     verdict, extended, model = None, None, config.model
-    if model.individual:
-        ridge, extended = baselines.fit_ridge_and_individual(data)
+    if model.individual or (model.reads_dates and not model.reads_future):
+        ridge, extended = baselines.fit_ridge_and_extended(
+            data, calendar=model.anchor_calendar, individual=model.individual
+        )
     off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
     clockless = without_clock(data.sources) if undecided else []
@@ -72,7 +74,8 @@ def solve(
     if may_have or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
-            follows_year=model.follows_year and model.reads_future, start=extended,
+            calendar=model.anchor_calendar if model.reads_future or model.individual else "none",
+            start=extended if model.individual else None,
         )  # fmt: skip
     if undecided:
         if clockless and distributed.is_main_rank():
@@ -89,9 +92,7 @@ def solve(
         gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
     by_source: tuple[AnchorFit, ...] = ()
-    if model.follows_year and not model.reads_future:
-        ridge, extended = baselines.fit_ridge_and_following(data)
-    elif not model.individual:
+    if extended is None:
         ridge, by_source = baselines.fit_ridges(data)
     return config, ClosedForm(
         ridge=ridge, verdict=verdict, extended=extended, by_source=by_source, off=off
@@ -199,7 +200,7 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
             "norm": fit.norm,
             "lam": fit.lam,
             "validation_mse": fit.validation_mse,
-            "follows_year": fit.follows_year,
+            "calendar": fit.calendar,
             "deviations": list(fit.deviations),
         }
         for name, fit in fits.items()

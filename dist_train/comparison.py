@@ -78,10 +78,11 @@ def score_beside_baselines(
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed, by_source)
     model = config.model
-    if model.reads_future or model.follows_year or model.individual:
+    if model.reads_future or model.reads_dates or model.individual:
         assert module.anchor is not None
         name = "individual ridge" if model.individual else "ridge"
-        name += " + retrieval" * model.reads_future + " + year" * model.follows_year
+        name += " + retrieval" * model.reads_future
+        name += f" + {model.anchor_calendar}" * model.reads_dates
         retrieve = None
         if model.reads_future:
             assert retriever is not None

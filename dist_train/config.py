@@ -246,10 +246,10 @@ class RunConfig:
                 "gram.retrieval_scope=across: the run has one source, so there are no others to "
                 "retrieve from: use gram.retrieval_scope=both, or name several data.sources."
             )
-        if self.model.follows_year and self.data.sources:
+        if self.model.reads_dates and self.data.sources:
             raise ValueError(
-                "model.anchor_calendar=year: the closed form follows the year of one source; leave "
-                "it out with data.sources."
+                f"model.anchor_calendar={self.model.anchor_calendar}: the closed form follows the "
+                "calendar of one source; leave it out with data.sources."
             )
         if self.model.individual and self.data.sources:
             raise ValueError(

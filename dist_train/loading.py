@@ -24,7 +24,7 @@ from dist_train.conformal import Calibration
 from dist_train.coverage import TOLD_LEVELS
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataError
-from dist_train.data.dates import Dates, year_phase
+from dist_train.data.dates import Dates, calendar_phase
 from dist_train.data.prompts import PromptBuilder
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.memory_build import bank_root
@@ -94,7 +94,9 @@ class LoadedRun:
             num_valid=size,
             prompt_ids=None if prompts is None else prompts[0],
             prompt_mask=None if prompts is None else prompts[1],
-            year_phase=None if last_dates is None else torch.from_numpy(year_phase(last_dates)),
+            calendar_phase=None
+            if last_dates is None
+            else torch.from_numpy(calendar_phase(last_dates)),
             sources=torch.tensor(list(sources) or [0] * size),
         )
 
@@ -293,7 +295,7 @@ def load_training_data(config: RunConfig, facts: dict[str, Any]) -> ForecastData
     Raises:
         DataError: They are missing, or are not the ones it was trained on.
     """
-    data = load_forecast_data(config.data, with_dates=config.model.follows_year)
+    data = load_forecast_data(config.data, with_dates=config.model.reads_dates)
     found, expected = data.series_set.checksum, facts["checksum"]
     if found != expected:
         raise DataError(

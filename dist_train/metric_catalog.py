@@ -53,9 +53,10 @@ def pattern_of(name: str) -> str:
 
 
 FORECASTERS = (
-    "Time-LLM", "ridge", "ridge of all", "ridge + retrieval", "ridge + year",
-    "ridge + retrieval + year", "individual ridge", "individual ridge + retrieval", "DLinear",
-    "seasonal naive", "repeat last",
+    "Time-LLM", "ridge of all",
+    *(f"{ridge}{reading}{calendar}" for ridge in ("ridge", "individual ridge")
+      for reading in ("", " + retrieval") for calendar in ("", " + year", " + day")),
+    "DLinear", "seasonal naive", "repeat last",
 )  # fmt: skip
 """Rows of the scores, where a run has them."""
 

@@ -173,10 +173,10 @@ def _backbone_name(content: dict[str, Any]) -> str:
 
 
 def _limits(content: dict[str, Any]) -> str:
-    follows_year = content["config"]["model"]["anchor_calendar"] == "year"
-    known = "but the series and the time of year: no holidays" if follows_year else (
-        "but the series: no calendar"
-    )  # fmt: skip
+    calendar = content["config"]["model"]["anchor_calendar"]
+    known = "but the series: no calendar"
+    if calendar != "none":
+        known = f"but the series and the time of {calendar}: no holidays"
     return (
         "## Intended use and limits\n\n"
         "For series of the kind it was trained on, at the same time between rows. Intervals hold "

@@ -94,10 +94,13 @@ def parameters(
 
 def _beyond(fit: AnchorFit) -> str:
     """What a fit is more than weights that all windows share."""
+    told = ""
     if fit.deviations:
         own = sum(lam is not None for lam in fit.deviations)
-        return f", weights of their own for {own} of {len(fit.deviations)} variates"
-    return ", weights that follow the year" if fit.follows_year else ""
+        told += f", weights of their own for {own} of {len(fit.deviations)} variates"
+    if fit.calendar != "none":
+        told += f", weights that follow the {fit.calendar}"
+    return told
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from dist_train import distributed, progress
@@ -15,7 +15,7 @@ from dist_train.evaluation import Forecast
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
 from model.batch import from_rows, to_rows
-from model.config import GramConfig
+from model.config import Calendar, GramConfig
 from model.linear_anchor import (
     LAMBDAS,
     NORMS,
@@ -74,7 +74,7 @@ def judge_retrieval(
     train_rows: int,
     root: Path | None = None,
     *,
-    follows_year: bool = False,
+    calendar: Calendar = "none",
     start: AnchorFit | None = None,
 ) -> RetrievalVerdict:
     """Fit the ridge with and without the retrieved futures; collective.
@@ -89,8 +89,8 @@ def judge_retrieval(
             source as many.
         root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`. This one is
             deleted again where the run has a learned key, and so no use for it later.
-        follows_year: Weights of both may change with the time of year, where that is better on
-            validation.
+        calendar: What weights of both may change with, where that is better on validation;
+            beside ``start``, what its weights may.
         start: Weights of the window alone that were solved on all windows, such as those of each
             variate. Both then are ridges of what these leave over, added to them, and centred as
             they are. None: both begin with nothing.
@@ -99,9 +99,9 @@ def judge_retrieval(
     retriever.refresh({})
     by_source: dict[str, tuple[float, float]] = {}
     fits: dict[str, AnchorFit] = {}
-    train, validation = (_Sums(data, follows_year, start) for _ in range(2))
+    train, validation = (_Sums(data, calendar, start) for _ in range(2))
     for number, series in _judged_sources(data).items():
-        own = _Sums(data, follows_year, start), _Sums(data, follows_year, start)
+        own = _Sums(data, calendar, start), _Sums(data, calendar, start)
         for sums, split, rows in zip(own, ("train", "val"), (train_rows, VAL_ROWS), strict=True):
             limit = max(1, rows // data.num_variates)
             sums.add(retriever, split, data.windows[split].even_sample(limit, series))
@@ -150,7 +150,7 @@ def anchor_forecast(
         retrieved_RH = None
         if retrieve is not None:
             retrieved_RH = to_rows(retrieve(batch, split)).to(rows_RL.device)
-        forecast_RH = anchor(rows_RL, retrieved_RH, batch.year_phase, batch.sources)
+        forecast_RH = anchor(rows_RL, retrieved_RH, batch.calendar_phase, batch.sources)
         return from_rows(forecast_RH, batch.context.shape[2])
 
     return forecast
@@ -159,20 +159,21 @@ def anchor_forecast(
 class _Sums:
     """Sums over windows of what the two ridges read."""
 
-    def __init__(self, data: ForecastData, follows_year: bool, start: AnchorFit | None) -> None:
+    def __init__(self, data: ForecastData, calendar: Calendar, start: AnchorFit | None) -> None:
         windows = data.windows["train"]
         self.start = start
-        self._before = None if start is None else LinearAnchor(
-            windows.seq_len, windows.pred_len, num_variates=len(start.deviations)
-        )  # fmt: skip
+        self._before: LinearAnchor | None = None
         if start is not None:
-            assert self._before is not None
+            self._before = LinearAnchor(
+                windows.seq_len, windows.pred_len, calendar=calendar,
+                num_variates=len(start.deviations),
+            )  # fmt: skip
             self._before.set_solution(start.weight, start.norm)
         self.of = {
             reads: [
                 GramAccumulator(
                     windows.seq_len, windows.pred_len, norm,
-                    reads_future=reads, follows_year=follows_year,
+                    reads_future=reads, calendar=calendar if start is None else "none",
                 )
                 for norm in (NORMS if start is None else (start.norm,))
             ]
@@ -195,11 +196,13 @@ class _Sums:
                 to_rows(values)
                 for values in (batch.context, batch.target, retriever.forecast(batch, split))
             )
+            phase = batch.calendar_phase
             if self._before is not None:  # what it leaves over, from where the rows are centred
-                target = target - self._before(context) + self._before.centre(context)
+                before = self._before(context, calendar_phase=phase)
+                target = target - before + self._before.centre(context)
             for reads, accumulators in self.of.items():
                 for accumulator in accumulators:
-                    accumulator.add(context, target, retrieved if reads else None, batch.year_phase)
+                    accumulator.add(context, target, retrieved if reads else None, phase)
 
     def join(self) -> None:
         """Add up the shares of all ranks; collective."""
@@ -226,12 +229,17 @@ def _fits(train: _Sums, validation: _Sums) -> tuple[AnchorFit, AnchorFit]:
     )
     if train.start is None:
         return without, reading
-    return _added(train.start, without), _added(train.start, reading)
+    seq_len = train.of[False][0].seq_len
+    return _added(train.start, without, seq_len), _added(train.start, reading, seq_len)
 
 
-def _added(start: AnchorFit, fit: AnchorFit) -> AnchorFit:
+def _added(start: AnchorFit, fit: AnchorFit, seq_len: int) -> AnchorFit:
     """Weights of the window, and the ridge of what they leave over of it and more, as one."""
-    unread = fit.weight.shape[-1] - start.weight.shape[-1]
+    window, calendar = start.weight[..., :seq_len], start.weight[..., seq_len:]
+    more = fit.weight[:, seq_len:].expand(len(window), -1, -1)
     return replace(
-        fit, weight=F.pad(start.weight, (0, unread)) + fit.weight, deviations=start.deviations
+        fit,
+        weight=torch.cat([window + fit.weight[:, :seq_len], more, calendar], dim=-1),
+        deviations=start.deviations,
+        calendar=start.calendar,
     )

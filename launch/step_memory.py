@@ -197,8 +197,8 @@ def random_batch(
         )
     context = torch.randn(size, data.seq_len, num_variates, device=device)
     target = torch.randn(size, data.pred_len, num_variates, device=device)
-    phase = torch.ones(size, 2, device=device)
-    inputs = ForecastInputs(context=context, prompt_ids=ids, prompt_mask=mask, year_phase=phase)
+    phase = torch.ones(size, 4, device=device)
+    inputs = ForecastInputs(context=context, prompt_ids=ids, prompt_mask=mask, calendar_phase=phase)
     return inputs, retrieved, target
 
 

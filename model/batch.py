@@ -29,8 +29,9 @@ class ForecastInputs(NamedTuple):
     prompt_mask: Tensor | None = None
     """True where ``prompt_ids`` holds a token, False on padding. Shape (R, T), bool."""
 
-    year_phase: Tensor | None = None
-    """Cosine and sine of the time of year of the context's end. (B, 2), float32; None: unknown."""
+    calendar_phase: Tensor | None = None
+    """Cosine and sine of the time of year, then of the time of day, of the context's end. Shape
+    (B, 4), float32; None: unknown."""
 
     sources: Tensor | None = None
     """Number of each window's source. (B,), int64; may be None where the model has one."""

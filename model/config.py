@@ -9,6 +9,11 @@ from itertools import pairwise
 from math import inf, isfinite
 from typing import Literal
 
+Calendar = Literal["none", "year", "day"]
+"""What the anchor's weights may change with."""
+
+DAY_HARMONICS = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -69,8 +74,9 @@ class ModelConfig:
     """shared: all variates have one ridge; individual: each may deviate from it, as far as
     validation likes best."""
 
-    anchor_calendar: Literal["none", "year"] = "none"
-    """year: the ridge's weights may change with the time of year; validation says whether."""
+    anchor_calendar: Calendar = "none"
+    """year, day: the ridge's weights may change with the time of the year, or of the day;
+    validation says whether."""
 
     anchor_rows: int = 16384
     """Training windows of one variate that the ridge with retrieval is solved on, evenly spread:
@@ -86,12 +92,12 @@ class ModelConfig:
                 f"model.stride must be in [1, patch_len={self.patch_len}], got {self.stride}: "
                 "a larger stride would skip time steps between patches."
             )
-        if self.anchor_calendar == "year" and self.anchor == "none":
+        if self.anchor_calendar != "none" and self.anchor == "none":
             raise ValueError(
-                "model.anchor_calendar=year needs model.anchor=ridge or ridge_retrieval, got none: "
-                "the weights of the anchor follow the year."
+                f"model.anchor_calendar={self.anchor_calendar} needs model.anchor=ridge or "
+                "ridge_retrieval, got none: the weights of the anchor follow the calendar."
             )
-        if self.individual and (self.anchor == "none" or self.follows_year):
+        if self.individual and (self.anchor == "none" or self.anchor_calendar == "year"):
             raise ValueError(
                 f"model.anchor_weights=individual: with model.anchor={self.anchor} and "
                 f"model.anchor_calendar={self.anchor_calendar}, but it needs an anchor, whose "
@@ -115,9 +121,9 @@ class ModelConfig:
         return self.anchor == "ridge_retrieval"
 
     @property
-    def follows_year(self) -> bool:
-        """Whether the weights of the anchor may change with the time of year."""
-        return self.anchor_calendar == "year"
+    def reads_dates(self) -> bool:
+        """Whether the weights of the anchor may change with the calendar."""
+        return self.anchor_calendar != "none"
 
     @property
     def individual(self) -> bool:
@@ -127,7 +133,7 @@ class ModelConfig:
     def num_anchor_inputs(self, seq_len: int, pred_len: int) -> int:
         """Count the inputs of the anchor, where there is one."""
         return num_anchor_inputs(
-            seq_len, pred_len, reads_future=self.reads_future, follows_year=self.follows_year
+            seq_len, pred_len, reads_future=self.reads_future, calendar=self.anchor_calendar
         )
 
 
@@ -221,10 +227,24 @@ class BackboneConfig:
 
 
 def num_anchor_inputs(
-    seq_len: int, pred_len: int, *, reads_future: bool, follows_year: bool
+    seq_len: int, pred_len: int, *, reads_future: bool, calendar: Calendar
 ) -> int:
     """Count what one weight row of the anchor is multiplied with."""
-    return seq_len * (3 if follows_year else 1) + (pred_len if reads_future else 0)
+    return seq_len + num_calendar_inputs(calendar, seq_len) + (pred_len if reads_future else 0)
+
+
+def num_calendar_inputs(calendar: Calendar, seq_len: int) -> int:
+    """Count what :func:`model.calendar_inputs.calendar_inputs` makes."""
+    if calendar == "none":
+        return 0
+    if calendar == "year":
+        return 2 * seq_len
+    return 1 + 2 * DAY_HARMONICS + 4 * num_calendar_scales(seq_len)
+
+
+def num_calendar_scales(seq_len: int) -> int:
+    """Count the lengths 2, 4, 8, ... up to the whole window."""
+    return max(1, (seq_len - 1).bit_length())
 
 
 def num_patches(seq_len: int, patch_len: int, stride: int) -> int:

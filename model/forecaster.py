@@ -169,7 +169,7 @@ class Forecaster(nn.Module):
             fused_BHN = from_rows(self._fuse(head_RH, prediction), num_variates)
             forecast_BHN = denormalize(fused_BHN, loc_B1N, scale_B1N)
         else:
-            anchor_RH = self.anchor(rows_RL, retrieved_RH, inputs.year_phase, inputs.sources)
+            anchor_RH = self.anchor(rows_RL, retrieved_RH, inputs.calendar_phase, inputs.sources)
             whole_RH = (anchor_RH - loc_R1) / scale_R1 + head_RH
             # Of the fusion the difference alone is added: a fusion of nothing leaves the anchor
             # as it is, bit for bit.
@@ -357,10 +357,11 @@ class Forecaster(nn.Module):
                 f"context has shape {shape}: with model.anchor_weights=individual pass the {own} "
                 "variates that the model was trained on, in their order."
             )
-        if self.config.follows_year and inputs.year_phase is None:
+        if self.config.reads_dates and inputs.calendar_phase is None:
             raise ValueError(
-                "year_phase is missing, and model.anchor_calendar=year reads the dates of the "
-                "windows: forecast frames with TimeLLM.predict."
+                f"calendar_phase is missing, and model.anchor_calendar="
+                f"{self.config.anchor_calendar} reads the dates of the windows: forecast frames "
+                "with TimeLLM.predict."
             )
         ids, mask = inputs.prompt_ids, inputs.prompt_mask
         if (ids is None) != (self.config.prompt == "none"):
@@ -393,7 +394,7 @@ def _build_anchor(
         seq_len,
         pred_len,
         reads_future=config.reads_future,
-        follows_year=config.follows_year,
+        calendar=config.anchor_calendar,
         num_sources=num_sources,
         num_variates=num_variates if config.individual else 1,
     )

@@ -9,19 +9,22 @@ Shape legend (this file):
     R  rows, one per (window, variate)     L  seq_len, in time steps
     C  rows in one chunk                   H  pred_len, in time steps
     S  sources                             B  windows     V  variates with weights of their own
-    I  inputs: L; H more with a retrieved future, 2 L more where weights follow the year
+    I  inputs: L; H more with a retrieved future; more where weights follow the calendar, see
+       :mod:`model.calendar_inputs`
 """
 
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import num_anchor_inputs
+from model.calendar_inputs import calendar_inputs
+from model.config import Calendar, num_anchor_inputs
 from model.float32_buffers import KeepsBufferPrecision
 
 Norm = Literal["mean", "last"]
@@ -35,8 +38,8 @@ LAMBDAS = (1e1, 1e2, 1e3, 1e4)
 DEVIATION_LAMBDAS = (*LAMBDAS, 1e5, 1e6)
 """Ridge penalties tried for how far a variate's own weights are from the shared ones."""
 
-YEAR_PENALTY = 30
-"""Ridge penalty of what weights change over the year, in penalties of the weights themselves."""
+CALENDAR_PENALTY: dict[Calendar, float] = {"none": 1, "year": 30, "day": 1}
+"""Ridge penalty of what weights change with a calendar, in penalties of the weights themselves."""
 
 CHUNK_ROWS = 8192
 """Rows converted to float64 at a time: 32 MiB for a context of 512."""
@@ -45,9 +48,8 @@ CHUNK_ROWS = 8192
 class LinearAnchor(KeepsBufferPrecision):
     """Forecast ``loc + W (x - loc)``; not trained, float32 whatever the model is cast to.
 
-    With ``reads_future``, x is the window followed by the forecast that retrieval makes. With
-    ``follows_year``, W is a mean and a cosine and a sine over the time of year: x then holds the
-    centred window twice more, times either.
+    With ``reads_future``, x is the window followed by the forecast that retrieval makes. With a
+    ``calendar``, it also holds what :func:`model.calendar_inputs.calendar_inputs` makes.
     With ``num_variates`` above 1, each variate has a W of its own.
     Which ``loc`` belongs to W is a buffer too, so the pair survives a state dict. Before
     :meth:`set_solution` W is zero and the forecast repeats ``loc``. With several sources each has
@@ -64,7 +66,7 @@ class LinearAnchor(KeepsBufferPrecision):
         norm: Norm = "last",
         *,
         reads_future: bool = False,
-        follows_year: bool = False,
+        calendar: Calendar = "none",
         num_sources: int = 1,
         num_variates: int = 1,
     ) -> None:
@@ -72,9 +74,9 @@ class LinearAnchor(KeepsBufferPrecision):
         assert 1 in (num_sources, num_variates)  # sources need not have the same variates
         self.seq_len = seq_len
         self.num_sources, self.num_variates = num_sources, num_variates
-        self.follows_year = follows_year
+        self.calendar: Calendar = calendar
         num_inputs = num_anchor_inputs(
-            seq_len, pred_len, reads_future=reads_future, follows_year=follows_year
+            seq_len, pred_len, reads_future=reads_future, calendar=calendar
         )
         each = () if num_sources == 1 else (num_sources,)
         own = each if num_variates == 1 else (num_variates,)
@@ -109,7 +111,7 @@ class LinearAnchor(KeepsBufferPrecision):
         self,
         rows: Tensor,
         retrieved: Tensor | None = None,
-        year_phase: Tensor | None = None,
+        calendar_phase: Tensor | None = None,
         sources: Tensor | None = None,
     ) -> Tensor:
         """Forecast each row, in the row's own units.
@@ -119,8 +121,8 @@ class LinearAnchor(KeepsBufferPrecision):
                 window one after another. Shape (R, L).
             retrieved: What retrieval forecasts, on the same scale, exactly where this anchor
                 was built with ``reads_future``. Shape (R, H).
-            year_phase: Cosine and sine of each window's time of year, its variates one after
-                another in ``rows``; read with ``follows_year`` alone. Shape (B, 2).
+            calendar_phase: Of each window, see :class:`model.batch.ForecastInputs`, its variates
+                one after another in ``rows``; read with a ``calendar`` alone. Shape (B, 4).
             sources: Number of each window's source, its variates one after another in ``rows``.
                 Shape (B,), int64; may be None where there is one.
 
@@ -144,9 +146,10 @@ class LinearAnchor(KeepsBufferPrecision):
                 sources_R1 = _of_rows(sources[:, None], len(rows))
                 subtracts_last = subtracts_last[sources_R1]
             loc_R1 = _loc(rows_RL, subtracts_last)
-            inputs_RI = _inputs(
-                rows_RL, loc_R1, retrieved, year_phase if self.follows_year else None
-            )
+            phase_R4 = None
+            if self.calendar != "none" and calendar_phase is not None:
+                phase_R4 = _of_rows(calendar_phase, len(rows))
+            inputs_RI = _inputs(rows_RL, loc_R1, retrieved, self.calendar, phase_R4)
             _check_columns("rows with what is retrieved", inputs_RI, self.weight.shape[-1])
             if self.num_variates > 1:
                 return loc_R1 + _of_variates(inputs_RI, self.weight)
@@ -179,15 +182,16 @@ class GramAccumulator:
         norm: Norm,
         *,
         reads_future: bool = False,
-        follows_year: bool = False,
+        calendar: Calendar = "none",
         num_variates: int = 1,
     ) -> None:
         self.norm: Norm = norm
         self.seq_len = seq_len
         self.num_variates = num_variates
+        self.calendar: Calendar = calendar
         self.num_lasting, num_inputs = (
-            num_anchor_inputs(seq_len, pred_len, reads_future=reads_future, follows_year=follows)
-            for follows in (False, follows_year)
+            num_anchor_inputs(seq_len, pred_len, reads_future=reads_future, calendar=known)
+            for known in ("none", calendar)
         )
         each = () if num_variates == 1 else (num_variates,)
         self.gram = torch.zeros(*each, num_inputs, num_inputs, dtype=torch.float64)
@@ -209,7 +213,7 @@ class GramAccumulator:
         windows: Tensor,
         targets: Tensor,
         retrieved: Tensor | None = None,
-        year_phase: Tensor | None = None,
+        calendar_phase: Tensor | None = None,
     ) -> None:
         """Add rows to the sums.
 
@@ -219,7 +223,7 @@ class GramAccumulator:
             targets: What followed each. Shape (R, H), any floating type.
             retrieved: What retrieval forecasts for each, exactly with ``reads_future``.
                 Shape (R, H), any floating type.
-            year_phase: As :meth:`LinearAnchor.forward` takes it. Shape (B, 2).
+            calendar_phase: As :meth:`LinearAnchor.forward` takes it. Shape (B, 4).
 
         Raises:
             ValueError: Shapes do not match each other or this accumulator.
@@ -232,10 +236,10 @@ class GramAccumulator:
                 f"windows has {len(windows)} rows and targets {len(targets)}: pass one target "
                 "per window."
             )
-        phase_R2 = None
-        if self.num_lasting < self.gram.shape[-1]:
-            assert year_phase is not None
-            phase_R2 = _of_rows(year_phase, len(windows))
+        phase_R4 = None
+        if self.calendar != "none":
+            assert calendar_phase is not None
+            phase_R4 = _of_rows(calendar_phase, len(windows)).to(self.gram)
         step = max(1, CHUNK_ROWS // self.num_variates) * self.num_variates
         for start in range(0, len(windows), step):
             part = slice(start, start + step)
@@ -245,7 +249,8 @@ class GramAccumulator:
                 x_CL,
                 loc_C1,
                 None if retrieved is None else retrieved[part].to(self.gram),
-                None if phase_R2 is None else phase_R2[part].to(self.gram),
+                self.calendar,
+                None if phase_R4 is None else phase_R4[part],
             )
             _check_columns("windows with what is retrieved", x_CI, self.cross.shape[-2])
             y_CH = y_CH - loc_C1
@@ -261,8 +266,9 @@ class GramAccumulator:
             self.target_square += y_VCH.square().sum(dim=(1, 2))
 
     def lasting(self) -> "GramAccumulator":
-        """The same rows without what makes weights follow the year; shares the sums."""
+        """The same rows without what makes weights follow the calendar; shares the sums."""
         part = copy(self)
+        part.calendar = "none"
         part.gram = self.gram[..., : self.num_lasting, : self.num_lasting]
         part.cross = self.cross[..., : self.num_lasting, :]
         return part
@@ -318,23 +324,25 @@ class AnchorFit:
     candidates: dict[tuple[Norm, float], float]
     """Validation MSE of every (norm, lambda) tried."""
 
-    follows_year: bool = False
-    """Whether its weights change over the year; the candidates then do too."""
+    calendar: Calendar = "none"
+    """What its weights change with; those of the candidates then do too."""
 
     deviations: tuple[float | None, ...] = ()
     """Penalty of how far each variate's weights are from the shared ones, None where they are
     those; empty where all variates share them."""
 
 
-def solve(gram: Tensor, cross: Tensor, lam: float, num_lasting: int | None = None) -> Tensor:
+def solve(
+    gram: Tensor, cross: Tensor, lam: float, num_lasting: int | None = None, factor: float = 1
+) -> Tensor:
     """Solve the ridge ``min |Y - X W^T|^2 + lam |W|^2``, without an intercept.
 
     Args:
         gram: X^T X of the centred rows. Shape (I, I), float64.
         cross: X^T Y of the centred rows. Shape (I, H), float64.
         lam: Penalty, above 0; it also makes a singular Gram matrix solvable.
-        num_lasting: Inputs with that penalty, the others have :data:`YEAR_PENALTY` times as much;
-            None: all.
+        num_lasting: Inputs with that penalty; None: all.
+        factor: The others have as many times as much.
 
     Returns:
         W. Shape (H, I), float64.
@@ -347,7 +355,7 @@ def solve(gram: Tensor, cross: Tensor, lam: float, num_lasting: int | None = Non
     if not (gram.isfinite().all() and cross.isfinite().all()):
         raise ValueError("gram and cross hold NaN or inf: the windows must be finite numbers.")
     penalties_I = torch.full((len(gram),), float(lam), dtype=gram.dtype, device=gram.device)
-    penalties_I[len(gram) if num_lasting is None else num_lasting :] *= YEAR_PENALTY
+    penalties_I[len(gram) if num_lasting is None else num_lasting :] *= factor
     penalised_II = gram + torch.diag(penalties_I)
     return torch.cholesky_solve(cross, torch.linalg.cholesky(penalised_II)).T.contiguous()
 
@@ -366,7 +374,7 @@ def fit_anchor(
 
     Returns:
         The fit with the lowest validation MSE; the earlier candidate wins a tie. Where weights may
-        follow the year, they do if that is better than weights that last.
+        follow the calendar, they do if that is better than weights that last.
 
     Raises:
         ValueError: No rows were added to one of the accumulators.
@@ -381,13 +389,12 @@ def fit_anchor(
     lasting = _fit(
         [sums.lasting() for sums in training], [sums.lasting() for sums in validation], lambdas
     )
-    num_inputs = len(training[0].gram)
-    if training[0].num_lasting == num_inputs:
+    if training[0].calendar == "none":
         return lasting
     following = _fit(training, validation, lambdas)
     if following.validation_mse < lasting.validation_mse:
-        return replace(following, follows_year=True)
-    unread = num_inputs - training[0].num_lasting
+        return replace(following, calendar=training[0].calendar)
+    unread = len(training[0].gram) - training[0].num_lasting
     return replace(lasting, weight=F.pad(lasting.weight, (0, unread)))
 
 
@@ -401,7 +408,8 @@ def fit_individual(
 
     A variate's weights are ``W + D``, where D is the ridge of what W leaves over of the variate:
     an infinite penalty on D gives W, none the variate's own least squares. Variates that go
-    together lend each other strength, those that do not go their own way.
+    together lend each other strength, those that do not go their own way. Where weights may follow
+    the calendar, a deviation that does and one that does not are both tried.
 
     Args:
         training: One accumulator per norm, with sums for each variate, joined over the ranks.
@@ -410,7 +418,8 @@ def fit_individual(
         lambdas: Penalties of D to try for each variate, beside an infinite one.
 
     Returns:
-        Weights (V, H, I) at the norm of ``shared``; the shared weights win a tie.
+        Weights (V, H, I) at the norm of ``shared``; the shared weights win a tie. It follows the
+        calendar where any variate's weights do.
     """
     norms = [sums.norm for sums in training]
     train, valid = (sums[norms.index(shared.norm)] for sums in (training, validation))
@@ -418,9 +427,13 @@ def fit_individual(
     weight_VHI = shared.weight.expand(len(best_V), -1, -1)
     left_VIH = train.cross - train.gram @ shared.weight.T
     deviations: list[float | None] = [None] * len(best_V)
-    for lam in lambdas:
-        own = [solve(*sums, lam) for sums in zip(train.gram, left_VIH, strict=True)]
-        own_VHI = shared.weight + torch.stack(own)
+    num_inputs = train.gram.shape[-1]
+    for width, lam in product(dict.fromkeys((train.num_lasting, num_inputs)), lambdas):
+        own = [
+            solve(gram[:width, :width], left[:width], lam, train.num_lasting, _factor(train))
+            for gram, left in zip(train.gram, left_VIH, strict=True)
+        ]
+        own_VHI = shared.weight + F.pad(torch.stack(own), (0, num_inputs - width))
         error_V = valid.squared_error(own_VHI)
         better_V = error_V < best_V
         weight_VHI = torch.where(better_V[:, None, None], own_VHI, weight_VHI)
@@ -429,9 +442,14 @@ def fit_individual(
             lam if better else before
             for better, before in zip(better_V.tolist(), deviations, strict=True)
         ]
-    mse = float(best_V.sum() / (valid.num_rows * weight_VHI.shape[1]))
+    follows = bool(weight_VHI[..., train.num_lasting :].any())
     return replace(
-        shared, weight=weight_VHI, validation_mse=mse, candidates={}, deviations=tuple(deviations)
+        shared,
+        weight=weight_VHI,
+        validation_mse=float(best_V.sum() / (valid.num_rows * weight_VHI.shape[1])),
+        candidates={},
+        calendar=train.calendar if follows else "none",
+        deviations=tuple(deviations),
     )
 
 
@@ -444,7 +462,7 @@ def _fit(
     candidates: dict[tuple[Norm, float], float] = {}
     for train, valid in zip(training, validation, strict=True):
         for lam in lambdas:
-            weight_HI = solve(train.gram, train.cross, lam, train.num_lasting)
+            weight_HI = solve(train.gram, train.cross, lam, train.num_lasting, _factor(train))
             mse = float(valid.squared_error(weight_HI) / (valid.num_rows * len(weight_HI)))
             candidates[train.norm, lam] = mse
             if best is None or mse < best.validation_mse:
@@ -465,17 +483,21 @@ def _loc(rows: Tensor, subtracts_last: Tensor) -> Tensor:
     return torch.where(subtracts_last, rows[:, -1:], rows.mean(dim=1, keepdim=True))
 
 
+def _factor(sums: GramAccumulator) -> float:
+    """Penalty of the inputs behind those that last, in penalties of these."""
+    return CALENDAR_PENALTY[sums.calendar]
+
+
 def _inputs(
-    rows: Tensor, loc: Tensor, retrieved: Tensor | None, year_phase: Tensor | None
+    rows: Tensor, loc: Tensor, retrieved: Tensor | None, calendar: Calendar, phase: Tensor | None
 ) -> Tensor:
-    """What the weights are multiplied with: (R, L), (R, 1), (R, H), (B, 2) -> (R, I)."""
+    """What the weights are multiplied with: (R, L), (R, 1), (R, H), (R, 4) -> (R, I)."""
     centred_RL = rows - loc
     parts = [centred_RL]
     if retrieved is not None:
         parts.append(retrieved - loc)
-    if year_phase is not None:
-        phase_R2 = _of_rows(year_phase, len(rows))
-        parts += [centred_RL * phase_R2[:, :1], centred_RL * phase_R2[:, 1:]]
+    if phase is not None:
+        parts.append(calendar_inputs(calendar, centred_RL, phase))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -45,7 +45,7 @@ class WindowBatch:
     prompt_mask: Tensor | None = None
     """True where there is a token. Shape (R, T), bool; None: no prompt."""
 
-    year_phase: Tensor | None = None
+    calendar_phase: Tensor | None = None
     """Time of year of the context's last row, cosine and sine. Shape (B, 2), float32; None: not
     known."""
 
@@ -59,7 +59,7 @@ class WindowBatch:
             context=self.context,
             prompt_ids=self.prompt_ids,
             prompt_mask=self.prompt_mask,
-            year_phase=self.year_phase,
+            calendar_phase=self.calendar_phase,
             sources=self.sources,
         )
 
@@ -102,7 +102,7 @@ class Collator:
         if self.prompt_builder is not None:
             prompts = self.prompt_builder(contexts, sources)
         prompt_ids, prompt_mask = prompts if prompts is not None else (None, None)
-        year_phase = self.windows.year_phase(numbers)
+        calendar_phase = self.windows.calendar_phase(numbers)
         return WindowBatch(
             context=torch.from_numpy(contexts),
             target=torch.from_numpy(targets),
@@ -110,7 +110,7 @@ class Collator:
             num_valid=num_valid,
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
-            year_phase=None if year_phase is None else torch.from_numpy(year_phase),
+            calendar_phase=None if calendar_phase is None else torch.from_numpy(calendar_phase),
             sources=torch.from_numpy(sources),
         )
 

@@ -14,7 +14,8 @@ from dist_train.data.config import DataError, quote
 Dates = npt.NDArray[np.datetime64]
 
 _RELATIVE = ("now", "today")
-_YEAR_S = 365.2425 * 24 * 3600
+_DAY_S = 24 * 3600
+_YEAR_S = 365.2425 * _DAY_S
 _NS_PER_DAY = 86_400_000_000_000
 _SEASONS = {  # rows per season, by the time between rows in minutes
     60: 24, 30: 48, 15: 96, 10: 144, 24 * 60: 7, 7 * 24 * 60: 52,
@@ -95,18 +96,19 @@ def parse_dates(column: "pd.Series[str]", name: str) -> Dates:
         ) from failure
 
 
-def year_phase(dates: Dates) -> npt.NDArray[np.float32]:
-    """Time of the mean Gregorian year as a point on the unit circle.
+def calendar_phase(dates: Dates) -> npt.NDArray[np.float32]:
+    """Time of the mean Gregorian year, and of the day, as points on the unit circle.
 
     Args:
         dates: Shape (...), datetime64.
 
     Returns:
-        Cosine and sine. Shape (..., 2), float32.
+        Cosine and sine of the year's, then of the day's. Shape (..., 4), float32.
     """
     since = (dates - np.datetime64("2000-01-01")) / np.timedelta64(1, "s")
-    angle = 2 * np.pi * since / _YEAR_S
-    return np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
+    angles = [2 * np.pi * (since % length / length) for length in (_YEAR_S, _DAY_S)]
+    waves = [wave(angle) for angle in angles for wave in (np.cos, np.sin)]
+    return np.stack(waves, axis=-1).astype(np.float32)
 
 
 def infer_frequency(dates: Dates) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.config import DataConfig
-from dist_train.data.dates import Dates, year_phase
+from dist_train.data.dates import Dates, calendar_phase
 from dist_train.data.lengths import long_enough, num_windows, oldest_rows
 from dist_train.data.mixture import Mixture, shares
 from dist_train.data.series import SeriesSet
@@ -124,11 +124,11 @@ class WindowSet:
         size = min(until - begin, max_windows)
         return np.unique(np.linspace(begin, until - 1, size).astype(np.int64))
 
-    def year_phase(self, ids: Sequence[int] | Ints) -> Float32s | None:
-        """Time of year of each context's last row, see :func:`~dist_train.data.dates.year_phase`.
+    def calendar_phase(self, ids: Sequence[int] | Ints) -> Float32s | None:
+        """When each context ends, see :func:`~dist_train.data.dates.calendar_phase`.
 
         Returns:
-            Shape (B, 2); None where the dates are not known.
+            Shape (B, 4); None where the dates are not known.
         """
         if self._dates is None:
             return None
@@ -137,7 +137,7 @@ class WindowSet:
             self._dates[number][start + self.seq_len - 1]
             for number, start in zip(series_B, starts_B, strict=True)
         ]
-        return year_phase(np.array(last_B, dtype="datetime64[ns]"))
+        return calendar_phase(np.array(last_B, dtype="datetime64[ns]"))
 
     def context(self, window_id: int) -> Float32s:
         """What the model sees. Shape (L, N)."""

@@ -62,9 +62,10 @@ def test_it_says_data_numbers_coverage_and_terms(tmp_path: Path, calibration: Ca
 def test_it_says_what_the_forecast_knows_of_the_calendar(tmp_path: Path):
     told = content()
     assert "knows nothing but the series: no calendar, no events." in card(tmp_path, told, None)
-    told["config"]["model"]["anchor_calendar"] = "year"
-    text = card(tmp_path, told, None)
-    assert "nothing but the series and the time of year: no holidays, no events." in text
+    for known in ("year", "day"):
+        told["config"]["model"]["anchor_calendar"] = known
+        text = card(tmp_path, told, None)
+        assert f"nothing but the series and the time of {known}: no holidays, no events." in text
 
 
 def test_its_front_matter_is_yaml_that_the_hub_reads(tmp_path: Path, calibration: Calibration):

@@ -68,13 +68,16 @@ def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: P
         "memory: on, 100 entries of 722, even; flat, a copy on every rank: 100 entries are "
         "searched whole"
     )
-    year = replace(better, follows_year=True)
+    year = replace(better, calendar="year")
     closed = ClosedForm(ridge=ridge, verdict=None, extended=year)
     line = "anchor on validation: mse 0.0312, weights that follow the year"
     assert line in opening.parameters(sizes, closed, None).splitlines()
-    individual = replace(better, deviations=(None, 10.0, 1e4))
+    individual = replace(better, deviations=(None, 10.0, 1e4), calendar="day")
     closed = ClosedForm(ridge=ridge, verdict=None, extended=individual)
-    line = "anchor on validation: mse 0.0312, weights of their own for 2 of 3 variates"
+    line = (
+        "anchor on validation: mse 0.0312, weights of their own for 2 of 3 variates, "
+        "weights that follow the day"
+    )
     assert line in opening.parameters(sizes, closed, None).splitlines()
 
 

@@ -12,6 +12,7 @@ from dist_train import preflight
 from dist_train.config import ConfigError, RunConfig, config_to_yaml
 from dist_train.data.config import DataError
 from tests.helpers.runs import tiny_run
+from tests.helpers.series import write_stamped
 from tests.helpers.sources import tiny_corpus_run
 
 ROOT = Path(__file__).parents[2]
@@ -170,3 +171,11 @@ def test_weights_of_each_variate_need_several(config: RunConfig):
         ConfigError, match=r"anchor_weights=individual: each series has one variate"
     ):
         preflight.check(one)
+
+
+def test_days_have_no_time_of_day(config: RunConfig, tmp_path: Path):
+    follows = replace(config, model=replace(config.model, anchor_calendar="day"))
+    assert preflight.check(follows).data.windows["train"].calendar_phase([0]) is not None
+    days = write_stamped(tmp_path / "days.csv", np.random.default_rng(0).normal(size=(600, 2)), "D")
+    with pytest.raises(ConfigError, match=r"anchor_calendar=day: the time stamps are days"):
+        preflight.check(replace(follows, data=replace(config.data, path=str(days))))

@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from dist_train import preflight, retrieval_ridge
-from dist_train.baselines import fit_ridge_and_individual
+from dist_train.baselines import fit_ridge_and_extended
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
 from dist_train.data.config import DataConfig
@@ -106,7 +106,7 @@ def test_the_anchor_alone_scores_what_the_verdict_says():
 @pytest.mark.parametrize("reads", [False, True])
 def test_what_weights_leave_over_is_the_target_of_an_ordinary_ridge(reads: bool):
     data = data_of("motifs")
-    _, start = fit_ridge_and_individual(data)
+    _, start = fit_ridge_and_extended(data, individual=True)
     verdict = judge_retrieval(data, GRAM, BankConfig(), ROWS, start=start)
     fit = verdict.with_retrieval if reads else verdict.without
     assert (fit.norm, fit.deviations) == (start.norm, start.deviations)

@@ -1,4 +1,4 @@
-"""model.anchor_calendar=year, whole: trained, scored, loaded, forecast with, exported."""
+"""model.anchor_calendar, whole: trained, scored, loaded, forecast with, exported."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.export import export_run
 from dist_train.loading import load_run
 from model import TimeLLM
-from model.config import GramConfig, ModelConfig
+from model.config import Calendar, GramConfig, ModelConfig
 from tests.helpers.runs import tiny_run, train_runs
 
 DAYS = 5 * 365
@@ -28,6 +28,19 @@ def write_seasonal(path: Path) -> None:
     values = rng.normal(size=(DAYS, 2))
     for day in range(1, DAYS):
         values[day] = pull[day] * values[day - 1] + 0.3 * values[day]
+    pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1] + 5}).to_csv(
+        path, index=False
+    )
+
+
+def write_hours(path: Path) -> None:
+    """Two variates whose next hour goes with this one by day and against it by night, or always."""
+    rng = np.random.default_rng(4)
+    dates = pd.date_range("2020-01-01", periods=1500, freq="h")
+    pull = 0.9 * np.stack([np.cos(2 * np.pi * np.arange(1500) / 24), np.ones(1500)], axis=1)
+    values = rng.normal(size=(1500, 2))
+    for hour in range(1, 1500):
+        values[hour] = pull[hour] * values[hour - 1] + 0.3 * values[hour]
     pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1] + 5}).to_csv(
         path, index=False
     )
@@ -49,13 +62,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         plain, name="reading", model=replace(model, anchor="ridge_retrieval"),
         gram=GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16),
     )  # fmt: skip
-    train_runs([plain, reading])
-    return {one.name: one.run_folder for one in (plain, reading)}
+    write_hours(folder / "hours.csv")
+    hours = replace(data, path=str(folder / "hours.csv"), pred_len=1)
+    own, daily = {"anchor_weights": "individual", "anchor_calendar": "day"}, []
+    for one in (plain, reading):
+        of_day = replace(one.model, **own)  # type: ignore[arg-type]
+        daily.append(replace(one, name=f"{one.name}_day", data=hours, model=of_day))
+    train_runs([plain, reading, *daily])
+    return {one.name: one.run_folder for one in (plain, reading, *daily)}
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("name", "row"), [("plain", "ridge + year"), ("reading", "ridge + retrieval + year")]
+    ("name", "row"),
+    [
+        ("plain", "ridge + year"),
+        ("reading", "ridge + retrieval + year"),
+        ("plain_day", "individual ridge + day"),
+        ("reading_day", "individual ridge + retrieval + day"),
+    ],
 )
 def test_the_anchor_is_better_than_weights_that_last(runs: dict[str, Path], name: str, row: str):
     scores = json.loads((runs[name] / "result.json").read_text())["scores"]
@@ -64,7 +89,7 @@ def test_the_anchor_is_better_than_weights_that_last(runs: dict[str, Path], name
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", ["plain", "reading"])
+@pytest.mark.parametrize("name", ["plain", "reading", "plain_day", "reading_day"])
 def test_a_frame_is_forecast_as_its_window_is_scored(
     runs: dict[str, Path], name: str, tmp_path: Path
 ):
@@ -77,17 +102,24 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
 
     frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"])
     exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
-    assert "the series and the time of year" in (tmp_path / "model/README.md").read_text()
+    calendar = run.config.model.anchor_calendar
+    assert f"the series and the time of {calendar}" in (tmp_path / "model/README.md").read_text()
+    steps, half = run.config.data.pred_len, {"year": 182 * 24, "day": 12}[calendar]
     for model in (TimeLLM.from_pretrained(runs[name]), exported):
-        got = model.predict(frame.iloc[:-2])[["a", "b"]].to_numpy()
+        got = model.predict(frame.iloc[:-steps])[["a", "b"]].to_numpy()
         np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)
-        half_a_year_later = frame.assign(date=frame["date"] + pd.Timedelta(days=182))
-        other = model.predict(half_a_year_later.iloc[:-2])[["a", "b"]].to_numpy()
+        half_later = frame.assign(date=frame["date"] + pd.Timedelta(hours=half))
+        other = model.predict(half_later.iloc[:-steps])[["a", "b"]].to_numpy()
         assert np.abs(other - got).max() > 0.05
-        with pytest.raises(ValueError, match=r"year_phase is missing, and model\.anchor_calendar"):
+        with pytest.raises(
+            ValueError, match=r"calendar_phase is missing, and model\.anchor_calendar"
+        ):
             model(torch.zeros(1, 16, 2))
 
 
-def test_refuses_a_calendar_without_an_anchor():
-    with pytest.raises(ValueError, match=r"anchor_calendar=year needs model\.anchor=ridge or"):
-        ModelConfig(anchor="none", anchor_calendar="year")
+@pytest.mark.parametrize("calendar", ["year", "day"])
+def test_refuses_a_calendar_without_an_anchor(calendar: Calendar):
+    with pytest.raises(
+        ValueError, match=rf"anchor_calendar={calendar} needs model\.anchor=ridge or"
+    ):
+        ModelConfig(anchor="none", anchor_calendar=calendar)

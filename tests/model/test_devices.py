@@ -37,7 +37,9 @@ def train_step(
         config, L, H, backbone, tapr=TAPR, gram=GRAM, prompt_prefix=torch.arange(3), num_sources=2
     )
     inputs, retrieved, target = inputs_of(), retrieve(), torch.zeros(B, H, N)
-    inputs = inputs._replace(year_phase=torch.zeros(B, 2), sources=torch.ones(B, dtype=torch.int64))
+    inputs = inputs._replace(
+        calendar_phase=torch.zeros(B, 4), sources=torch.ones(B, dtype=torch.int64)
+    )
     model(inputs, retrieved, target)  # what is made once was made before the model moved
 
     device = PretendedDevice()

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
+from model.calendar_inputs import calendar_inputs
+from model.config import Calendar, num_calendar_inputs
 from model.linear_anchor import (
-    YEAR_PENALTY,
+    CALENDAR_PENALTY,
     GramAccumulator,
     LinearAnchor,
     Norm,
@@ -172,13 +174,15 @@ def test_refuses_what_does_not_fit():
 
 
 def phases(size: int, seed: int = 5) -> Tensor:
-    angle = 6.3 * torch.rand(size, generator=torch.Generator().manual_seed(seed))
-    return torch.stack([angle.cos(), angle.sin()], dim=1)
+    angles = 6.3 * torch.rand(size, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.stack([angles.cos(), angles.sin()], dim=2).flatten(1)
 
 
-def accumulate_years(x: Tensor, y: Tensor, phase: Tensor, norm: Norm) -> GramAccumulator:
+def accumulate_dates(
+    x: Tensor, y: Tensor, phase: Tensor, norm: Norm, calendar: Calendar
+) -> GramAccumulator:
     """Sums of windows of two variates each."""
-    sums = GramAccumulator(L, H, norm, reads_future=True, follows_year=True)
+    sums = GramAccumulator(L, H, norm, reads_future=True, calendar=calendar)
     for start in range(0, len(x), 8):
         part = slice(start, start + 8)
         sums.add(x[part], y[part], 0.5 * y[part], phase[start // 2 : start // 2 + 4])
@@ -186,23 +190,26 @@ def accumulate_years(x: Tensor, y: Tensor, phase: Tensor, norm: Norm) -> GramAcc
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_weights_that_follow_the_year_are_a_ridge_with_scaled_columns(norm: Norm):
+@pytest.mark.parametrize("calendar", ["year", "day"])
+def test_weights_that_follow_the_calendar_are_a_ridge_with_scaled_columns(
+    norm: Norm, calendar: Calendar
+):
     x, y = (values.double() for values in random_walks(80))
     phase = phases(40)
-    sums = accumulate_years(x, y, phase, norm)
-    weight = solve(sums.gram, sums.cross, 20.0, sums.num_lasting)
+    sums = accumulate_dates(x, y, phase, norm, calendar)
+    penalty = CALENDAR_PENALTY[calendar]
+    weight = solve(sums.gram, sums.cross, 20.0, sums.num_lasting, penalty)
 
     loc, rows = centre(x, norm), phase.double().repeat_interleave(2, dim=0)
-    scale = YEAR_PENALTY**-0.5  # a column that is smaller costs more
-    columns = [x - loc, 0.5 * y - loc]
-    columns += [scale * (x - loc) * rows[:, side : side + 1] for side in (0, 1)]
+    scale = penalty**-0.5  # a column that is smaller costs more
+    columns = [x - loc, 0.5 * y - loc, scale * calendar_inputs(calendar, x - loc, rows)]
     ridge = Ridge(alpha=20.0, fit_intercept=False, solver="cholesky")
     ridge.fit(torch.cat(columns, dim=1).numpy(), (y - loc).numpy())
     wanted = torch.from_numpy(ridge.coef_.copy())
     wanted[:, L + H :] *= scale
     torch.testing.assert_close(weight, wanted, rtol=1e-4, atol=1e-6)
 
-    anchor = LinearAnchor(L, H, norm, reads_future=True, follows_year=True)
+    anchor = LinearAnchor(L, H, norm, reads_future=True, calendar=calendar)
     anchor.set_solution(weight, norm)
     predicted = ridge.predict(torch.cat(columns, dim=1).numpy()) + loc.numpy()
     torch.testing.assert_close(
@@ -211,11 +218,12 @@ def test_weights_that_follow_the_year_are_a_ridge_with_scaled_columns(norm: Norm
     )  # fmt: skip
 
 
-def test_without_the_year_the_sums_are_those_of_weights_that_last():
+@pytest.mark.parametrize("calendar", ["year", "day"])
+def test_without_the_calendar_the_sums_are_those_of_weights_that_last(calendar: Calendar):
     x, y = random_walks(40)
     plain = GramAccumulator(L, H, "last", reads_future=True)
     plain.add(x, y, 0.5 * y)
-    part = accumulate_years(x, y, phases(20), "last").lasting()
+    part = accumulate_dates(x, y, phases(20), "last", calendar).lasting()
     for mine, wanted in zip(part.tensors, plain.tensors, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(
@@ -226,27 +234,55 @@ def test_without_the_year_the_sums_are_those_of_weights_that_last():
     )
 
 
+def windows_with_slopes(
+    slope: Tensor, num_variates: int, phase: Tensor, calendar: Calendar, seed: int
+) -> GramAccumulator:
+    """Sums of windows whose futures go back by a part of their newest mean. (R, 1) slopes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(slope), L, generator=generator)
+    noise = 0.1 * torch.randn(len(slope), H, generator=generator)
+    y = x[:, -1:] + slope * (x[:, -4:].mean(dim=1, keepdim=True) - x[:, -1:]) + noise
+    part = GramAccumulator(L, H, "last", calendar=calendar, num_variates=num_variates)
+    part.add(x, y, None, phase)
+    return part
+
+
 @pytest.mark.parametrize("follows", [True, False])
-def test_weights_follow_the_year_where_that_is_better_on_validation(follows: bool):
-    generator = torch.Generator().manual_seed(9)
+@pytest.mark.parametrize("calendar", ["year", "day"])
+def test_weights_follow_the_calendar_where_that_is_better_on_validation(
+    follows: bool, calendar: Calendar
+):
     sums = []
     for size, seed in ((600, 1), (300, 2)):
-        x = torch.randn(2 * size, L, generator=generator)
         phase = phases(size, seed)
-        slope = phase[:, :1].repeat_interleave(2, dim=0) if follows else torch.tensor(0.7)
-        y = (
-            slope * (x[:, :1] - x[:, -1:])
-            + x[:, -1:]
-            + 0.1 * torch.randn(2 * size, H, generator=generator)
-        )
-        part = GramAccumulator(L, H, "last", follows_year=True)
-        part.add(x, y, None, phase)
-        sums.append(part)
+        cosine = phase[:, 0 if calendar == "year" else 2].repeat_interleave(2)[:, None]
+        slope = cosine if follows else torch.full((2 * size, 1), 0.7)
+        sums.append(windows_with_slopes(slope, 1, phase, calendar, seed))
     fit = fit_anchor(sums[:1], sums[1:])
-    assert fit.follows_year is follows
-    assert fit.weight.shape == (H, 3 * L)
+    assert fit.calendar == (calendar if follows else "none")
+    assert fit.weight.shape == (H, L + num_calendar_inputs(calendar, L))
     assert bool(fit.weight[:, L:].any()) is follows
     assert fit.validation_mse == min(fit.candidates.values()) < 0.1
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_only_variates_that_follow_the_day_get_weights_that_do(follows: bool):
+    sums = []
+    for size, seed in ((600, 1), (300, 2)):
+        phase = phases(size, seed)
+        slope = torch.full((size, 2), 0.7)
+        if follows:
+            slope[:, 1] = phase[:, 2]
+        sums.append(windows_with_slopes(slope.flatten()[:, None], 2, phase, "day", seed))
+    shared = fit_anchor([sums[0].pooled()], [sums[1].pooled()])
+    fit = fit_individual(sums[:1], sums[1:], shared)
+    assert fit.calendar == ("day" if follows else "none")
+    assert fit.validation_mse < 0.02
+    moving = fit.weight[..., L:].abs().sum(dim=(1, 2))
+    if follows:  # the first one's deviation takes back what the shared weights have of the second
+        assert moving[0] < 0.3 * moving[1]
+    else:
+        assert moving.max() == 0
 
 
 def test_each_source_has_a_solution_of_its_own():

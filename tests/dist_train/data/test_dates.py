@@ -9,6 +9,7 @@ import pytest
 from dist_train.data.config import DataError
 from dist_train.data.dates import (
     Dates,
+    calendar_phase,
     continue_dates,
     find_defects,
     follows,
@@ -16,7 +17,6 @@ from dist_train.data.dates import (
     parse_dates,
     review_dates,
     season_of,
-    year_phase,
 )
 
 
@@ -162,9 +162,16 @@ def test_a_clock_set_forward_is_named_as_one(day: str, is_hinted: bool):
     assert ("daylight saving" in str(refusal.value)) == is_hinted
 
 
+def test_the_day_is_a_circle():
+    times = ["1969-12-31T00:00", "2024-04-01T06:00", "2024-07-09T12:00", "2100-01-01T18:00"]
+    phase = calendar_phase(np.array(times, dtype="datetime64[ns]"))
+    circle = [[1, 0], [0, 1], [-1, 0], [0, -1]]
+    np.testing.assert_allclose(phase[:, 2:], circle, atol=1e-6)
+
+
 def test_the_year_is_a_circle():
     times = ["2000-01-01", "2000-07-01T14:54:36", "2024-04-01", "1999-10-02", "2100-01-01"]
-    phase = year_phase(np.array(times, dtype="datetime64[ns]"))
+    phase = calendar_phase(np.array(times, dtype="datetime64[ns]"))[:, :2]
     assert phase.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(phase, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(phase[1], [-1, 0], atol=1e-4)  # half a mean year later

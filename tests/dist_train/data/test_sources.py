@@ -110,7 +110,7 @@ def assert_equal(memory: ForecastData, mapped: ForecastData) -> None:
         ids = np.arange(len(windows))
         for a, b in zip(windows.batch(ids), other.batch(ids), strict=True):
             assert a.tobytes() == b.tobytes()
-        phases = windows.year_phase(ids), other.year_phase(ids)
+        phases = windows.calendar_phase(ids), other.calendar_phase(ids)
         np.testing.assert_array_equal(*phases)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.data.config import DataConfig, DataError
-from dist_train.data.dates import year_phase
+from dist_train.data.dates import calendar_phase
 from dist_train.data.lengths import num_windows
 from dist_train.data.series import SeriesSet, from_table
 from dist_train.data.windows import WindowSet, build_forecast_data
@@ -101,8 +101,8 @@ def test_the_time_of_year_is_that_of_the_last_row_seen():
     windows = WindowSet(values, [(0, 30), (3, 30)], 8, 4, dates=dates)
     ids = [0, 18, 19, 34]  # first and last window of either series
     ends = [dates[0][7], dates[0][25], dates[1][10], dates[1][25]]
-    np.testing.assert_array_equal(windows.year_phase(ids), year_phase(np.array(ends)))
-    assert WindowSet(values, [(0, 30)] * 2, 8, 4).year_phase(ids) is None
+    np.testing.assert_array_equal(windows.calendar_phase(ids), calendar_phase(np.array(ends)))
+    assert WindowSet(values, [(0, 30)] * 2, 8, 4).calendar_phase(ids) is None
 
 
 @pytest.mark.parametrize("window", [-1, 9])

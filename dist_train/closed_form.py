@@ -23,8 +23,9 @@ from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_
 from dist_train.selection import blocks_of_source, gain_in_standard_errors, may_replace
 from dist_train.trend_fit import training_changes
 from dist_train.window_errors import WindowErrors
+from model.config import Calendar
 from model.forecaster import Forecaster
-from model.linear_anchor import AnchorFit
+from model.linear_anchor import AnchorFit, LinearAnchor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,10 @@ def solve(
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
     verdict, extended, model = None, None, config.model
-    if model.individual or (model.reads_dates and not model.reads_future):
+    individual, calendar = model.individual and data.num_variates > 1, _calendar_of(config, data)
+    if individual or (calendar != "none" and not model.reads_future):
         ridge, extended = baselines.fit_ridge_and_extended(
-            data, calendar=model.anchor_calendar, individual=model.individual
+            data, calendar=calendar, individual=individual
         )
     off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
@@ -74,8 +76,8 @@ def solve(
     if may_have or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
-            calendar=model.anchor_calendar if model.reads_future or model.individual else "none",
-            start=extended if model.individual else None,
+            calendar=calendar if model.reads_future or individual else "none",
+            start=extended if individual else None,
         )  # fmt: skip
     if undecided:
         if clockless and distributed.is_main_rank():
@@ -131,7 +133,7 @@ def set_solutions(
     if start:
         assert model.anchor is not None
         for source, fit in enumerate(start):
-            model.anchor.set_solution(fit.weight, fit.norm, source)
+            _set_anchor(model.anchor, fit, source)
         anchor = copy.deepcopy(model.anchor).to(distributed.device())
         candidates["start"] = anchor_forecast(anchor, retrieve, "val_selection")
     errors = WindowErrors(data.windows["val_selection"])
@@ -149,9 +151,24 @@ def set_solutions(
     for source, fit in enumerate(closed.plain):
         if model.anchor is None or taken.get(source, most):
             continue
-        unread = model.anchor.weight.shape[-1] - fit.weight.shape[1]  # they count 0
-        model.anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)
+        _set_anchor(model.anchor, fit, source)
     return selection_mse(sums["ridge"], data)
+
+
+def _calendar_of(config: RunConfig, data: ForecastData) -> Calendar:
+    """What weights may follow: not the day where all rows have the same time of it."""
+    calendar = config.model.anchor_calendar
+    if calendar == "day":
+        times = [one.dates - one.dates.astype("datetime64[D]") for one in data.series_set.series]
+        if all((part == part[0]).all() for part in times):
+            return "none"
+    return calendar
+
+
+def _set_anchor(anchor: LinearAnchor, fit: AnchorFit, source: int) -> None:
+    """Give an anchor its weights; what they do not read stands behind it, and counts 0."""
+    unread = anchor.weight.shape[-1] - fit.weight.shape[-1]
+    anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)
 
 
 def _is_better(

@@ -78,9 +78,10 @@ def score_beside_baselines(
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed, by_source)
     model = config.model
-    if model.reads_future or model.reads_dates or model.individual:
+    individual = module.anchor is not None and module.anchor.num_variates > 1
+    if model.reads_future or model.reads_dates or individual:
         assert module.anchor is not None
-        name = "individual ridge" if model.individual else "ridge"
+        name = "individual ridge" if individual else "ridge"
         name += " + retrieval" * model.reads_future
         name += f" + {model.anchor_calendar}" * model.reads_dates
         retrieve = None

@@ -28,7 +28,10 @@ def opening(config: RunConfig, data: ForecastData, world_size: int, dtype: torch
         f"ZeRO-{config.deepspeed.zero_stage}, backbone {config.backbone.name} "
         f"({config.backbone.llm_layers} layers)",
     ]
-    return "\n".join([*lines, *(f"note: {note}" for note in data.series_set.notes)])
+    notes = list(data.series_set.notes)
+    if config.model.individual and data.num_variates == 1:
+        notes.append("a window has one variate, so there are no individual weights")
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
 def _lengths(data: ForecastData) -> str:

@@ -85,13 +85,6 @@ def check(
         data = load_forecast_data(config.data, with_dates=config.model.reads_dates)
     if config.gram.use_gram is True:
         check_clocks(data.sources)
-    if config.model.individual and data.num_variates == 1:
-        raise ConfigError(
-            "model.anchor_weights=individual: each series has one variate, and is a window by "
-            "itself: use model.anchor_weights=shared, or a wide table."
-        )
-    if config.model.anchor_calendar == "day":
-        _check_times_of_day(data)
     num_windows = len(data.windows["train"])
     if not num_windows:
         raise ConfigError(
@@ -104,17 +97,6 @@ def check(
         )
     _check_profile(config, num_windows // config.train.batch_size)
     return Preflight(data=data, backbone_files=files)
-
-
-def _check_times_of_day(data: ForecastData) -> None:
-    """Refuse to follow the day where all rows have the same part of it."""
-    if all(
-        (one.dates == one.dates.astype("datetime64[D]")).all() for one in data.series_set.series
-    ):
-        raise ConfigError(
-            "model.anchor_calendar=day: the time stamps are days without a time: use "
-            "model.anchor_calendar=none."
-        )
 
 
 def _check_profile(config: RunConfig, steps_per_epoch: int) -> None:

@@ -71,8 +71,8 @@ class ModelConfig:
     ridge_retrieval: of the window and the retrieved futures; none: it stands alone."""
 
     anchor_weights: Literal["shared", "individual"] = "shared"
-    """shared: all variates have one ridge; individual: each may deviate from it, as far as
-    validation likes best."""
+    """shared: all variates have one ridge; individual: each of a wide table may deviate from it,
+    as far as validation likes best."""
 
     anchor_calendar: Calendar = "none"
     """year, day: the ridge's weights may change with the time of the year, or of the day;

@@ -13,15 +13,16 @@ from dist_train import closed_form, preflight
 from dist_train.baselines import fit_ridge, ridge_forecast
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.closed_form import ClosedForm, pack, set_solutions, solve, unpack
-from dist_train.config import Selection
+from dist_train.config import RunConfig, Selection
 from dist_train.data.sources import Source
 from dist_train.evaluation import score_split
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
 from dist_train.selection import block_errors, gain_in_standard_errors
 from dist_train.window_errors import WindowErrors
-from model.linear_anchor import AnchorFit
+from model.linear_anchor import AnchorFit, LinearAnchor
 from tests.helpers.runs import tiny_run
+from tests.helpers.series import write_stamped
 from tests.helpers.sources import run_over_sources, tiny_corpus_run
 
 
@@ -179,6 +180,49 @@ def test_individual_weights_are_the_anchor_where_validation_likes_them(
     assert "the plain ridge takes its place" in capsys.readouterr().out
     wanted = F.pad(better.ridge.weight, (0, 12 * reads)).float()
     torch.testing.assert_close(shared, wanted.expand_as(shared))
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("settings", ["one variate", "days", "both"])
+def test_where_there_is_nothing_to_follow_the_ridge_is_as_usual(
+    tmp_path: Path, reads: bool, settings: str
+):
+    base = tiny_run(tmp_path)
+    data, model = base.data, replace(base.model, anchor="ridge_retrieval" if reads else "ridge")
+    if settings != "one variate":
+        values = np.random.default_rng(0).normal(size=(600, 2)).cumsum(axis=0)
+        data = replace(data, path=str(write_stamped(tmp_path / "days.csv", values, "D")))
+    if settings != "days":
+        data = replace(data, columns=["v1"])
+    gram = replace(base.gram, use_gram=reads, retrieval_key="anchored")
+    plain = replace(base, data=data, model=model, gram=gram)
+    more = replace(
+        plain,
+        model=replace(
+            model,
+            anchor_weights="shared" if settings == "days" else "individual",
+            anchor_calendar="none" if settings == "one variate" else "day",
+        ),
+    )
+
+    def anchor(config: RunConfig) -> LinearAnchor:
+        checked = preflight.check(config)
+        decided, closed = solve(config, checked.data, None)
+        retriever = Retriever(checked.data, config.gram, config.bank) if reads else None
+        if retriever is not None:
+            retriever.refresh({})
+        files, size = checked.backbone_files, checked.data.num_variates
+        made = build_forecaster(decided, files, torch.float32, num_variates=size)
+        set_solutions(made, decided, checked.data, closed, retriever)
+        assert made.anchor is not None
+        return made.anchor
+
+    wanted, found = anchor(plain), anchor(more)
+    assert found.num_variates == 1
+    width = wanted.weight.shape[-1]
+    torch.testing.assert_close(found.weight[:, :width], wanted.weight)
+    assert not found.weight[:, width:].any()
+    assert found.subtracts_last == wanted.subtracts_last
 
 
 def test_ridges_of_sources_come_back_too():

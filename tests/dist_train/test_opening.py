@@ -17,6 +17,7 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
 from model.backbone_files import locate_backbone
+from model.config import ModelConfig
 from tests.helpers.runs import tiny_run
 from tests.helpers.series import write_series
 from tests.helpers.sources import tiny_corpus_run
@@ -26,13 +27,22 @@ CONFIG = DataConfig(path="unused", seq_len=48, pred_len=12)
 
 def test_the_opening_says_what_is_trained_on_what(tmp_path: Path):
     path = write_series(tmp_path / "wind.csv")
-    data = load_forecast_data(DataConfig(path=str(path), seq_len=48, pred_len=12))
+    data = load_forecast_data(data_of(path))
     text = opening.opening(RunConfig(name="mine", data=CONFIG), data, 4, torch.bfloat16)
     assert "run mine: wind, 2 series of 600 steps, 48 -> 12 steps" in text
     assert "361 train, 49 validation, 109 test" in text
     assert "4 rank(s) on" in text
     assert "bf16, ZeRO-2, backbone smollm2-135m (12 layers)" in text
     assert "note:" not in text
+    individual = RunConfig(data=CONFIG, model=ModelConfig(anchor_weights="individual"))
+    assert "note:" not in opening.opening(individual, data, 4, torch.bfloat16)
+    one = load_forecast_data(replace(data_of(path), columns=["v1"]))
+    text = opening.opening(individual, one, 4, torch.bfloat16)
+    assert "note: a window has one variate, so there are no individual weights" in text
+
+
+def data_of(path: Path) -> DataConfig:
+    return DataConfig(path=str(path), seq_len=48, pred_len=12)
 
 
 def test_what_was_found_in_the_data_is_said(tmp_path: Path):

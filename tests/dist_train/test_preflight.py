@@ -12,7 +12,6 @@ from dist_train import preflight
 from dist_train.config import ConfigError, RunConfig, config_to_yaml
 from dist_train.data.config import DataError
 from tests.helpers.runs import tiny_run
-from tests.helpers.series import write_stamped
 from tests.helpers.sources import tiny_corpus_run
 
 ROOT = Path(__file__).parents[2]
@@ -161,21 +160,3 @@ def test_sources_that_have_no_training_window_between_them_are_refused(tmp_path:
     sources = [replace(one, percent=1, too_short="skip") for one in config.data.sources or ()]
     with pytest.raises(ConfigError, match="none of them has a training window: raise percent"):
         preflight.check(replace(config, data=replace(config.data, sources=sources)))
-
-
-def test_weights_of_each_variate_need_several(config: RunConfig):
-    individual = replace(config, model=replace(config.model, anchor_weights="individual"))
-    assert preflight.check(individual).data.num_variates == 2
-    one = replace(individual, data=replace(config.data, columns=["v1"]))
-    with pytest.raises(
-        ConfigError, match=r"anchor_weights=individual: each series has one variate"
-    ):
-        preflight.check(one)
-
-
-def test_days_have_no_time_of_day(config: RunConfig, tmp_path: Path):
-    follows = replace(config, model=replace(config.model, anchor_calendar="day"))
-    assert preflight.check(follows).data.windows["train"].calendar_phase([0]) is not None
-    days = write_stamped(tmp_path / "days.csv", np.random.default_rng(0).normal(size=(600, 2)), "D")
-    with pytest.raises(ConfigError, match=r"anchor_calendar=day: the time stamps are days"):
-        preflight.check(replace(follows, data=replace(config.data, path=str(days))))

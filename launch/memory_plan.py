@@ -25,6 +25,7 @@ from dist_train.config import RunConfig, check_batch_size
 from dist_train.deepspeed_json import BUCKET
 from dist_train.parameter_counts import ParameterCounts
 from dist_train.shapes import BackboneShape
+from model.config import num_anchor_inputs
 
 Device = Literal["cpu", "gpu"]
 Part = Mapping[str, float]
@@ -349,7 +350,8 @@ def _ridge_sums(config: RunConfig, num_variates: int) -> float:
     """What the ridge of each variate is solved from; of shared weights it is next to nothing."""
     if not config.model.individual:
         return 0
-    inputs, steps = config.data.seq_len, config.data.pred_len
+    steps, calendar = config.data.pred_len, config.model.anchor_calendar
+    inputs = num_anchor_inputs(config.data.seq_len, steps, reads_future=False, calendar=calendar)
     sums = 4 * inputs * (inputs + steps)  # two norms of two splits
     solutions = 4 * inputs * steps
     return FLOAT64 * num_variates * (sums + solutions)

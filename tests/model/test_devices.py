@@ -34,8 +34,9 @@ def train_step(
     config = replace(SMALL, **settings)
     backbone = load_tiny(kind, lora=LoraConfig(r=2 if lora else 0))
     model = Forecaster(
-        config, L, H, backbone, tapr=TAPR, gram=GRAM, prompt_prefix=torch.arange(3), num_sources=2
-    )
+        config, L, H, backbone, tapr=TAPR, gram=GRAM, prompt_prefix=torch.arange(3),
+        num_sources=1 if config.individual else 2, num_variates=N,
+    )  # fmt: skip
     inputs, retrieved, target = inputs_of(), retrieve(), torch.zeros(B, H, N)
     inputs = inputs._replace(
         calendar_phase=torch.zeros(B, 4), sources=torch.ones(B, dtype=torch.int64)
@@ -67,6 +68,8 @@ def train_step(
         ("qwen2", True, {"token_order": "prefix_cached", "anchor": "none"}),
         ("bert", False, {"prototype_map": "vocabulary", "norm": "last"}),
         ("mistral", True, {"anchor_calendar": "year"}),
+        ("gpt2", False, {"anchor_calendar": "day"}),
+        ("gpt2", False, {"anchor_calendar": "day", "anchor_weights": "individual"}),
     ],
 )
 def test_a_training_step_stays_on_its_device(kind: Kind, lora: bool, settings: dict[str, Any]):

@@ -104,7 +104,10 @@ def fit_ridge_and_extended(
     of_all = [sums.pooled() for sums in train], [sums.pooled() for sums in val]
     lasting = [[sums.lasting() for sums in split] for split in of_all]
     ridge, shared = fit_anchor(lasting[0], lasting[1]), fit_anchor(*of_all)
-    return ridge, fit_individual(train, val, shared) if individual else shared
+    if not individual:
+        return ridge, shared
+    progress.enter("ridge of each variate")
+    return ridge, fit_individual(train, val, shared, mark=progress.mark)
 
 
 def ridge_forecast(*fits: AnchorFit) -> Forecast:

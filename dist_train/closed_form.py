@@ -233,6 +233,14 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
     return tensors, told
 
 
+def _unpacked(weight: Tensor, facts: Mapping[str, Any]) -> AnchorFit:
+    known = dict(facts)
+    if known.pop("follows_year", False):  # as it was said before
+        known["calendar"] = "year"
+    known["deviations"] = tuple(known.get("deviations", ()))
+    return AnchorFit(weight=weight, candidates={}, **known)
+
+
 def sources_off(facts: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the sources whose windows get no neighbours, from what :func:`pack` wrote."""
     return tuple(facts.get("off", ()))
@@ -240,14 +248,7 @@ def sources_off(facts: Mapping[str, Any]) -> tuple[str, ...]:
 
 def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[ClosedForm, float]:
     """Make what :func:`pack` was given again; without the candidates that were not chosen."""
-    fits = {
-        name: AnchorFit(
-            weight=tensors[name],
-            candidates={},
-            **{**known, "deviations": tuple(known.get("deviations", ()))},
-        )
-        for name, known in facts["fits"].items()
-    }
+    fits = {name: _unpacked(tensors[name], known) for name, known in facts["fits"].items()}
     sources = range(facts.get("sources", 0))
     verdict = None
     if "with" in fits:
@@ -260,7 +261,7 @@ def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[Clo
     closed = ClosedForm(
         ridge=fits["ridge"],
         verdict=verdict,
-        extended=fits.get("extended"),
+        extended=fits.get("extended", fits.get("year")),  # as it was called before
         by_source=tuple(fits.get(f"source_{number}", fits["ridge"]) for number in sources),
         off=sources_off(facts),
     )

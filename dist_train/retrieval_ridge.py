@@ -99,9 +99,10 @@ def judge_retrieval(
     retriever.refresh({})
     by_source: dict[str, tuple[float, float]] = {}
     fits: dict[str, AnchorFit] = {}
-    train, validation = (_Sums(data, calendar, start) for _ in range(2))
+    before = None if start is None else _anchor_of(start, data, calendar)
+    train, validation = (_Sums(data, calendar, start, before) for _ in range(2))
     for number, series in _judged_sources(data).items():
-        own = _Sums(data, calendar, start), _Sums(data, calendar, start)
+        own = tuple(_Sums(data, calendar, start, before) for _ in range(2))
         for sums, split, rows in zip(own, ("train", "val"), (train_rows, VAL_ROWS), strict=True):
             limit = max(1, rows // data.num_variates)
             sums.add(retriever, split, data.windows[split].even_sample(limit, series))
@@ -159,16 +160,16 @@ def anchor_forecast(
 class _Sums:
     """Sums over windows of what the two ridges read."""
 
-    def __init__(self, data: ForecastData, calendar: Calendar, start: AnchorFit | None) -> None:
+    def __init__(
+        self,
+        data: ForecastData,
+        calendar: Calendar,
+        start: AnchorFit | None,
+        before: LinearAnchor | None,
+    ) -> None:
         windows = data.windows["train"]
         self.start = start
-        self._before: LinearAnchor | None = None
-        if start is not None:
-            self._before = LinearAnchor(
-                windows.seq_len, windows.pred_len, calendar=calendar,
-                num_variates=len(start.deviations),
-            )  # fmt: skip
-            self._before.set_solution(start.weight, start.norm)
+        self._before = before
         self.of = {
             reads: [
                 GramAccumulator(
@@ -215,6 +216,15 @@ class _Sums:
         for reads, accumulators in self.of.items():
             for mine, its in zip(accumulators, other.of[reads], strict=True):
                 mine.merge(its)
+
+
+def _anchor_of(fit: AnchorFit, data: ForecastData, calendar: Calendar) -> LinearAnchor:
+    windows = data.windows["train"]
+    anchor = LinearAnchor(
+        windows.seq_len, windows.pred_len, calendar=calendar, num_variates=len(fit.deviations)
+    )
+    anchor.set_solution(fit.weight, fit.norm)
+    return anchor
 
 
 def _judged_sources(data: ForecastData) -> dict[int, slice]:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -119,6 +120,19 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def _lock(handle: int) -> None:
+    """Lock a file; tried again for a moment, as :func:`is_locked` holds it while it looks."""
+    for tries_left in reversed(range(3)):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not tries_left:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second job out of a run folder for as long as this one lasts; on the main rank.
@@ -137,7 +151,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except OSError as error:
             owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
             raise ConfigError(

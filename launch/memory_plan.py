@@ -156,6 +156,7 @@ def plan_memory(
     here["bank index"] = bank.index
     host_or_here = host if on_gpu else kept
     host_or_here["bank ids"] = bank.ids
+    host_or_here["closed form"] = _closed_form(config, num_variates)
     accumulates = config.train.batch_size // (micro * ranks) > 1
     gathered = {GATHERED: states.gathered}
     phases: dict[str, Part] = {
@@ -346,6 +347,16 @@ def _other_tensors(config: RunConfig, shape: BackboneShape, num_variates: int) -
     return size
 
 
+def _closed_form(config: RunConfig, num_variates: int) -> float:
+    """Solutions that are kept for the checkpoint; of shared weights they are next to nothing."""
+    model, data = config.model, config.data
+    if not model.individual:
+        return 0
+    inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
+    fits = 3 if model.reads_future or config.gram.use_gram == "auto" else 1
+    return FLOAT64 * num_variates * fits * data.pred_len * inputs
+
+
 def _ridge_sums(config: RunConfig, num_variates: int) -> float:
     """What the ridge of each variate is solved from; of shared weights it is next to nothing."""
     if not config.model.individual:
@@ -353,7 +364,7 @@ def _ridge_sums(config: RunConfig, num_variates: int) -> float:
     steps, calendar = config.data.pred_len, config.model.anchor_calendar
     inputs = num_anchor_inputs(config.data.seq_len, steps, reads_future=False, calendar=calendar)
     sums = 4 * inputs * (inputs + steps)  # two norms of two splits
-    solutions = 4 * inputs * steps
+    solutions = 7 * inputs * steps
     return FLOAT64 * num_variates * (sums + solutions)
 
 

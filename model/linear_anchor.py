@@ -13,7 +13,7 @@ Shape legend (this file):
        :mod:`model.calendar_inputs`
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product
@@ -403,6 +403,7 @@ def fit_individual(
     validation: Sequence[GramAccumulator],
     shared: AnchorFit,
     lambdas: Sequence[float] = DEVIATION_LAMBDAS,
+    mark: Callable[[], None] = lambda: None,
 ) -> AnchorFit:
     """Let each variate's weights deviate from the shared ones, as far as validation likes best.
 
@@ -416,6 +417,7 @@ def fit_individual(
         validation: The same over the validation windows.
         shared: What :func:`fit_anchor` found on their pooled sums.
         lambdas: Penalties of D to try for each variate, beside an infinite one.
+        mark: Called now and then, as a sign that it goes on.
 
     Returns:
         Weights (V, H, I) at the norm of ``shared``; the shared weights win a tie. It follows the
@@ -429,10 +431,11 @@ def fit_individual(
     deviations: list[float | None] = [None] * len(best_V)
     num_inputs = train.gram.shape[-1]
     for width, lam in product(dict.fromkeys((train.num_lasting, num_inputs)), lambdas):
-        own = [
-            solve(gram[:width, :width], left[:width], lam, train.num_lasting, _factor(train))
-            for gram, left in zip(train.gram, left_VIH, strict=True)
-        ]
+        own = []
+        for gram_II, left_IH in zip(train.gram, left_VIH, strict=True):
+            part_II, part_IH = gram_II[:width, :width], left_IH[:width]
+            own.append(solve(part_II, part_IH, lam, train.num_lasting, _factor(train)))
+            mark()
         own_VHI = shared.weight + F.pad(torch.stack(own), (0, num_inputs - width))
         error_V = valid.squared_error(own_VHI)
         better_V = error_V < best_V

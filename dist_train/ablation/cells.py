@@ -242,7 +242,7 @@ def _fit_anchor(arguments: Sequence[str], base: RunConfig, row: Row) -> tuple[st
 
     What is retrieved cannot be read where nothing is, nor with a learned key.
     """
-    names_anchor = any(key.startswith("--model.anchor") for key in row.keys)
+    names_anchor = any(key.split("=")[0] == "--model.anchor" for key in row.keys)
     if base.model.anchor != "ridge_retrieval" or names_anchor:
         return row.keys
     without = (*row.keys, "--model.anchor=ridge")

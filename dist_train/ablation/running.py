@@ -25,6 +25,7 @@ from dist_train.run_folder import is_locked
 from dist_train.stop_signals import EXIT_STOPPED, SIGNALS, StopRequestedError, recorded
 from memory_index.atomic_file import write_text
 
+_REFUSED, _RUNS_ALREADY = 2, "another job runs there right now"
 _TICK_S = 0.2
 _LOOK_ELSEWHERE_S = 5.0
 _OF_A_RANK = (*RANK_VARIABLES, "SLURM_STEP_ID", "TIMELLM_STARTED_AT")
@@ -76,10 +77,7 @@ def run_cells(
     with recorded(SIGNALS) as signals:
         while waiting or running or elsewhere:
             stopping = bool(signals)
-            ended = [one for one in running if _has_ended(one, stopping, say)]
-            running = [one for one in running if one not in ended]
-            left = [one.cell for one in ended if not is_finished(one.cell)]
-            elsewhere += [cell for cell in left if is_locked(cell.folder)]
+            running = [one for one in running if not _has_ended(one, stopping, say, elsewhere)]
             if elsewhere and time.monotonic() - looked > _LOOK_ELSEWHERE_S:
                 looked = time.monotonic()
                 free = [cell for cell in elsewhere if not is_locked(cell.folder)]
@@ -95,6 +93,8 @@ def run_cells(
             elif waiting and len(running) < limits.jobs:
                 slot = min(set(range(limits.jobs)) - {one.slot for one in running})
                 cell = waiting.pop(0)
+                if is_finished(cell):  # by another process, meanwhile
+                    continue
                 if is_locked(cell.folder):
                     say(f"{cell.label}: is run by another process, which is waited for")
                     elsewhere.append(cell)
@@ -138,8 +138,13 @@ def _start(
     return _Running(cell=cell, process=process, log=log, slot=slot, began=time.monotonic())
 
 
-def _has_ended(one: _Running, stopping: bool, say: Callable[[str], None]) -> bool:
-    """Whether a run is over; a failure is written down then."""
+def _has_ended(
+    one: _Running, stopping: bool, say: Callable[[str], None], elsewhere: list[Cell]
+) -> bool:
+    """Whether a run is over; a failure is written down then.
+
+    One that another process came before, by a moment, joins those that run elsewhere.
+    """
     code = one.process.poll()
     if code is None:
         return False
@@ -147,8 +152,9 @@ def _has_ended(one: _Running, stopping: bool, say: Callable[[str], None]) -> boo
     cell, seconds = one.cell, time.monotonic() - one.began
     if code == 0 and is_finished(cell):
         say(f"{cell.label}: finished after {seconds:.0f} s")
-    elif is_locked(cell.folder):  # it came first by a moment
+    elif code == _REFUSED and _RUNS_ALREADY in reason_of(cell.log):
         say(f"{cell.label}: is run by another process, which is waited for")
+        elsewhere.append(cell)
     elif stopping or code == EXIT_STOPPED:
         say(f"{cell.label}: stopped; the same command goes on with it")
         if not stopping:  # somebody signalled that run alone: nobody wants the rest any less

@@ -46,8 +46,8 @@ class WindowBatch:
     """True where there is a token. Shape (R, T), bool; None: no prompt."""
 
     calendar_phase: Tensor | None = None
-    """Time of year of the context's last row, cosine and sine. Shape (B, 2), float32; None: not
-    known."""
+    """Cosine and sine of the time of year, then of the time of day, of the context's last row.
+    Shape (B, 4), float32; None: not known."""
 
     sources: Tensor | None = None
     """Number of each window's source. Shape (B,), int64; None: there is one."""

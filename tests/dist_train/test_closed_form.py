@@ -123,6 +123,22 @@ def test_what_was_solved_comes_back_out_of_tensors_and_json(judged: bool):
         assert replace(mine, weight=theirs.weight, candidates={}) == theirs
 
 
+def test_what_an_earlier_version_wrote_comes_back():
+    closed = ClosedForm(
+        ridge=fit(1.0, 3), verdict=None, extended=replace(fit(2.0, 9), calendar="year")
+    )
+    tensors, facts = pack(closed, 0.5)
+    tensors["year"], facts["fits"]["year"] = tensors.pop("extended"), facts["fits"].pop("extended")
+    for known in facts["fits"].values():
+        known["follows_year"] = known.pop("calendar") == "year"
+        del known["deviations"]
+    again, _ = unpack(tensors, json.loads(json.dumps(facts)))
+    assert again.extended is not None
+    assert (again.ridge.calendar, again.extended.calendar) == ("none", "year")
+    assert closed.extended is not None
+    assert torch.equal(again.extended.weight, closed.extended.weight)
+
+
 def test_weights_of_each_variate_come_back_too():
     own = replace(
         fit(2.0, 3), weight=torch.rand(4, 2, 3).double(), deviations=(None, 10.0, 1e6, None)

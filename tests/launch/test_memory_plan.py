@@ -211,9 +211,11 @@ def test_weights_of_each_variate_count_as_often():
     more = many.phases["training"]["other tensors"] - shared.phases["training"]["other tensors"]
     assert more == 899 * 720 * 96 * 4
     assert "sums of the ridges" not in shared.phases["ridge"]
-    per_variate = 8 * (4 * 720 * (720 + 96) + 4 * 720 * 96)
+    assert many.phases["training"]["closed form"] == 3 * 900 * 720 * 96 * 8  # the memory: auto
+    per_variate = 8 * (4 * 720 * (720 + 96) + 7 * 720 * 96)
     assert few.phases["ridge"]["sums of the ridges"] == 3 * per_variate
     assert (few.peak_phase, many.peak_phase) == ("training", "ridge")
     # Beside a GPU they lie in host memory, before anything else does.
-    assert plan("individual", "gpu", 900).host["sums of the ridges"] == 900 * per_variate
+    host = plan("individual", "gpu", 900).host
+    assert host["sums of the ridges"] + host["closed form"] == 900 * per_variate
     assert "weights while loading" in plan("individual", "gpu", 3).host

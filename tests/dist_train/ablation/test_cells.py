@@ -112,6 +112,9 @@ def test_a_row_without_a_memory_is_anchored_to_the_plain_ridge(tmp_path: Path):
         ("baseline", "ridge"), ("TAPR", "ridge"), ("GRA-M", with_memory), ("both", with_memory),
     ]  # fmt: skip
     assert "--model.anchor=ridge" in plan.variants[0].row.keys  # and the table shows it
+    keys = ("--gram.use_gram=false", "--model.anchor_weights=shared")  # names no anchor
+    (variant,) = plan_of(file, [Row(name="shared", keys=keys)]).variants
+    assert variant.cells[0].config.model.anchor == "ridge"
 
 
 def test_learning_rates_are_tried_for_every_row_and_for_patchtst(file: Path):

@@ -48,6 +48,16 @@ while len(list(others.iterdir())) < number:
 (folder / "result.json").write_text("{}")
 """
 FAILS = "import sys; print('error: out of memory: lower it', file=sys.stderr); sys.exit(71)"
+KILLED = """
+import os, pathlib, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from dist_train.run_folder import locked
+with locked(pathlib.Path(sys.argv[2])):
+    if os.fork() == 0:  # a worker that has not noticed yet
+        time.sleep(20)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 REFUSES = "import sys; print('error: another job runs there right now'); sys.exit(2)"
 WAITS = """
 import signal, sys, time
@@ -173,6 +183,44 @@ def test_what_another_process_runs_is_waited_for(
     assert f"{theirs.label}: is run by another process, which is waited for" in said
     assert begun.count(theirs.label) == late + (not finishes)
     assert not theirs.failure.exists()
+
+
+def test_a_cell_that_was_killed_has_failed_though_its_workers_still_hold_the_folder(
+    plan: Plan, replace_program: Callable[[Program], None]
+):
+    first = plan.trainings[0]
+    replace_program(lambda cell: [KILLED, str(Path(__file__).parents[3]), str(cell.folder)])
+    run_cells([first], "f", Limits(), lambda line: None)
+    assert run_folder.is_locked(first.folder)  # so it was not for want of a lock
+    assert json.loads(first.failure.read_text())["code"] == -signal.SIGKILL
+
+
+def test_a_run_refuses_a_folder_in_the_words_that_are_looked_for(tmp_path: Path):
+    with (
+        run_folder.locked(tmp_path),
+        pytest.raises(ConfigError, match=running._RUNS_ALREADY),
+        run_folder.locked(tmp_path),
+    ):
+        pass
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_begun(
+    plan: Plan, replace_program: Callable[[Program], None]
+):
+    first, second, *_ = plan.trainings
+    begun = []
+
+    def program(cell: Cell) -> list[str]:
+        begun.append(cell.label)
+        if cell is first:
+            second.folder.mkdir(parents=True)
+            (second.folder / "config.yaml").write_text(config_to_yaml(second.config))
+            (second.folder / "result.json").write_text("{}")
+        return finishing(cell)
+
+    replace_program(program)
+    run_cells([first, second], "f", Limits(), lambda line: None)
+    assert begun == [first.label]
 
 
 def test_a_signal_ends_the_waiting_for_another_process(

@@ -37,7 +37,7 @@ from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast, judge_retrieval
 from dist_train.window_errors import WindowErrors
 from memory_index.atomic_file import write_text
-from model.linear_anchor import LinearAnchor
+from model.linear_anchor import anchor_of
 
 ForSplit = Callable[[str], Forecast]
 """Makes the forecaster of a split; those that retrieve need to know which."""
@@ -152,11 +152,7 @@ def _fit_retrieving(config: RunConfig, data: ForecastData, held: ExitStack) -> d
     gram = replace(config.gram, use_gram=True, retrieval_key="anchored", neighbours="nearest")
     root = bank_root(config.run_folder)
     fits = judge_retrieval(data, gram, config.bank, config.model.anchor_rows, root).reading
-    anchor = LinearAnchor(
-        config.data.seq_len, config.data.pred_len, reads_future=True, num_sources=len(fits)
-    )
-    for source, fit in enumerate(fits):
-        anchor.set_solution(fit.weight, fit.norm, source)
+    anchor = anchor_of(*fits, seq_len=config.data.seq_len, reads_future=True)
     anchor.to(distributed.device())
     retriever = Retriever(data, gram, config.bank, root)
     held.callback(retriever.close)

@@ -21,7 +21,7 @@ from model.linear_anchor import (
     NORMS,
     AnchorFit,
     GramAccumulator,
-    LinearAnchor,
+    anchor_of,
     fit_anchor,
     fit_individual,
 )
@@ -103,7 +103,8 @@ def fit_ridge_and_extended(
     )
     of_all = [sums.pooled() for sums in train], [sums.pooled() for sums in val]
     lasting = [[sums.lasting() for sums in split] for split in of_all]
-    ridge, shared = fit_anchor(lasting[0], lasting[1]), fit_anchor(*of_all)
+    ridge = fit_anchor(lasting[0], lasting[1])
+    shared = ridge if calendar == "none" else fit_anchor(*of_all)
     if not individual:
         return ridge, shared
     progress.enter("ridge of each variate")
@@ -112,11 +113,7 @@ def fit_ridge_and_extended(
 
 def ridge_forecast(*fits: AnchorFit) -> Forecast:
     """Forecast with a fitted ridge, or with that of each window's source."""
-    pred_len, seq_len = fits[0].weight.shape
-    anchor = LinearAnchor(seq_len, pred_len, num_sources=len(fits))
-    for source, fit in enumerate(fits):
-        anchor.set_solution(fit.weight, fit.norm, source)
-    anchor = anchor.to(distributed.device())
+    anchor = anchor_of(*fits, seq_len=fits[0].weight.shape[-1]).to(distributed.device())
 
     def forecast(batch: WindowBatch) -> Tensor:
         forecast_RH = anchor(to_rows(batch.context), sources=batch.sources)

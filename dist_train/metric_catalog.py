@@ -55,7 +55,8 @@ def pattern_of(name: str) -> str:
 FORECASTERS = (
     "Time-LLM", "ridge of all",
     *(f"{ridge}{reading}{calendar}" for ridge in ("ridge", "individual ridge")
-      for reading in ("", " + retrieval") for calendar in ("", " + year", " + day")),
+      for reading in ("", " + retrieval") for calendar in ("", " + day")),
+    "ridge + year", "ridge + retrieval + year",
     "DLinear", "seasonal naive", "repeat last",
 )  # fmt: skip
 """Rows of the scores, where a run has them."""

@@ -1,7 +1,8 @@
 """Whether retrieval helps, answered by closed form before training: ridge with and without it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from model.linear_anchor import (
     AnchorFit,
     GramAccumulator,
     LinearAnchor,
+    Norm,
+    anchor_of,
     fit_anchor,
 )
 
@@ -99,10 +102,14 @@ def judge_retrieval(
     retriever.refresh({})
     by_source: dict[str, tuple[float, float]] = {}
     fits: dict[str, AnchorFit] = {}
-    before = None if start is None else _anchor_of(start, data, calendar)
-    train, validation = (_Sums(data, calendar, start, before) for _ in range(2))
+    seq_len = data.windows["train"].seq_len
+    new_sums = partial(_Sums, data, calendar)
+    if start is not None:
+        before = anchor_of(start, seq_len=seq_len, calendar=calendar)
+        new_sums = partial(_Sums, data, norms=(start.norm,), before=before)
+    train, validation = new_sums(), new_sums()
     for number, series in _judged_sources(data).items():
-        own = tuple(_Sums(data, calendar, start, before) for _ in range(2))
+        own = new_sums(), new_sums()
         for sums, split, rows in zip(own, ("train", "val"), (train_rows, VAL_ROWS), strict=True):
             limit = max(1, rows // data.num_variates)
             sums.add(retriever, split, data.windows[split].even_sample(limit, series))
@@ -119,6 +126,8 @@ def judge_retrieval(
         retriever.builder.prune(set())
     retriever.close()
     without, reading = _fits(train, validation)
+    if start is not None:
+        without, reading = (_added(start, fit, seq_len) for fit in (without, reading))
     if len(data.sources) == 1:
         return RetrievalVerdict(without=without, with_retrieval=reading)
     names = [one.name for one in data.sources]
@@ -163,20 +172,19 @@ class _Sums:
     def __init__(
         self,
         data: ForecastData,
-        calendar: Calendar,
-        start: AnchorFit | None,
-        before: LinearAnchor | None,
+        calendar: Calendar = "none",
+        norms: Sequence[Norm] = NORMS,
+        before: LinearAnchor | None = None,
     ) -> None:
         windows = data.windows["train"]
-        self.start = start
         self._before = before
         self.of = {
             reads: [
                 GramAccumulator(
                     windows.seq_len, windows.pred_len, norm,
-                    reads_future=reads, calendar=calendar if start is None else "none",
+                    reads_future=reads, calendar=calendar,
                 )
-                for norm in (NORMS if start is None else (start.norm,))
+                for norm in norms
             ]
             for reads in (False, True)
         }  # fmt: skip
@@ -218,15 +226,6 @@ class _Sums:
                 mine.merge(its)
 
 
-def _anchor_of(fit: AnchorFit, data: ForecastData, calendar: Calendar) -> LinearAnchor:
-    windows = data.windows["train"]
-    anchor = LinearAnchor(
-        windows.seq_len, windows.pred_len, calendar=calendar, num_variates=len(fit.deviations)
-    )
-    anchor.set_solution(fit.weight, fit.norm)
-    return anchor
-
-
 def _judged_sources(data: ForecastData) -> dict[int, slice]:
     """Series of each source by its number, without those that no training sees."""
     return {number: data.series_of_sources[number] for number in data.trained_sources}
@@ -237,10 +236,7 @@ def _fits(train: _Sums, validation: _Sums) -> tuple[AnchorFit, AnchorFit]:
     without, reading = (
         fit_anchor(train.of[reads], validation.of[reads], LAMBDAS_TRIED) for reads in (False, True)
     )
-    if train.start is None:
-        return without, reading
-    seq_len = train.of[False][0].seq_len
-    return _added(train.start, without, seq_len), _added(train.start, reading, seq_len)
+    return without, reading
 
 
 def _added(start: AnchorFit, fit: AnchorFit, seq_len: int) -> AnchorFit:

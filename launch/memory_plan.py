@@ -172,6 +172,7 @@ def plan_memory(
             "4-bit matrix unpacked": _unpacked(config, shape, ITEM_BYTES[precision]),
         },
     }  # fmt: skip
+    ridge_sums = {"sums of the ridges": _ridge_sums(config, num_variates)}
     loading = {"frozen weights": states.loading, "trained weights": FLOAT32 * counts.trained_total}
     if on_gpu:
         if here is host:
@@ -179,17 +180,11 @@ def plan_memory(
         else:
             phases["bank"] = kept | {"next bank index": bank.building}
         # Both come before anything else lies there.
-        before = {
-            "weights while loading": sum(loading.values()),
-            "sums of the ridges": _ridge_sums(config, num_variates),
-        }
+        before = {"weights while loading": _sum(loading)} | ridge_sums
         largest = max(before, key=before.__getitem__)
         host = host | {largest: max(0, before[largest] - _sum(host))}
     else:
-        phases["ridge"] = {
-            "runtime": runtime,
-            "sums of the ridges": _ridge_sums(config, num_variates),
-        }
+        phases["ridge"] = {"runtime": runtime} | ridge_sums
         phases["loading"] = {"runtime": runtime} | loading
         phases["engine start"] = kept | {"trained weights twice": states.copied_at_start}
         phases["bank"] = kept | {"next bank index": bank.building}

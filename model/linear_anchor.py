@@ -168,6 +168,27 @@ class LinearAnchor(KeepsBufferPrecision):
         return _loc(rows.float(), self.subtracts_last)
 
 
+def anchor_of(
+    *fits: "AnchorFit", seq_len: int, reads_future: bool = False, calendar: Calendar = "none"
+) -> LinearAnchor:
+    """Make the anchor of a solved ridge, or of one for each source.
+
+    Args:
+        fits: Of the same shape.
+        seq_len: As :class:`LinearAnchor` takes it.
+        reads_future: As :class:`LinearAnchor` takes it.
+        calendar: As :class:`LinearAnchor` takes it.
+    """
+    weight = fits[0].weight
+    anchor = LinearAnchor(
+        seq_len, weight.shape[-2], reads_future=reads_future, calendar=calendar,
+        num_sources=len(fits), num_variates=len(weight) if weight.ndim == 3 else 1,
+    )  # fmt: skip
+    for source, fit in enumerate(fits):
+        anchor.set_solution(fit.weight, fit.norm, source)
+    return anchor
+
+
 class GramAccumulator:
     """Sums over windows from which a ridge is solved, or any linear map is scored exactly.
 

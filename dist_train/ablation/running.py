@@ -96,8 +96,7 @@ def run_cells(
                 if is_finished(cell):  # by another process, meanwhile
                     continue
                 if is_locked(cell.folder):
-                    say(f"{cell.label}: is run by another process, which is waited for")
-                    elsewhere.append(cell)
+                    _leave(cell, elsewhere, say)
                     continue
                 say(f"{cell.label}: begins; {len(waiting)} after it, log {cell.log}")
                 running.append(_start(cell, config_file, limits, slot, devices[slot]))
@@ -153,8 +152,7 @@ def _has_ended(
     if code == 0 and is_finished(cell):
         say(f"{cell.label}: finished after {seconds:.0f} s")
     elif code == _REFUSED and _RUNS_ALREADY in reason_of(cell.log):
-        say(f"{cell.label}: is run by another process, which is waited for")
-        elsewhere.append(cell)
+        _leave(cell, elsewhere, say)
     elif stopping or code == EXIT_STOPPED:
         say(f"{cell.label}: stopped; the same command goes on with it")
         if not stopping:  # somebody signalled that run alone: nobody wants the rest any less
@@ -164,6 +162,11 @@ def _has_ended(
         write_failure(cell, code, reason)
         say(f"{cell.label}: failed with code {code} after {seconds:.0f} s: {reason}")
     return True
+
+
+def _leave(cell: Cell, elsewhere: list[Cell], say: Callable[[str], None]) -> None:
+    say(f"{cell.label}: is run by another process, which is waited for")
+    elsewhere.append(cell)
 
 
 def write_failure(cell: Cell, code: int, reason: str) -> None:

@@ -7,9 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dist_train import preflight, report
 from dist_train.config import RunConfig, TrainConfig
+from dist_train.data.collate import Collator
 from dist_train.data.config import DataConfig
+from dist_train.data.windows import load_forecast_data
+from dist_train.loading import LoadedRun
 from dist_train.session import train_and_score
 from dist_train.tracking_config import TrackingConfig
 from memory_index.manifest import checksum_of
@@ -43,6 +48,23 @@ def tiny_run(folder: Path, **changes: object) -> RunConfig:
         tracking=TrackingConfig(wandb_mode="disabled"),
     )  # fmt: skip
     return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def with_memory_read(plain: RunConfig) -> RunConfig:
+    """The same run as ``reading``, whose anchor reads what a memory retrieves."""
+    return replace(
+        plain, name="reading", model=replace(plain.model, anchor="ridge_retrieval"),
+        gram=GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16),
+    )  # fmt: skip
+
+
+def forecast_of_last_window(run: LoadedRun) -> np.ndarray:
+    """What a run forecasts for the newest window of its test split, in original units. (H, N)."""
+    data = load_forecast_data(run.config.data, with_dates=run.config.model.reads_dates)
+    windows = data.windows["test"]
+    forecast_1HN = run.forecast(Collator(windows, None)([len(windows) - 1]), "test")
+    units_HN: np.ndarray = data.scalers[0].inverse(forecast_1HN[0].double().numpy())
+    return units_HN
 
 
 def train_each(rank: int, world_size: int, configs: list[RunConfig], figures: bool = False) -> None:

@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_train.data.collate import Collator
-from dist_train.data.windows import load_forecast_data
 from dist_train.export import export_run
 from dist_train.loading import load_run
 from model import TimeLLM
-from model.config import Calendar, GramConfig, ModelConfig
-from tests.helpers.runs import tiny_run, train_runs
+from model.config import Calendar, ModelConfig
+from tests.helpers.runs import forecast_of_last_window, tiny_run, train_runs, with_memory_read
+from tests.helpers.series import write_stamped
 
 DAYS = 5 * 365
 
@@ -23,27 +22,21 @@ DAYS = 5 * 365
 def write_seasonal(path: Path) -> None:
     """Two variates whose next day goes with this one in winter and against it in summer."""
     rng = np.random.default_rng(3)
-    dates = pd.date_range("2015-01-01", periods=DAYS, freq="D")
     pull = 0.9 * np.cos(2 * np.pi * np.arange(DAYS) / 365.2425)
     values = rng.normal(size=(DAYS, 2))
     for day in range(1, DAYS):
         values[day] = pull[day] * values[day - 1] + 0.3 * values[day]
-    pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1] + 5}).to_csv(
-        path, index=False
-    )
+    write_stamped(path, values + np.array([0, 5]), "D")
 
 
 def write_hours(path: Path) -> None:
     """Two variates whose next hour goes with this one by day and against it by night, or always."""
     rng = np.random.default_rng(4)
-    dates = pd.date_range("2020-01-01", periods=1500, freq="h")
     pull = 0.9 * np.stack([np.cos(2 * np.pi * np.arange(1500) / 24), np.ones(1500)], axis=1)
     values = rng.normal(size=(1500, 2))
     for hour in range(1, 1500):
         values[hour] = pull[hour] * values[hour - 1] + 0.3 * values[hour]
-    pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1] + 5}).to_csv(
-        path, index=False
-    )
+    write_stamped(path, values + np.array([0, 5]), "h")
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         base, name="plain", data=data, model=replace(model, anchor="ridge"), train=train,
         gram=replace(base.gram, use_gram=False),
     )  # fmt: skip
-    reading = replace(
-        plain, name="reading", model=replace(model, anchor="ridge_retrieval"),
-        gram=GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16),
-    )  # fmt: skip
+    reading = with_memory_read(plain)
     write_hours(folder / "hours.csv")
     hours = replace(data, path=str(folder / "hours.csv"), pred_len=1)
     own, daily = {"anchor_weights": "individual", "anchor_calendar": "day"}, []
@@ -94,22 +84,17 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
     runs: dict[str, Path], name: str, tmp_path: Path
 ):
     run = load_run(runs[name])
-    data = load_forecast_data(run.config.data, with_dates=True)
-    windows = data.windows["test"]
-    last = len(windows) - 1
-    wanted_HN = run.forecast(Collator(windows, None)([last]), "test")[0].double().numpy()
-    wanted_HN = wanted_HN * data.scalers[0].scale + data.scalers[0].mean
-
+    wanted_HN, names = forecast_of_last_window(run), ["v0", "v1"]
     frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"])
     exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
     calendar = run.config.model.anchor_calendar
     assert f"the series and the time of {calendar}" in (tmp_path / "model/README.md").read_text()
     steps, half = run.config.data.pred_len, {"year": 182 * 24, "day": 12}[calendar]
     for model in (TimeLLM.from_pretrained(runs[name]), exported):
-        got = model.predict(frame.iloc[:-steps])[["a", "b"]].to_numpy()
+        got = model.predict(frame.iloc[:-steps])[names].to_numpy()
         np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)
         half_later = frame.assign(date=frame["date"] + pd.Timedelta(hours=half))
-        other = model.predict(half_later.iloc[:-steps])[["a", "b"]].to_numpy()
+        other = model.predict(half_later.iloc[:-steps])[names].to_numpy()
         assert np.abs(other - got).max() > 0.05
         with pytest.raises(
             ValueError, match=r"calendar_phase is missing, and model\.anchor_calendar"

@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_train.data.collate import Collator
-from dist_train.data.windows import load_forecast_data
 from dist_train.export import export_run
 from dist_train.loading import load_run
 from model import TimeLLM
-from model.config import GramConfig, ModelConfig
-from tests.helpers.runs import tiny_run, train_runs
+from model.config import ModelConfig
+from tests.helpers.runs import forecast_of_last_window, tiny_run, train_runs, with_memory_read
+from tests.helpers.series import write_stamped
 
 PERIODS = (24, 7, 24)
 
@@ -29,10 +28,7 @@ def write_unlike(path: Path) -> None:
             values[row, variate] = (-1) ** variate * values[row - period, variate] + 0.3 * values[
                 row, variate
             ]
-    dates = pd.date_range("2020-01-01", periods=700, freq="h")
-    pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1], "c": values[:, 2]}).to_csv(
-        path, index=False
-    )
+    write_stamped(path, values, "h")
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         train=replace(base.train, max_steps=2, learning_rate=1e-5),
         gram=replace(base.gram, use_gram=False),
     )  # fmt: skip
-    reading = replace(
-        plain, name="reading", model=replace(plain.model, anchor="ridge_retrieval"),
-        gram=GramConfig(use_gram=True, retrieval_key="anchored", d_repr=16),
-    )  # fmt: skip
+    reading = with_memory_read(plain)
     train_runs([plain, reading], world_size=2)
     return {one.name: one.run_folder for one in (plain, reading)}
 
@@ -71,18 +64,14 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
     runs: dict[str, Path], name: str, tmp_path: Path
 ):
     run = load_run(runs[name])
-    data = load_forecast_data(run.config.data)
-    windows = data.windows["test"]
-    wanted_HN = run.forecast(Collator(windows, None)([len(windows) - 1]), "test")[0].double()
-    wanted_HN = wanted_HN.numpy() * data.scalers[0].scale + data.scalers[0].mean
-
+    wanted_HN, names = forecast_of_last_window(run), ["v0", "v1", "v2"]
     frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"]).iloc[:-6]
     exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
     for model in (TimeLLM.from_pretrained(runs[name]), exported):
-        got = model.predict(frame)[["a", "b", "c"]].to_numpy()
+        got = model.predict(frame)[names].to_numpy()
         np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)
         # Weights belong to names, not to places.
-        turned = model.predict(frame[["date", "c", "a", "b"]])[["a", "b", "c"]].to_numpy()
+        turned = model.predict(frame[["date", "v2", "v0", "v1"]])[names].to_numpy()
         np.testing.assert_allclose(turned, wanted_HN, rtol=1e-5, atol=1e-5)
     if name == "plain":
         with pytest.raises(ValueError, match=r"individual pass the 3 variates"):

@@ -13,7 +13,7 @@ from dist_train.metrics import Scores
 if TYPE_CHECKING:
     from dist_train.figures.style import Axes
 
-MARKS = {"Time-LLM": "o", "ridge": "D", "ridge + retrieval": "s"}
+MARKS = {"Time-LLM": "o", "ridge": "D", style.ANCHOR: "s"}
 
 
 def save_error_figure(path: Path, scores: Mapping[str, Scores], names: tuple[str, ...]) -> None:
@@ -26,7 +26,7 @@ def save_error_figure(path: Path, scores: Mapping[str, Scores], names: tuple[str
     """
     figure, (steps, variates) = style.panels(2, heights=[1.2, style.height_of(names)])
     draw_errors_per_step(steps, {name: row.mse_per_step for name, row in scores.items()})
-    compared = {name: row for name, row in scores.items() if name in MARKS}
+    compared = {name: row for name, row in scores.items() if style.role(name) in MARKS}
     if len(names) > style.MAX_NAMED:
         _draw_ordered(variates, compared)
     else:
@@ -37,8 +37,8 @@ def save_error_figure(path: Path, scores: Mapping[str, Scores], names: tuple[str
 def _draw_named(axes: "Axes", scores: Mapping[str, Scores], names: tuple[str, ...]) -> None:
     places = np.arange(len(names))[::-1]
     for name, row in list(scores.items())[::-1]:
-        axes.plot(row.mse_per_channel, places, MARKS[name], color=style.colour(name), label=name,
-                  ms=6, alpha=0.85)  # fmt: skip
+        axes.plot(row.mse_per_channel, places, MARKS[style.role(name)], color=style.colour(name),
+                  label=name, ms=6, alpha=0.85)  # fmt: skip
     style.name_rows(axes, names)
     axes.set_xlabel("test MSE (standardised)")
     _spread(axes, scores, "x")

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
 
+ANCHOR = "ridge + retrieval"
+"""How every anchor is drawn that is more than the ridge, whatever it is called in full."""
+
 # Okabe and Ito 2008, one colour per forecaster wherever it is drawn; black is what was observed.
 BLUE, VERMILION, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, GREY = "#E69F00", "#56B4E9", "#999999"
 COLOURS = {
     "Time-LLM": BLUE,
     "ridge": VERMILION,
-    "ridge + retrieval": GREEN,
+    ANCHOR: GREEN,
     "DLinear": PINK,
     "seasonal naive": ORANGE,
     "repeat last": SKY,
@@ -35,9 +38,15 @@ MAX_NAME = 24
 """Letters of a variate's name that fit beside an axis."""
 
 
+def role(name: str) -> str:
+    """The forecaster as which another one is drawn: a run has one anchor at most."""
+    is_anchor = "ridge" in name and name not in ("ridge", "ridge of all")
+    return ANCHOR if is_anchor else name
+
+
 def colour(name: str) -> str:
     """Colour of a forecaster, grey where it has none of its own."""
-    return COLOURS.get(name, GREY)
+    return COLOURS.get(role(name), GREY)
 
 
 def forecaster(name: str) -> dict[str, Any]:
@@ -47,7 +56,7 @@ def forecaster(name: str) -> dict[str, Any]:
     if name == "ridge":
         return {"color": colour(name), "lw": 1.4, "ls": (0, (4, 3)), "zorder": 3}
     # Broad, for it often lies right under the model that starts from it.
-    return {"color": colour(name), "lw": 5.0 if name == "ridge + retrieval" else 1.5}
+    return {"color": colour(name), "lw": 5.0 if role(name) == ANCHOR else 1.5}
 
 
 def line_style(number: int) -> tuple[str, str]:

@@ -77,3 +77,15 @@ def test_a_variate_without_error_is_drawn_at_zero(tmp_path: Path, drawn: list[Fi
     )  # fmt: skip
     save_error_figure(tmp_path / "e.png", {"Time-LLM": flat, "ridge": flat}, ("a", "b"))
     assert drawn[0].axes[1].get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("channels", [3, MAX_NAMED + 1])
+def test_the_anchor_is_compared_whatever_its_name(
+    tmp_path: Path, drawn: list[Figure], channels: int
+):
+    name = "individual ridge + retrieval + day"
+    rows = {key: scores(channels, number, 0.3) for number, key in enumerate(("Time-LLM", name))}
+    save_error_figure(tmp_path / "e.png", rows, tuple(f"v{n}" for n in range(channels)))
+    assert {str(line.get_label()) for line in drawn[0].axes[1].get_lines()} == {"Time-LLM", name}
+    assert overlapping_texts(drawn[0]) == []
+    assert texts_outside(drawn[0]) == []

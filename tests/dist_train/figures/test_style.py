@@ -40,3 +40,18 @@ def test_a_figure_that_cannot_be_written_leaves_nothing_open(tmp_path: Path):
     with pytest.raises(OSError, match="missing"):
         style.save(figure, tmp_path / "missing" / "f.png")
     assert pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    "name", ["ridge + retrieval", "ridge + year", "individual ridge", "individual ridge + day"]
+)
+def test_an_anchor_is_drawn_as_one_whatever_its_name(name: str):
+    assert style.colour(name) == style.GREEN
+    # Broad, for the model that starts from it lies right over it.
+    assert style.forecaster(name)["lw"] > style.forecaster("Time-LLM")["lw"]
+
+
+@pytest.mark.parametrize("name", ["ridge of all", "DLinear"])
+def test_other_forecasters_are_no_anchor(name: str):
+    assert style.role(name) == name
+    assert style.forecaster(name)["lw"] < style.forecaster("Time-LLM")["lw"]

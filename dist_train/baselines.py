@@ -16,7 +16,7 @@ from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, WindowSet
 from dist_train.evaluation import Forecast
 from model.batch import from_rows, to_rows
-from model.config import Calendar
+from model.config import NO_EXTENSION, Extension
 from model.linear_anchor import (
     NORMS,
     AnchorFit,
@@ -83,28 +83,28 @@ def fit_ridges(data: ForecastData) -> tuple[AnchorFit, tuple[AnchorFit, ...]]:
 
 
 def fit_ridge_and_extended(
-    data: ForecastData, *, calendar: Calendar = "none", individual: bool = False
+    data: ForecastData, *, extension: Extension = NO_EXTENSION, individual: bool = False
 ) -> tuple[AnchorFit, AnchorFit]:
     """Fit the ridge, and one that may be more, in one pass; collective.
 
     Args:
         data: The series of one source.
-        calendar: What the weights of the second one may change with.
+        extension: What the second one may read beside the window.
         individual: Whether each variate's weights may be its own there.
 
     Returns:
-        :func:`fit_ridge`; and the same with weights that follow the calendar, where that is better
-        on validation, and that :func:`~model.linear_anchor.fit_individual` has let deviate.
+        :func:`fit_ridge`; and the same with as much of the extension as is best on validation,
+        and weights that :func:`~model.linear_anchor.fit_individual` has let deviate.
     """
     num_variates = data.num_variates if individual else 1
     train, val = (
-        _grams(data.windows[split], calendar=calendar, num_variates=num_variates)
+        _grams(data.windows[split], extension=extension, num_variates=num_variates)
         for split in ("train", "val")
     )
     of_all = [sums.pooled() for sums in train], [sums.pooled() for sums in val]
-    lasting = [[sums.lasting() for sums in split] for split in of_all]
-    ridge = fit_anchor(lasting[0], lasting[1])
-    shared = ridge if calendar == "none" else fit_anchor(*of_all)
+    plain = [[sums.only(NO_EXTENSION) for sums in split] for split in of_all]
+    ridge = fit_anchor(plain[0], plain[1])
+    shared = fit_anchor(*of_all) if extension else ridge
     if not individual:
         return ridge, shared
     progress.enter("ridge of each variate")
@@ -233,7 +233,7 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
 def _grams(
     windows: WindowSet,
     *,
-    calendar: Calendar = "none",
+    extension: Extension = NO_EXTENSION,
     limit: int | None = None,
     num_variates: int = 1,
 ) -> list[GramAccumulator]:
@@ -244,7 +244,7 @@ def _grams(
     """
     shape = (windows.seq_len, windows.pred_len)
     grams = [
-        GramAccumulator(*shape, norm, calendar=calendar, num_variates=num_variates)
+        GramAccumulator(*shape, norm, extension=extension, num_variates=num_variates)
         for norm in NORMS
     ]
     world_size, rank = distributed.world_size(), distributed.rank()
@@ -259,7 +259,7 @@ def _grams(
         ids = np.arange(first, min(first + chunk, end))
         ids = ids if sample is None else sample[ids]
         context_RL, target_RH = _rows(windows, ids)
-        phase = windows.calendar_phase(ids) if calendar != "none" else None
+        phase = windows.calendar_phase(ids) if extension.calendar != "none" else None
         phase_B4 = None if phase is None else torch.from_numpy(phase)
         for gram in grams:
             gram.add(context_RL, target_RH, None, phase_B4)

@@ -23,7 +23,7 @@ from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_
 from dist_train.selection import blocks_of_source, gain_in_standard_errors, may_replace
 from dist_train.trend_fit import training_changes
 from dist_train.window_errors import WindowErrors
-from model.config import Calendar
+from model.config import NO_EXTENSION, Extension
 from model.forecaster import Forecaster
 from model.linear_anchor import AnchorFit, LinearAnchor
 
@@ -39,8 +39,8 @@ class ClosedForm:
     """Ridge with against without retrieval; None where nobody asked."""
 
     extended: AnchorFit | None = None
-    """The ridge without retrieval whose weights may follow the calendar, or be the variates' own;
-    None where nobody asked."""
+    """The ridge without retrieval that may read more than the window, or whose weights may be the
+    variates' own; None where nobody asked."""
 
     off: tuple[str, ...] = ()
     """Names of the sources, of several, whose windows get no neighbours: validation said so."""
@@ -60,10 +60,10 @@ def solve(
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
     verdict, extended, model = None, None, config.model
-    individual, calendar = model.individual and data.num_variates > 1, _calendar_of(config, data)
-    if individual or (calendar != "none" and not model.reads_future):
+    individual, extension = model.individual and data.num_variates > 1, _extension_of(config, data)
+    if individual or (extension and not model.reads_future):
         ridge, extended = baselines.fit_ridge_and_extended(
-            data, calendar=calendar, individual=individual
+            data, extension=extension, individual=individual
         )
     off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
@@ -76,7 +76,7 @@ def solve(
     if may_have or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
-            calendar=calendar if model.reads_future or individual else "none",
+            extension=extension if model.reads_future or individual else NO_EXTENSION,
             start=extended if individual else None,
         )  # fmt: skip
     if undecided:
@@ -155,14 +155,15 @@ def set_solutions(
     return selection_mse(sums["ridge"], data)
 
 
-def _calendar_of(config: RunConfig, data: ForecastData) -> Calendar:
-    """What weights may follow: not the day where all rows have the same time of it."""
-    calendar = config.model.anchor_calendar
-    if calendar == "day":
+def _extension_of(config: RunConfig, data: ForecastData) -> Extension:
+    """What the closed form may read: not the day where all rows have the same time of it."""
+    extension = config.model.anchor_extension
+    # Random features stand behind the inputs of the day, and so keep their place.
+    if extension == Extension(calendar="day"):
         times = [one.dates - one.dates.astype("datetime64[D]") for one in data.series_set.series]
         if all((part == part[0]).all() for part in times):
-            return "none"
-    return calendar
+            return NO_EXTENSION
+    return extension
 
 
 def _set_anchor(anchor: LinearAnchor, fit: AnchorFit, source: int) -> None:
@@ -217,7 +218,8 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
             "norm": fit.norm,
             "lam": fit.lam,
             "validation_mse": fit.validation_mse,
-            "calendar": fit.calendar,
+            "calendar": fit.extension.calendar,
+            "random_features": fit.extension.random_features,
             "deviations": list(fit.deviations),
         }
         for name, fit in fits.items()
@@ -237,8 +239,11 @@ def _unpacked(weight: Tensor, facts: Mapping[str, Any]) -> AnchorFit:
     known = dict(facts)
     if known.pop("follows_year", False):  # as it was said before
         known["calendar"] = "year"
+    extension = Extension(
+        calendar=known.pop("calendar", "none"), random_features=known.pop("random_features", 0)
+    )
     known["deviations"] = tuple(known.get("deviations", ()))
-    return AnchorFit(weight=weight, candidates={}, **known)
+    return AnchorFit(weight=weight, candidates={}, extension=extension, **known)
 
 
 def sources_off(facts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -79,11 +79,12 @@ def score_beside_baselines(
     others = all_baselines(data, ridge, config.train.seed, by_source)
     model = config.model
     individual = module.anchor is not None and module.anchor.num_variates > 1
-    if model.reads_future or model.reads_dates or individual:
+    if model.reads_future or model.anchor_extension or individual:
         assert module.anchor is not None
         name = "individual ridge" if individual else "ridge"
         name += " + retrieval" * model.reads_future
         name += f" + {model.anchor_calendar}" * model.reads_dates
+        name += " + random features" * bool(model.anchor_random_features)
         retrieve = None
         if model.reads_future:
             assert retriever is not None

@@ -251,6 +251,11 @@ class RunConfig:
                 f"model.anchor_calendar={self.model.anchor_calendar}: the closed form follows the "
                 "calendar of one source; leave it out with data.sources."
             )
+        if self.model.anchor_random_features and self.data.sources:
+            raise ValueError(
+                f"model.anchor_random_features={self.model.anchor_random_features}: the ridges of "
+                "several sources read the window alone; leave it out with data.sources."
+            )
         if self.model.individual and self.data.sources:
             raise ValueError(
                 "model.anchor_weights=individual: is of the variates of one source; with "

@@ -25,7 +25,7 @@ from dist_train.parameter_counts import (
     linear_layers,
 )
 from dist_train.shapes import BackboneShape
-from model.config import LANGUAGE_MODELS, num_patches
+from model.config import FEATURE_HARMONICS, LANGUAGE_MODELS, num_patches
 
 # Products in the gradient of fused attention, over those of its forward pass: 5 / 2.
 ATTENTION_BACKWARD = 2.5
@@ -207,7 +207,9 @@ class _Counter:
         if model.anchor == "none":
             return Flops(0)
         inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
-        return Flops(2 * self.rows * inputs * data.pred_len)
+        features = model.anchor_random_features
+        drawn = features * (data.seq_len + 2 * FEATURE_HARMONICS * model.reads_dates)
+        return Flops(2 * self.rows * (inputs * data.pred_len + drawn))
 
     @property
     def _prototypes(self) -> int:

@@ -54,8 +54,9 @@ def pattern_of(name: str) -> str:
 
 FORECASTERS = (
     "Time-LLM", "ridge of all",
-    *(f"{ridge}{reading}{calendar}" for ridge in ("ridge", "individual ridge")
-      for reading in ("", " + retrieval") for calendar in ("", " + day")),
+    *(f"{ridge}{reading}{calendar}{features}" for ridge in ("ridge", "individual ridge")
+      for reading in ("", " + retrieval") for calendar in ("", " + day")
+      for features in ("", " + random features")),
     "ridge + year", "ridge + retrieval + year",
     "DLinear", "seasonal naive", "repeat last",
 )  # fmt: skip

@@ -101,8 +101,10 @@ def _beyond(fit: AnchorFit) -> str:
     if fit.deviations:
         own = sum(lam is not None for lam in fit.deviations)
         told += f", weights of their own for {own} of {len(fit.deviations)} variates"
-    if fit.calendar != "none":
-        told += f", weights that follow the {fit.calendar}"
+    if fit.extension.calendar != "none":
+        told += f", weights that follow the {fit.extension.calendar}"
+    if fit.extension.random_features:
+        told += f", {fit.extension.random_features} random features"
     return told
 
 

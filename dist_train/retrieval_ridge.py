@@ -16,7 +16,7 @@ from dist_train.evaluation import Forecast
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
 from model.batch import from_rows, to_rows
-from model.config import Calendar, GramConfig
+from model.config import NO_EXTENSION, Extension, GramConfig
 from model.linear_anchor import (
     LAMBDAS,
     NORMS,
@@ -77,7 +77,7 @@ def judge_retrieval(
     train_rows: int,
     root: Path | None = None,
     *,
-    calendar: Calendar = "none",
+    extension: Extension = NO_EXTENSION,
     start: AnchorFit | None = None,
 ) -> RetrievalVerdict:
     """Fit the ridge with and without the retrieved futures; collective.
@@ -92,7 +92,7 @@ def judge_retrieval(
             source as many.
         root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`. This one is
             deleted again where the run has a learned key, and so no use for it later.
-        calendar: What weights of both may change with, where that is better on validation;
+        extension: What both may read beside the window, as far as that is better on validation;
             beside ``start``, what its weights may.
         start: Weights of the window alone that were solved on all windows, such as those of each
             variate. Both then are ridges of what these leave over, added to them, and centred as
@@ -103,9 +103,9 @@ def judge_retrieval(
     by_source: dict[str, tuple[float, float]] = {}
     fits: dict[str, AnchorFit] = {}
     seq_len = data.windows["train"].seq_len
-    new_sums = partial(_Sums, data, calendar)
+    new_sums = partial(_Sums, data, extension)
     if start is not None:
-        before = anchor_of(start, seq_len=seq_len, calendar=calendar)
+        before = anchor_of(start, seq_len=seq_len, extension=extension)
         new_sums = partial(_Sums, data, norms=(start.norm,), before=before)
     train, validation = new_sums(), new_sums()
     for number, series in _judged_sources(data).items():
@@ -172,7 +172,7 @@ class _Sums:
     def __init__(
         self,
         data: ForecastData,
-        calendar: Calendar = "none",
+        extension: Extension = NO_EXTENSION,
         norms: Sequence[Norm] = NORMS,
         before: LinearAnchor | None = None,
     ) -> None:
@@ -182,7 +182,7 @@ class _Sums:
             reads: [
                 GramAccumulator(
                     windows.seq_len, windows.pred_len, norm,
-                    reads_future=reads, calendar=calendar,
+                    reads_future=reads, extension=extension,
                 )
                 for norm in norms
             ]
@@ -241,11 +241,11 @@ def _fits(train: _Sums, validation: _Sums) -> tuple[AnchorFit, AnchorFit]:
 
 def _added(start: AnchorFit, fit: AnchorFit, seq_len: int) -> AnchorFit:
     """Weights of the window, and the ridge of what they leave over of it and more, as one."""
-    window, calendar = start.weight[..., :seq_len], start.weight[..., seq_len:]
+    window, extension = start.weight[..., :seq_len], start.weight[..., seq_len:]
     more = fit.weight[:, seq_len:].expand(len(window), -1, -1)
     return replace(
         fit,
-        weight=torch.cat([window + fit.weight[:, :seq_len], more, calendar], dim=-1),
+        weight=torch.cat([window + fit.weight[:, :seq_len], more, extension], dim=-1),
         deviations=start.deviations,
-        calendar=start.calendar,
+        extension=start.extension,
     )

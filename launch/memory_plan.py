@@ -25,7 +25,7 @@ from dist_train.config import RunConfig, check_batch_size
 from dist_train.deepspeed_json import BUCKET
 from dist_train.parameter_counts import ParameterCounts
 from dist_train.shapes import BackboneShape
-from model.config import num_anchor_inputs
+from model.config import FEATURE_HARMONICS, num_anchor_inputs
 
 Device = Literal["cpu", "gpu"]
 Part = Mapping[str, float]
@@ -339,6 +339,8 @@ def _other_tensors(config: RunConfig, shape: BackboneShape, num_variates: int) -
         inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
         own = num_variates if model.individual else 1
         size += FLOAT32 * own * data.pred_len * inputs
+        drawn = data.seq_len + 2 * FEATURE_HARMONICS + 1
+        size += FLOAT32 * drawn * model.anchor_random_features
     return size
 
 
@@ -353,13 +355,13 @@ def _closed_form(config: RunConfig, num_variates: int) -> float:
 
 
 def _ridge_sums(config: RunConfig, num_variates: int) -> float:
-    """What the ridge of each variate is solved from; of shared weights it is next to nothing."""
+    """What the ridge of each variate is solved from; of a window alone it is next to nothing."""
+    steps, extension = config.data.pred_len, config.model.anchor_extension
     if not config.model.individual:
-        return 0
-    steps, calendar = config.data.pred_len, config.model.anchor_calendar
-    inputs = num_anchor_inputs(config.data.seq_len, steps, reads_future=False, calendar=calendar)
+        num_variates = int(extension.random_features > 0)
+    inputs = num_anchor_inputs(config.data.seq_len, steps, reads_future=False, extension=extension)
     sums = 4 * inputs * (inputs + steps)  # two norms of two splits
-    solutions = 7 * inputs * steps
+    solutions = (10 if extension.random_features else 7) * inputs * steps
     return FLOAT64 * num_variates * (sums + solutions)
 
 

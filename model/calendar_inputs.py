@@ -28,16 +28,21 @@ def calendar_inputs(calendar: Calendar, centred: Tensor, phase: Tensor) -> Tenso
     """
     if calendar == "year":
         return torch.cat([centred * phase[:, :1], centred * phase[:, 1:2]], dim=1)
-    angle_R1 = torch.atan2(phase[:, 3:4], phase[:, 2:3])
-    waves = [
-        wave(number * angle_R1)
-        for number in range(1, DAY_HARMONICS + 1)
-        for wave in (torch.cos, torch.sin)
-    ]
+    waves = day_waves(phase, DAY_HARMONICS)
     newest_RS = centred @ _newest(centred)
     return torch.cat(
-        [torch.ones_like(angle_R1), *waves, *(newest_RS * wave for wave in waves[:4])], dim=1
+        [torch.ones_like(waves[0]), *waves, *(newest_RS * wave for wave in waves[:4])], dim=1
     )
+
+
+def day_waves(phase: Tensor, harmonics: int) -> list[Tensor]:
+    """Cosine and sine of the time of day, of twice that, and so on. (R, 4) -> each (R, 1)."""
+    angle_R1 = torch.atan2(phase[:, 3:4], phase[:, 2:3])
+    return [
+        wave(number * angle_R1)
+        for number in range(1, harmonics + 1)
+        for wave in (torch.cos, torch.sin)
+    ]
 
 
 def _newest(rows: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Literal
 Calendar = Literal["none", "year", "day"]
 """What the anchor's weights may change with."""
 
-DAY_HARMONICS = 3
+DAY_HARMONICS, FEATURE_HARMONICS = 3, 2
+"""Waves of the time of day that the calendar's inputs are, and that random features are made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,10 @@ class ModelConfig:
     """year, day: the ridge's weights may change with the time of the year, or of the day;
     validation says whether."""
 
+    anchor_random_features: int = 0
+    """Random features of the window that the ridge may read as well, which makes it a kernel ridge;
+    validation says whether."""
+
     anchor_rows: int = 16384
     """Training windows of one variate that the ridge with retrieval is solved on, evenly spread:
     each of them is a search of the memory."""
@@ -91,6 +96,13 @@ class ModelConfig:
             raise ValueError(
                 f"model.stride must be in [1, patch_len={self.patch_len}], got {self.stride}: "
                 "a larger stride would skip time steps between patches."
+            )
+        features = self.anchor_random_features
+        if features < 0 or (features and (self.anchor == "none" or self.anchor_calendar == "year")):
+            raise ValueError(
+                f"model.anchor_random_features={features}: with model.anchor={self.anchor} and "
+                f"model.anchor_calendar={self.anchor_calendar}, but it is at least 0, and needs "
+                "an anchor whose weights do not follow the year: change one of them."
             )
         if self.anchor_calendar != "none" and self.anchor == "none":
             raise ValueError(
@@ -130,10 +142,15 @@ class ModelConfig:
         """Whether each variate may have weights of its own in the anchor."""
         return self.anchor_weights == "individual"
 
+    @property
+    def anchor_extension(self) -> "Extension":
+        """What the anchor may read beside the window and what is retrieved."""
+        return Extension(calendar=self.anchor_calendar, random_features=self.anchor_random_features)
+
     def num_anchor_inputs(self, seq_len: int, pred_len: int) -> int:
         """Count the inputs of the anchor, where there is one."""
         return num_anchor_inputs(
-            seq_len, pred_len, reads_future=self.reads_future, calendar=self.anchor_calendar
+            seq_len, pred_len, reads_future=self.reads_future, extension=self.anchor_extension
         )
 
 
@@ -226,11 +243,37 @@ class BackboneConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """What an anchor may read beside the window and what is retrieved."""
+
+    calendar: Calendar = "none"
+    """What its weights change with."""
+
+    random_features: int = 0
+    """How many of them, see :mod:`model.random_features`; behind the inputs of the calendar."""
+
+    def __bool__(self) -> bool:
+        return self != Extension()
+
+    @property
+    def parts(self) -> tuple["Extension", ...]:
+        """Nothing, the calendar alone, and all, as far as they differ: the least first."""
+        return tuple(dict.fromkeys((Extension(), Extension(calendar=self.calendar), self)))
+
+    def num_inputs(self, seq_len: int) -> int:
+        """Count them."""
+        return num_calendar_inputs(self.calendar, seq_len) + self.random_features
+
+
+NO_EXTENSION = Extension()
+
+
 def num_anchor_inputs(
-    seq_len: int, pred_len: int, *, reads_future: bool, calendar: Calendar
+    seq_len: int, pred_len: int, *, reads_future: bool, extension: Extension
 ) -> int:
     """Count what one weight row of the anchor is multiplied with."""
-    return seq_len + num_calendar_inputs(calendar, seq_len) + (pred_len if reads_future else 0)
+    return seq_len + (pred_len if reads_future else 0) + extension.num_inputs(seq_len)
 
 
 def num_calendar_inputs(calendar: Calendar, seq_len: int) -> int:

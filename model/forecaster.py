@@ -394,7 +394,7 @@ def _build_anchor(
         seq_len,
         pred_len,
         reads_future=config.reads_future,
-        calendar=config.anchor_calendar,
+        extension=config.anchor_extension,
         num_sources=num_sources,
         num_variates=num_variates if config.individual else 1,
     )

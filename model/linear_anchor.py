@@ -9,11 +9,11 @@ Shape legend (this file):
     R  rows, one per (window, variate)     L  seq_len, in time steps
     C  rows in one chunk                   H  pred_len, in time steps
     S  sources                             B  windows     V  variates with weights of their own
-    I  inputs: L; H more with a retrieved future; more where weights follow the calendar, see
-       :mod:`model.calendar_inputs`
+    I  inputs: L; H more with a retrieved future; more with an extension, see
+       :mod:`model.calendar_inputs` and :mod:`model.random_features`
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product
@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.calendar_inputs import calendar_inputs
-from model.config import Calendar, num_anchor_inputs
+from model.config import NO_EXTENSION, Calendar, Extension, num_anchor_inputs
 from model.float32_buffers import KeepsBufferPrecision
+from model.random_features import AT_PENALTY, random_features, random_projection
 
 Norm = Literal["mean", "last"]
 
@@ -48,8 +49,9 @@ CHUNK_ROWS = 8192
 class LinearAnchor(KeepsBufferPrecision):
     """Forecast ``loc + W (x - loc)``; not trained, float32 whatever the model is cast to.
 
-    With ``reads_future``, x is the window followed by the forecast that retrieval makes. With a
-    ``calendar``, it also holds what :func:`model.calendar_inputs.calendar_inputs` makes.
+    With ``reads_future``, x is the window followed by the forecast that retrieval makes. With an
+    ``extension``, it also holds what :func:`model.calendar_inputs.calendar_inputs` and
+    :func:`model.random_features.random_features` make.
     With ``num_variates`` above 1, each variate has a W of its own.
     Which ``loc`` belongs to W is a buffer too, so the pair survives a state dict. Before
     :meth:`set_solution` W is zero and the forecast repeats ``loc``. With several sources each has
@@ -58,6 +60,7 @@ class LinearAnchor(KeepsBufferPrecision):
 
     weight: Tensor
     subtracts_last: Tensor
+    projection: Tensor
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class LinearAnchor(KeepsBufferPrecision):
         norm: Norm = "last",
         *,
         reads_future: bool = False,
-        calendar: Calendar = "none",
+        extension: Extension = NO_EXTENSION,
         num_sources: int = 1,
         num_variates: int = 1,
     ) -> None:
@@ -74,14 +77,17 @@ class LinearAnchor(KeepsBufferPrecision):
         assert 1 in (num_sources, num_variates)  # sources need not have the same variates
         self.seq_len = seq_len
         self.num_sources, self.num_variates = num_sources, num_variates
-        self.calendar: Calendar = calendar
+        self.extension = extension
         num_inputs = num_anchor_inputs(
-            seq_len, pred_len, reads_future=reads_future, calendar=calendar
+            seq_len, pred_len, reads_future=reads_future, extension=extension
         )
         each = () if num_sources == 1 else (num_sources,)
         own = each if num_variates == 1 else (num_variates,)
         self.register_buffer("weight", torch.zeros(*own, pred_len, num_inputs))
         self.register_buffer("subtracts_last", torch.full(each, norm == "last"))
+        if extension.random_features:
+            drawn = random_projection(seq_len, extension.random_features)
+            self.register_buffer("projection", drawn.clone())
 
     def set_solution(self, weight: Tensor, norm: Norm, source: int = 0) -> None:
         """Take a solved ridge; mutates the buffers in place.
@@ -147,9 +153,11 @@ class LinearAnchor(KeepsBufferPrecision):
                 subtracts_last = subtracts_last[sources_R1]
             loc_R1 = _loc(rows_RL, subtracts_last)
             phase_R4 = None
-            if self.calendar != "none" and calendar_phase is not None:
+            if self.extension.calendar != "none" and calendar_phase is not None:
                 phase_R4 = _of_rows(calendar_phase, len(rows))
-            inputs_RI = _inputs(rows_RL, loc_R1, retrieved, self.calendar, phase_R4)
+            projection = self.projection if self.extension.random_features else None
+            calendar = self.extension.calendar
+            inputs_RI = _inputs(rows_RL, loc_R1, retrieved, calendar, phase_R4, projection)
             _check_columns("rows with what is retrieved", inputs_RI, self.weight.shape[-1])
             if self.num_variates > 1:
                 return loc_R1 + _of_variates(inputs_RI, self.weight)
@@ -169,7 +177,10 @@ class LinearAnchor(KeepsBufferPrecision):
 
 
 def anchor_of(
-    *fits: "AnchorFit", seq_len: int, reads_future: bool = False, calendar: Calendar = "none"
+    *fits: "AnchorFit",
+    seq_len: int,
+    reads_future: bool = False,
+    extension: Extension = NO_EXTENSION,
 ) -> LinearAnchor:
     """Make the anchor of a solved ridge, or of one for each source.
 
@@ -177,11 +188,11 @@ def anchor_of(
         fits: Of the same shape.
         seq_len: As :class:`LinearAnchor` takes it.
         reads_future: As :class:`LinearAnchor` takes it.
-        calendar: As :class:`LinearAnchor` takes it.
+        extension: As :class:`LinearAnchor` takes it.
     """
     weight = fits[0].weight
     anchor = LinearAnchor(
-        seq_len, weight.shape[-2], reads_future=reads_future, calendar=calendar,
+        seq_len, weight.shape[-2], reads_future=reads_future, extension=extension,
         num_sources=len(fits), num_variates=len(weight) if weight.ndim == 3 else 1,
     )  # fmt: skip
     for source, fit in enumerate(fits):
@@ -203,17 +214,23 @@ class GramAccumulator:
         norm: Norm,
         *,
         reads_future: bool = False,
-        calendar: Calendar = "none",
+        extension: Extension = NO_EXTENSION,
         num_variates: int = 1,
     ) -> None:
         self.norm: Norm = norm
         self.seq_len = seq_len
         self.num_variates = num_variates
-        self.calendar: Calendar = calendar
-        self.num_lasting, num_inputs = (
-            num_anchor_inputs(seq_len, pred_len, reads_future=reads_future, calendar=known)
-            for known in ("none", calendar)
-        )
+        self.extension = extension
+        self.widths = {
+            part: num_anchor_inputs(seq_len, pred_len, reads_future=reads_future, extension=part)
+            for part in extension.parts
+        }
+        """Inputs without the extension, with its calendar, and with all of it."""
+        self._projection: Tensor | None = None
+        if extension.random_features:
+            drawn = random_projection(seq_len, extension.random_features)
+            self._projection = drawn.to(torch.float64)
+        num_inputs = self.widths[extension]
         each = () if num_variates == 1 else (num_variates,)
         self.gram = torch.zeros(*each, num_inputs, num_inputs, dtype=torch.float64)
         """Sum of x x^T over centred rows. Shape (I, I), or (V, I, I)."""
@@ -258,7 +275,7 @@ class GramAccumulator:
                 "per window."
             )
         phase_R4 = None
-        if self.calendar != "none":
+        if self.extension.calendar != "none":
             assert calendar_phase is not None
             phase_R4 = _of_rows(calendar_phase, len(windows)).to(self.gram)
         step = max(1, CHUNK_ROWS // self.num_variates) * self.num_variates
@@ -270,8 +287,9 @@ class GramAccumulator:
                 x_CL,
                 loc_C1,
                 None if retrieved is None else retrieved[part].to(self.gram),
-                self.calendar,
+                self.extension.calendar,
                 None if phase_R4 is None else phase_R4[part],
+                self._projection,
             )
             _check_columns("windows with what is retrieved", x_CI, self.cross.shape[-2])
             y_CH = y_CH - loc_C1
@@ -286,12 +304,23 @@ class GramAccumulator:
             self.cross.baddbmm_(x_VCI.mT, y_VCH)
             self.target_square += y_VCH.square().sum(dim=(1, 2))
 
-    def lasting(self) -> "GramAccumulator":
-        """The same rows without what makes weights follow the calendar; shares the sums."""
-        part = copy(self)
-        part.calendar = "none"
-        part.gram = self.gram[..., : self.num_lasting, : self.num_lasting]
-        part.cross = self.cross[..., : self.num_lasting, :]
+    @property
+    def factors(self) -> Tensor:
+        """Ridge penalty of each input, in penalties of the window's own. Shape (I,), float64."""
+        factors_I = self.gram.new_ones(self.gram.shape[-1])
+        lasting, following = self.widths[NO_EXTENSION], self.extension.parts[-1].calendar
+        factors_I[lasting:] = CALENDAR_PENALTY[following]
+        if features := self.extension.random_features:
+            factors_I[-features:] = features / AT_PENALTY
+        return factors_I
+
+    def only(self, extension: Extension) -> "GramAccumulator":
+        """The same rows with a part of the extension, see :attr:`widths`; shares the sums."""
+        part, width = copy(self), self.widths[extension]
+        part.extension = extension
+        part.widths = {known: self.widths[known] for known in extension.parts}
+        part.gram = self.gram[..., :width, :width]
+        part.cross = self.cross[..., :width, :]
         return part
 
     def pooled(self) -> "GramAccumulator":
@@ -345,25 +374,22 @@ class AnchorFit:
     candidates: dict[tuple[Norm, float], float]
     """Validation MSE of every (norm, lambda) tried."""
 
-    calendar: Calendar = "none"
-    """What its weights change with; those of the candidates then do too."""
+    extension: Extension = NO_EXTENSION
+    """What it reads beside the window and what is retrieved; the candidates then do too."""
 
     deviations: tuple[float | None, ...] = ()
     """Penalty of how far each variate's weights are from the shared ones, None where they are
     those; empty where all variates share them."""
 
 
-def solve(
-    gram: Tensor, cross: Tensor, lam: float, num_lasting: int | None = None, factor: float = 1
-) -> Tensor:
+def solve(gram: Tensor, cross: Tensor, lam: float, factors: Tensor | None = None) -> Tensor:
     """Solve the ridge ``min |Y - X W^T|^2 + lam |W|^2``, without an intercept.
 
     Args:
         gram: X^T X of the centred rows. Shape (I, I), float64.
         cross: X^T Y of the centred rows. Shape (I, H), float64.
         lam: Penalty, above 0; it also makes a singular Gram matrix solvable.
-        num_lasting: Inputs with that penalty; None: all.
-        factor: The others have as many times as much.
+        factors: What each input has of that penalty; None: all of it. Shape (I,), float64.
 
     Returns:
         W. Shape (H, I), float64.
@@ -375,8 +401,7 @@ def solve(
         raise ValueError(f"lam={lam}: pass a penalty above 0, windows may be collinear.")
     if not (gram.isfinite().all() and cross.isfinite().all()):
         raise ValueError("gram and cross hold NaN or inf: the windows must be finite numbers.")
-    penalties_I = torch.full((len(gram),), float(lam), dtype=gram.dtype, device=gram.device)
-    penalties_I[len(gram) if num_lasting is None else num_lasting :] *= factor
+    penalties_I = lam * (gram.new_ones(len(gram)) if factors is None else factors)
     penalised_II = gram + torch.diag(penalties_I)
     return torch.cholesky_solve(cross, torch.linalg.cholesky(penalised_II)).T.contiguous()
 
@@ -394,8 +419,8 @@ def fit_anchor(
         lambdas: Penalties to try.
 
     Returns:
-        The fit with the lowest validation MSE; the earlier candidate wins a tie. Where weights may
-        follow the calendar, they do if that is better than weights that last.
+        The fit with the lowest validation MSE; the earlier candidate wins a tie. With an extension,
+        it reads as much of that as is best, and has weights of 0 for the rest.
 
     Raises:
         ValueError: No rows were added to one of the accumulators.
@@ -407,16 +432,17 @@ def fit_anchor(
                 f"model.anchor=ridge has {train.num_rows:.0f} training and "
                 f"{valid.num_rows:.0f} validation rows: it needs both, or set model.anchor=none."
             )
-    lasting = _fit(
-        [sums.lasting() for sums in training], [sums.lasting() for sums in validation], lambdas
-    )
-    if training[0].calendar == "none":
-        return lasting
-    following = _fit(training, validation, lambdas)
-    if following.validation_mse < lasting.validation_mse:
-        return replace(following, calendar=training[0].calendar)
-    unread = len(training[0].gram) - training[0].num_lasting
-    return replace(lasting, weight=F.pad(lasting.weight, (0, unread)))
+    best: AnchorFit | None = None
+    for part in training[0].extension.parts:
+        fit = _fit(
+            [sums.only(part) for sums in training], [sums.only(part) for sums in validation],
+            lambdas,
+        )  # fmt: skip
+        if best is None or fit.validation_mse < best.validation_mse:
+            best = replace(fit, extension=part)
+    assert best is not None
+    unread = len(training[0].gram) - best.weight.shape[-1]
+    return replace(best, weight=F.pad(best.weight, (0, unread)))
 
 
 def fit_individual(
@@ -430,8 +456,9 @@ def fit_individual(
 
     A variate's weights are ``W + D``, where D is the ridge of what W leaves over of the variate:
     an infinite penalty on D gives W, none the variate's own least squares. Variates that go
-    together lend each other strength, those that do not go their own way. Where weights may follow
-    the calendar, a deviation that does and one that does not are both tried.
+    together lend each other strength, those that do not go their own way. With an extension,
+    deviations that read none, a part or all of it are tried; with random features, they are also
+    tried from the best shared weights with and from the best without them.
 
     Args:
         training: One accumulator per norm, with sums for each variate, joined over the ranks.
@@ -441,40 +468,67 @@ def fit_individual(
         mark: Called now and then, as a sign that it goes on.
 
     Returns:
-        Weights (V, H, I) at the norm of ``shared``; the shared weights win a tie. It follows the
-        calendar where any variate's weights do.
+        Weights (V, H, I) at the norm of ``shared``; the shared weights win a tie. It reads of the
+        extension what any variate's weights do.
     """
     norms = [sums.norm for sums in training]
     train, valid = (sums[norms.index(shared.norm)] for sums in (training, validation))
     best_V = valid.squared_error(shared.weight)
     weight_VHI = shared.weight.expand(len(best_V), -1, -1)
-    left_VIH = train.cross - train.gram @ shared.weight.T
     deviations: list[float | None] = [None] * len(best_V)
-    num_inputs = train.gram.shape[-1]
-    for width, lam in product(dict.fromkeys((train.num_lasting, num_inputs)), lambdas):
-        own = []
-        for gram_II, left_IH in zip(train.gram, left_VIH, strict=True):
-            part_II, part_IH = gram_II[:width, :width], left_IH[:width]
-            own.append(solve(part_II, part_IH, lam, train.num_lasting, _factor(train)))
-            mark()
-        own_VHI = shared.weight + F.pad(torch.stack(own), (0, num_inputs - width))
-        error_V = valid.squared_error(own_VHI)
+    bases = _bases(train.pooled(), valid.pooled(), shared)
+    for lam, tried in _deviating(train, bases, lambdas, mark):
+        error_V = valid.squared_error(tried)
         better_V = error_V < best_V
-        weight_VHI = torch.where(better_V[:, None, None], own_VHI, weight_VHI)
+        weight_VHI = torch.where(better_V[:, None, None], tried, weight_VHI)
         best_V = torch.where(better_V, error_V, best_V)
         deviations = [
             lam if better else before
             for better, before in zip(better_V.tolist(), deviations, strict=True)
         ]
-    follows = bool(weight_VHI[..., train.num_lasting :].any())
+    unread = [not weight_VHI[..., width:].any() for width in train.widths.values()]
     return replace(
         shared,
         weight=weight_VHI,
         validation_mse=float(best_V.sum() / (valid.num_rows * weight_VHI.shape[1])),
         candidates={},
-        calendar=train.calendar if follows else "none",
+        extension=train.extension.parts[unread.index(True)],
         deviations=tuple(deviations),
     )
+
+
+def _deviating(
+    train: GramAccumulator,
+    bases: Sequence[Tensor],
+    lambdas: Sequence[float],
+    mark: Callable[[], None],
+) -> Iterator[tuple[float | None, Tensor]]:
+    """Weights to try for each variate: penalty of the deviation, and (H, I) or (V, H, I)."""
+    for base_HI in bases:
+        yield None, base_HI
+    left_VIH = train.cross.repeat(1, 1, len(bases)) - train.gram @ torch.cat(list(bases)).T
+    num_inputs, factors_I = train.gram.shape[-1], train.factors
+    for width, lam in product(train.widths.values(), lambdas):
+        own = []
+        for gram_II, left_IH in zip(train.gram, left_VIH, strict=True):
+            part_II, part_IH = gram_II[:width, :width], left_IH[:width]
+            own.append(solve(part_II, part_IH, lam, factors_I[:width]))
+            mark()
+        own_VHI = F.pad(torch.stack(own), (0, num_inputs - width))
+        for base_HI, deviation_VHI in zip(bases, own_VHI.chunk(len(bases), dim=1), strict=True):
+            yield lam, base_HI + deviation_VHI
+
+
+def _bases(train: GramAccumulator, valid: GramAccumulator, shared: AnchorFit) -> list[Tensor]:
+    """Shared weights to deviate from: the best, with random features and without. Each (H, I)."""
+    if not train.extension.random_features:
+        return [shared.weight]
+    plain = Extension(calendar=train.extension.calendar)
+    without = fit_anchor([train.only(plain)], [valid.only(plain)]).weight
+    return [
+        F.pad(without, (0, train.extension.random_features)),
+        _fit([train], [valid], LAMBDAS).weight,
+    ]
 
 
 def _fit(
@@ -486,7 +540,7 @@ def _fit(
     candidates: dict[tuple[Norm, float], float] = {}
     for train, valid in zip(training, validation, strict=True):
         for lam in lambdas:
-            weight_HI = solve(train.gram, train.cross, lam, train.num_lasting, _factor(train))
+            weight_HI = solve(train.gram, train.cross, lam, train.factors)
             mse = float(valid.squared_error(weight_HI) / (valid.num_rows * len(weight_HI)))
             candidates[train.norm, lam] = mse
             if best is None or mse < best.validation_mse:
@@ -507,13 +561,13 @@ def _loc(rows: Tensor, subtracts_last: Tensor) -> Tensor:
     return torch.where(subtracts_last, rows[:, -1:], rows.mean(dim=1, keepdim=True))
 
 
-def _factor(sums: GramAccumulator) -> float:
-    """Penalty of the inputs behind those that last, in penalties of these."""
-    return CALENDAR_PENALTY[sums.calendar]
-
-
 def _inputs(
-    rows: Tensor, loc: Tensor, retrieved: Tensor | None, calendar: Calendar, phase: Tensor | None
+    rows: Tensor,
+    loc: Tensor,
+    retrieved: Tensor | None,
+    calendar: Calendar,
+    phase: Tensor | None,
+    projection: Tensor | None,
 ) -> Tensor:
     """What the weights are multiplied with: (R, L), (R, 1), (R, H), (R, 4) -> (R, I)."""
     centred_RL = rows - loc
@@ -522,6 +576,8 @@ def _inputs(
         parts.append(retrieved - loc)
     if phase is not None:
         parts.append(calendar_inputs(calendar, centred_RL, phase))
+    if projection is not None:
+        parts.append(random_features(centred_RL, projection, phase))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -20,6 +20,7 @@ from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
 from dist_train.selection import block_errors, gain_in_standard_errors
 from dist_train.window_errors import WindowErrors
+from model.config import NO_EXTENSION, Extension
 from model.linear_anchor import AnchorFit, LinearAnchor
 from tests.helpers.runs import tiny_run
 from tests.helpers.series import write_stamped
@@ -124,30 +125,33 @@ def test_what_was_solved_comes_back_out_of_tensors_and_json(judged: bool):
 
 
 def test_what_an_earlier_version_wrote_comes_back():
-    closed = ClosedForm(
-        ridge=fit(1.0, 3), verdict=None, extended=replace(fit(2.0, 9), calendar="year")
-    )
+    year = replace(fit(2.0, 9), extension=Extension(calendar="year"))
+    closed = ClosedForm(ridge=fit(1.0, 3), verdict=None, extended=year)
     tensors, facts = pack(closed, 0.5)
     tensors["year"], facts["fits"]["year"] = tensors.pop("extended"), facts["fits"].pop("extended")
     for known in facts["fits"].values():
         known["follows_year"] = known.pop("calendar") == "year"
-        del known["deviations"]
+        del known["deviations"], known["random_features"]
     again, _ = unpack(tensors, json.loads(json.dumps(facts)))
     assert again.extended is not None
-    assert (again.ridge.calendar, again.extended.calendar) == ("none", "year")
+    assert (again.ridge.extension, again.extended.extension) == (NO_EXTENSION, year.extension)
     assert closed.extended is not None
     assert torch.equal(again.extended.weight, closed.extended.weight)
 
 
 def test_weights_of_each_variate_come_back_too():
     own = replace(
-        fit(2.0, 3), weight=torch.rand(4, 2, 3).double(), deviations=(None, 10.0, 1e6, None)
+        fit(2.0, 3),
+        weight=torch.rand(4, 2, 3).double(),
+        deviations=(None, 10.0, 1e6, None),
+        extension=Extension(calendar="day", random_features=7),
     )
     tensors, facts = pack(ClosedForm(ridge=fit(1.0, 3), verdict=None, extended=own), 0.5)
     again, _ = unpack(tensors, json.loads(json.dumps(facts)))
     assert again.extended is not None
     assert torch.equal(again.extended.weight, own.weight)
     assert again.extended.deviations == own.deviations
+    assert again.extended.extension == own.extension
     assert again.ridge.deviations == ()
 
 

@@ -267,12 +267,14 @@ def test_one_source_has_no_others_to_retrieve_from(names: list[str] | None):
     assert RunConfig(data=DataConfig(sources=sources), gram=off).gram == off
 
 
-def test_the_year_and_the_variates_of_several_sources_are_refused():
+def test_what_reads_more_than_the_window_is_refused_with_several_sources():
     data = DataConfig(sources=[SourceConfig(dataset="ETTh1")])
     with pytest.raises(ValueError, match=r"model\.anchor_calendar=year: .* data\.sources"):
         RunConfig(data=data, model=ModelConfig(anchor="ridge", anchor_calendar="year"))
     with pytest.raises(ValueError, match=r"model\.anchor_weights=individual: .* data\.sources"):
         RunConfig(data=data, model=ModelConfig(anchor_weights="individual"))
+    with pytest.raises(ValueError, match=r"model\.anchor_random_features=8: .* data\.sources"):
+        RunConfig(data=data, model=ModelConfig(anchor_random_features=8))
 
 
 def test_several_sources_may_retrieve_across(tmp_path: Path):

@@ -120,12 +120,17 @@ CASES = [
         id="anchored key, both ridges",
     ),
     pytest.param("gpt2", ("--model.prototype_map=vocabulary", *BARE), id="vocabulary"),
+    pytest.param(
+        "gpt2",
+        ("--model.anchor=ridge", "--model.anchor_random_features=32"),
+        id="random features",
+    ),
     pytest.param("gpt2", ("--model.patch_embedding=linear", "--model.prompt=none"), id="none"),
     pytest.param("gpt2", ("--backbone.kind=none",), id="no language model"),
     pytest.param("gpt2", ("--backbone.kind=attention",), id="attention in its place"),
     pytest.param("gpt2", ("--backbone.kind=transformer", *BARE), id="a block in its place"),
 ]  # fmt: skip
-IN_MAKE_TEST = {"gpt2", "llama", "bert reads all at once", "gpt2, prefix"}
+IN_MAKE_TEST = {"gpt2", "llama", "bert reads all at once", "gpt2, prefix", "random features"}
 """The others take as long, and run in make test-slow."""
 
 

@@ -17,7 +17,7 @@ from dist_train.data.windows import load_forecast_data
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
 from model.backbone_files import locate_backbone
-from model.config import ModelConfig
+from model.config import Extension, ModelConfig
 from tests.helpers.runs import tiny_run
 from tests.helpers.series import write_series
 from tests.helpers.sources import tiny_corpus_run
@@ -78,15 +78,16 @@ def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: P
         "memory: on, 100 entries of 722, even; flat, a copy on every rank: 100 entries are "
         "searched whole"
     )
-    year = replace(better, calendar="year")
+    year = replace(better, extension=Extension(calendar="year"))
     closed = ClosedForm(ridge=ridge, verdict=None, extended=year)
     line = "anchor on validation: mse 0.0312, weights that follow the year"
     assert line in opening.parameters(sizes, closed, None).splitlines()
-    individual = replace(better, deviations=(None, 10.0, 1e4), calendar="day")
+    extension = Extension(calendar="day", random_features=64)
+    individual = replace(better, deviations=(None, 10.0, 1e4), extension=extension)
     closed = ClosedForm(ridge=ridge, verdict=None, extended=individual)
     line = (
         "anchor on validation: mse 0.0312, weights of their own for 2 of 3 variates, "
-        "weights that follow the day"
+        "weights that follow the day, 64 random features"
     )
     assert line in opening.parameters(sizes, closed, None).splitlines()
 

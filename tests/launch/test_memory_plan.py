@@ -194,10 +194,10 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_weights_of_each_variate_count_as_often():
-    def plan(weights: Any, device: Any, num_variates: int) -> MemoryPlan:
+    def plan(weights: Any, device: Any, num_variates: int, features: int = 0) -> MemoryPlan:
         config = RunConfig(
             data=DataConfig(seq_len=720, pred_len=96),
-            model=ModelConfig(anchor_weights=weights),
+            model=ModelConfig(anchor_weights=weights, anchor_random_features=features),
             backbone=BackboneConfig(name=GPT2.name, llm_layers=12),
         )
         return plan_memory(config, GPT2, count_parameters(config, GPT2), STEP, ranks=1,
@@ -215,6 +215,16 @@ def test_weights_of_each_variate_count_as_often():
     per_variate = 8 * (4 * 720 * (720 + 96) + 7 * 720 * 96)
     assert few.phases["ridge"]["sums of the ridges"] == 3 * per_variate
     assert (few.peak_phase, many.peak_phase) == ("training", "ridge")
+    inputs = 720 + 1000
+    per_variate_bent = 8 * (4 * inputs * (inputs + 96) + 10 * inputs * 96)
+    for weights, variates in (("shared", 1), ("individual", 3)):
+        bent = plan(weights, "cpu", 3, 1000).phases
+        assert bent["ridge"]["sums of the ridges"] == variates * per_variate_bent
+        more = (
+            bent["training"]["other tensors"]
+            - plan(weights, "cpu", 3).phases["training"]["other tensors"]
+        )
+        assert more == 4 * 1000 * (variates * 96 + 720 + 5)
     # Beside a GPU they lie in host memory, before anything else does.
     host = plan("individual", "gpu", 900).host
     assert host["sums of the ridges"] + host["closed form"] == 900 * per_variate

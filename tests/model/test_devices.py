@@ -70,6 +70,7 @@ def train_step(
         ("mistral", True, {"anchor_calendar": "year"}),
         ("gpt2", False, {"anchor_calendar": "day"}),
         ("gpt2", False, {"anchor_calendar": "day", "anchor_weights": "individual"}),
+        ("gpt2", False, {"anchor_calendar": "day", "anchor_random_features": 16}),
     ],
 )
 def test_a_training_step_stays_on_its_device(kind: Kind, lora: bool, settings: dict[str, Any]):

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.calendar_inputs import calendar_inputs
-from model.config import Calendar, num_calendar_inputs
+from model.config import NO_EXTENSION, Calendar, Extension, num_calendar_inputs
 from model.linear_anchor import (
     CALENDAR_PENALTY,
     GramAccumulator,
@@ -18,6 +19,7 @@ from model.linear_anchor import (
     fit_individual,
     solve,
 )
+from model.random_features import AT_PENALTY, random_features, random_projection
 
 L, H = 12, 5
 NORMS: tuple[Norm, ...] = ("last", "mean")
@@ -182,7 +184,7 @@ def accumulate_dates(
     x: Tensor, y: Tensor, phase: Tensor, norm: Norm, calendar: Calendar
 ) -> GramAccumulator:
     """Sums of windows of two variates each."""
-    sums = GramAccumulator(L, H, norm, reads_future=True, calendar=calendar)
+    sums = GramAccumulator(L, H, norm, reads_future=True, extension=Extension(calendar=calendar))
     for start in range(0, len(x), 8):
         part = slice(start, start + 8)
         sums.add(x[part], y[part], 0.5 * y[part], phase[start // 2 : start // 2 + 4])
@@ -198,7 +200,7 @@ def test_weights_that_follow_the_calendar_are_a_ridge_with_scaled_columns(
     phase = phases(40)
     sums = accumulate_dates(x, y, phase, norm, calendar)
     penalty = CALENDAR_PENALTY[calendar]
-    weight = solve(sums.gram, sums.cross, 20.0, sums.num_lasting, penalty)
+    weight = solve(sums.gram, sums.cross, 20.0, sums.factors)
 
     loc, rows = centre(x, norm), phase.double().repeat_interleave(2, dim=0)
     scale = penalty**-0.5  # a column that is smaller costs more
@@ -209,7 +211,7 @@ def test_weights_that_follow_the_calendar_are_a_ridge_with_scaled_columns(
     wanted[:, L + H :] *= scale
     torch.testing.assert_close(weight, wanted, rtol=1e-4, atol=1e-6)
 
-    anchor = LinearAnchor(L, H, norm, reads_future=True, calendar=calendar)
+    anchor = LinearAnchor(L, H, norm, reads_future=True, extension=Extension(calendar=calendar))
     anchor.set_solution(weight, norm)
     predicted = ridge.predict(torch.cat(columns, dim=1).numpy()) + loc.numpy()
     torch.testing.assert_close(
@@ -223,7 +225,7 @@ def test_without_the_calendar_the_sums_are_those_of_weights_that_last(calendar: 
     x, y = random_walks(40)
     plain = GramAccumulator(L, H, "last", reads_future=True)
     plain.add(x, y, 0.5 * y)
-    part = accumulate_dates(x, y, phases(20), "last", calendar).lasting()
+    part = accumulate_dates(x, y, phases(20), "last", calendar).only(NO_EXTENSION)
     for mine, wanted in zip(part.tensors, plain.tensors, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(
@@ -242,7 +244,9 @@ def windows_with_slopes(
     x = torch.randn(len(slope), L, generator=generator)
     noise = 0.1 * torch.randn(len(slope), H, generator=generator)
     y = x[:, -1:] + slope * (x[:, -4:].mean(dim=1, keepdim=True) - x[:, -1:]) + noise
-    part = GramAccumulator(L, H, "last", calendar=calendar, num_variates=num_variates)
+    part = GramAccumulator(
+        L, H, "last", extension=Extension(calendar=calendar), num_variates=num_variates
+    )
     part.add(x, y, None, phase)
     return part
 
@@ -259,7 +263,7 @@ def test_weights_follow_the_calendar_where_that_is_better_on_validation(
         slope = cosine if follows else torch.full((2 * size, 1), 0.7)
         sums.append(windows_with_slopes(slope, 1, phase, calendar, seed))
     fit = fit_anchor(sums[:1], sums[1:])
-    assert fit.calendar == (calendar if follows else "none")
+    assert fit.extension.calendar == (calendar if follows else "none")
     assert fit.weight.shape == (H, L + num_calendar_inputs(calendar, L))
     assert bool(fit.weight[:, L:].any()) is follows
     assert fit.validation_mse == min(fit.candidates.values()) < 0.1
@@ -276,13 +280,112 @@ def test_only_variates_that_follow_the_day_get_weights_that_do(follows: bool):
         sums.append(windows_with_slopes(slope.flatten()[:, None], 2, phase, "day", seed))
     shared = fit_anchor([sums[0].pooled()], [sums[1].pooled()])
     fit = fit_individual(sums[:1], sums[1:], shared)
-    assert fit.calendar == ("day" if follows else "none")
+    assert fit.extension.calendar == ("day" if follows else "none")
     assert fit.validation_mse < 0.02
     moving = fit.weight[..., L:].abs().sum(dim=(1, 2))
     if follows:  # the first one's deviation takes back what the shared weights have of the second
         assert moving[0] < 0.3 * moving[1]
     else:
         assert moving.max() == 0
+
+
+def accumulate_bends(
+    num_windows: int, seed: int, *, bends: bool, num_variates: int = 1, features: int = 64
+) -> GramAccumulator:
+    """Sums of windows whose futures go on as far as their mean is away; the last variate bends."""
+    x, phase = random_walks(num_windows * num_variates, seed)[0], phases(num_windows, seed)
+    away = x.mean(dim=1, keepdim=True) - x[:, -1:]
+    last = torch.arange(len(x))[:, None] % num_variates == num_variates - 1
+    noise = 0.1 * torch.randn(len(x), H, generator=torch.Generator().manual_seed(seed))
+    extension = Extension(calendar="day", random_features=features)
+    sums = GramAccumulator(L, H, "last", extension=extension, num_variates=num_variates)
+    sums.add(x, x[:, -1:] + torch.where(last & bends, away.abs(), away) + noise, None, phase)
+    return sums
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dated", [False, True])
+def test_with_random_features_it_is_a_ridge_with_their_columns(norm: Norm, dated: bool):
+    x, y = (values.double() for values in random_walks(80))
+    phase, features = phases(40), 2 * AT_PENALTY
+    extension = Extension(calendar="day" if dated else "none", random_features=features)
+    sums = GramAccumulator(L, H, norm, reads_future=True, extension=extension)
+    sums.add(x, y, 0.5 * y, phase)
+    weight = solve(sums.gram, sums.cross, 20.0, sums.factors)
+
+    loc, rows = centre(x, norm), phase.double().repeat_interleave(2, dim=0)
+    drawn = random_projection(L, features).double()
+    found = random_features(x - loc, drawn, rows if dated else None)
+    columns = [x - loc, 0.5 * y - loc]
+    columns += [calendar_inputs("day", x - loc, rows)] if dated else []
+    inputs = torch.cat([*columns, found * 2**-0.5], dim=1)  # twice as many cost twice as much
+    ridge = Ridge(alpha=20.0, fit_intercept=False, solver="cholesky")
+    ridge.fit(inputs.numpy(), (y - loc).numpy())
+    wanted = torch.from_numpy(ridge.coef_.copy())
+    wanted[:, -features:] *= 2**-0.5
+    torch.testing.assert_close(weight, wanted, rtol=1e-3, atol=1e-6)
+
+    anchor = LinearAnchor(L, H, norm, reads_future=True, extension=extension)
+    anchor.set_solution(weight, norm)
+    predicted = torch.from_numpy(ridge.predict(inputs.numpy()) + loc.numpy()).float()
+    got = anchor(x, (0.5 * y).float(), phase)
+    torch.testing.assert_close(got, predicted, rtol=1e-3, atol=1e-3)
+    again = LinearAnchor(L, H, reads_future=True, extension=extension)
+    again.projection.zero_()  # what was drawn goes with the weights
+    again.load_state_dict(anchor.state_dict())
+    assert torch.equal(again(x, (0.5 * y).float(), phase), got)
+
+
+@pytest.mark.parametrize("bends", [True, False])
+def test_random_features_are_read_where_they_are_better_on_validation(bends: bool):
+    train, valid = (accumulate_bends(size, size, bends=bends) for size in (600, 300))
+    fit = fit_anchor([train], [valid])
+    plain = fit_anchor([train.only(NO_EXTENSION)], [valid.only(NO_EXTENSION)])
+    assert fit.weight.shape == (H, L + num_calendar_inputs("day", L) + 64)
+    assert bool(fit.weight[:, -64:].any()) is bends
+    assert fit.extension.random_features == 64 * bends
+    assert fit.validation_mse <= plain.validation_mse
+    if bends:
+        assert fit.validation_mse < 0.5 * plain.validation_mse
+    assert train.factors.tolist() == [1.0] * (fit.weight.shape[1] - 64) + [64 / AT_PENALTY] * 64
+
+
+@pytest.mark.parametrize("bends", [True, False])
+def test_only_variates_that_bend_get_random_features(bends: bool):
+    train, valid = (
+        accumulate_bends(size, size, bends=bends, num_variates=2) for size in (600, 300)
+    )
+    shared = fit_anchor([train.pooled()], [valid.pooled()])
+    fit = fit_individual([train], [valid], shared)
+    bent = fit.weight[..., -64:].abs().sum(dim=(1, 2))
+    assert fit.extension.random_features == 64 * bends
+    assert bool(bent[1] > 0) is bends
+    assert bent[0] < 0.3 * bent[1] if bends else bent[0] == 0
+    assert fit.validation_mse < 0.05
+    errors = valid.squared_error(fit.weight).sum() / (valid.num_rows * H)
+    assert fit.validation_mse == pytest.approx(float(errors))
+
+
+def test_deviations_begin_with_random_features_and_without_them():
+    """Of two variates that bend alike beside one that does not, all three are served."""
+    train, valid = (accumulate_bends(size, size, bends=True, num_variates=2) for size in (600, 300))
+    pooled = train.pooled(), valid.pooled()
+    plain = Extension(calendar="day")
+    without = fit_anchor([pooled[0].only(plain)], [pooled[1].only(plain)])
+    shared = fit_anchor([pooled[0]], [pooled[1]])
+    assert shared.extension.random_features
+    fit = fit_individual([train], [valid], shared, ())  # nothing may deviate
+    errors = torch.stack(
+        [
+            valid.squared_error(shared.weight),
+            valid.squared_error(F.pad(without.weight, (0, 64))),
+        ]
+    )
+    chosen = errors.argmin(dim=0)
+    for variate in range(2):
+        wanted = (shared.weight, F.pad(without.weight, (0, 64)))[int(chosen[variate])]
+        torch.testing.assert_close(fit.weight[variate], wanted)
+    assert fit.deviations == (None, None)
 
 
 def test_each_source_has_a_solution_of_its_own():

@@ -43,7 +43,14 @@ def test_a_figure_that_cannot_be_written_leaves_nothing_open(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["ridge + retrieval", "ridge + year", "individual ridge", "individual ridge + day"]
+    "name",
+    [
+        "ridge + retrieval",
+        "ridge + year",
+        "individual ridge",
+        "individual ridge + day",
+        "individual ridge + day + random features",
+    ],
 )
 def test_an_anchor_is_drawn_as_one_whatever_its_name(name: str):
     assert style.colour(name) == style.GREEN

@@ -1,0 +1,85 @@
+"""model.anchor_random_features, whole: trained on ranks, scored, loaded, exported, refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dist_train.export import export_run
+from dist_train.loading import load_run
+from model import TimeLLM
+from model.config import ModelConfig
+from tests.helpers.runs import forecast_of_last_window, tiny_run, train_runs, with_memory_read
+from tests.helpers.series import write_stamped
+
+
+def write_bent(path: Path) -> None:
+    """Two variates: one whose next value is as far from 0 as this one, one that goes straight."""
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=(1500, 2))
+    for row in range(1, 1500):
+        before = np.abs(values[row - 1, 0]) - 1.2, 0.7 * values[row - 1, 1]
+        values[row] = -1.6 * before[0] + 0.15 * values[row, 0], before[1] + 0.3 * values[row, 1]
+    write_stamped(path, values, "h")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("features")
+    write_bent(folder / "bent.csv")
+    base = tiny_run(folder)
+    plain = replace(
+        base, name="plain",
+        data=replace(base.data, path=str(folder / "bent.csv"), seq_len=16, pred_len=1),
+        model=replace(base.model, prompt="none", anchor_random_features=256),
+        train=replace(base.train, max_steps=2, learning_rate=1e-5),
+        gram=replace(base.gram, use_gram=False),
+    )  # fmt: skip
+    own = replace(plain.model, anchor_weights="individual", anchor_calendar="day")
+    reading = with_memory_read(replace(plain, model=own))
+    train_runs([plain, reading], world_size=2)
+    return {one.name: one.run_folder for one in (plain, reading)}
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("plain", "ridge + random features"),
+        ("reading", "individual ridge + retrieval + day + random features"),
+    ],
+)
+def test_the_anchor_bends_where_the_series_does(runs: dict[str, Path], name: str, row: str):
+    scores = json.loads((runs[name] / "result.json").read_text())["scores"]
+    assert scores[row]["mse"] < 0.7 * scores["ridge"]["mse"]
+    assert scores["Time-LLM"]["mse"] == pytest.approx(scores[row]["mse"], rel=0.02)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ["plain", "reading"])
+def test_a_frame_is_forecast_as_its_window_is_scored(
+    runs: dict[str, Path], name: str, tmp_path: Path
+):
+    run = load_run(runs[name])
+    wanted_HN, names = forecast_of_last_window(run), ["v0", "v1"]
+    frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"]).iloc[:-1]
+    exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
+    for model in (TimeLLM.from_pretrained(runs[name]), exported):
+        got = model.predict(frame)[names].to_numpy()
+        np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"anchor_random_features": -1},
+        {"anchor_random_features": 8, "anchor": "none"},
+        {"anchor_random_features": 8, "anchor_calendar": "year"},
+    ],
+)
+def test_refuses_features_without_an_anchor_or_with_the_year(keys: dict[str, object]):
+    with pytest.raises(ValueError, match=r"anchor_random_features=-?[18]: with model\.anchor="):
+        ModelConfig(**keys)  # type: ignore[arg-type]

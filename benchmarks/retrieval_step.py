@@ -57,7 +57,12 @@ def measure(rank: int, world_size: int, quick: bool) -> dict[str, Any]:
     """Time the three steps in turn; collective over the ranks of the benchmark."""
     # The widened series has no variates or dates of its own that an anchor could follow.
     config = load_run_config(
-        QUICKSTART, ["--model.anchor_weights=shared", "--model.anchor_calendar=none"]
+        QUICKSTART,
+        [
+            "--model.anchor_weights=shared",
+            "--model.anchor_calendar=none",
+            "--model.anchor_random_features=0",
+        ],
     )
     config = replace(config, bank=replace(config.bank, bank_stride=1))
     data = widened_data(config, QUICK_ENTRIES if quick else ENTRIES)

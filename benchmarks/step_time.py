@@ -65,7 +65,8 @@ KINDS = ("all_reduce", "all_gather", "reduce_scatter")
 FARTHEST = 1024
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 COMMON = ("--deepspeed.zero_stage=2", "--bank.shard_group=world", "--train.batch_size=8",
-          "--model.anchor_weights=shared", "--model.anchor_calendar=none")  # fmt: skip
+          "--model.anchor_weights=shared", "--model.anchor_calendar=none",
+          "--model.anchor_random_features=0")  # fmt: skip
 TINY = ("--model.num_prototypes=20", "--model.d_model=16", "--model.d_ff=16",
         "--bank.bank_stride=8", "--backbone.llm_layers=1", "--data.seq_len=96",
         "--train.batch_size=2")  # fmt: skip

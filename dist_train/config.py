@@ -22,7 +22,15 @@ from dist_train.config_file import read_config_file, read_value
 from dist_train.data.config import DataConfig
 from dist_train.tracking_config import TrackingConfig
 from memory_index.config import BankConfig
-from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig, num_patches
+from model.config import (
+    BackboneConfig,
+    GramConfig,
+    ModelConfig,
+    TaprConfig,
+    num_patches,
+    reset,
+    told,
+)
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -246,20 +254,10 @@ class RunConfig:
                 "gram.retrieval_scope=across: the run has one source, so there are no others to "
                 "retrieve from: use gram.retrieval_scope=both, or name several data.sources."
             )
-        if self.model.reads_dates and self.data.sources:
+        if self.model.anchor_options and self.data.sources:
             raise ValueError(
-                f"model.anchor_calendar={self.model.anchor_calendar}: the closed form follows the "
-                "calendar of one source; leave it out with data.sources."
-            )
-        if self.model.anchor_random_features and self.data.sources:
-            raise ValueError(
-                f"model.anchor_random_features={self.model.anchor_random_features}: the ridges of "
-                "several sources read the window alone; leave it out with data.sources."
-            )
-        if self.model.individual and self.data.sources:
-            raise ValueError(
-                "model.anchor_weights=individual: is of the variates of one source; with "
-                "data.sources use shared, each source has a ridge of its own then."
+                f"{told(self.model.anchor_options)}: the ridge of each of data.sources reads the "
+                f"window alone, with one set of weights; {reset(self.model.anchor_options)}."
             )
         if self.model.reads_future:
             if self.gram.use_gram is not True:

@@ -3,6 +3,7 @@
 Free of torch, so that a configuration is read and refused before anything heavy is imported.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
@@ -14,6 +15,24 @@ Calendar = Literal["none", "year", "day"]
 
 DAY_HARMONICS, FEATURE_HARMONICS = 3, 2
 """Waves of the time of day that the calendar's inputs are, and that random features are made of."""
+
+
+ANCHOR_DEFAULTS: dict[str, str | int] = {
+    "model.anchor_weights": "shared",
+    "model.anchor_calendar": "none",
+    "model.anchor_random_features": 0,
+}
+"""Of an anchor that is one ridge of the window."""
+
+
+def told(options: Mapping[str, object]) -> str:
+    """Say keys and values in a message."""
+    return ", ".join(f"{key}={value}" for key, value in options.items())
+
+
+def reset(options: Mapping[str, object]) -> str:
+    """Say what takes anchor options back."""
+    return " ".join(f"--{key} {ANCHOR_DEFAULTS[key]}" for key in options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,23 +116,20 @@ class ModelConfig:
                 f"model.stride must be in [1, patch_len={self.patch_len}], got {self.stride}: "
                 "a larger stride would skip time steps between patches."
             )
-        features = self.anchor_random_features
-        if features < 0 or (features and (self.anchor == "none" or self.anchor_calendar == "year")):
+        if self.anchor_random_features < 0:
             raise ValueError(
-                f"model.anchor_random_features={features}: with model.anchor={self.anchor} and "
-                f"model.anchor_calendar={self.anchor_calendar}, but it is at least 0, and needs "
-                "an anchor whose weights do not follow the year: change one of them."
+                f"model.anchor_random_features must be at least 0, got "
+                f"{self.anchor_random_features}: 0 leaves them out."
             )
-        if self.anchor_calendar != "none" and self.anchor == "none":
+        if self.anchor == "none" and self.anchor_options:
             raise ValueError(
-                f"model.anchor_calendar={self.anchor_calendar} needs model.anchor=ridge or "
-                "ridge_retrieval, got none: the weights of the anchor follow the calendar."
+                f"model.anchor=none, but {told(self.anchor_options)}: use ridge or "
+                f"ridge_retrieval, or {reset(self.anchor_options)}."
             )
-        if self.individual and (self.anchor == "none" or self.anchor_calendar == "year"):
+        if self.anchor_calendar == "year" and len(self.anchor_options) > 1:
             raise ValueError(
-                f"model.anchor_weights=individual: with model.anchor={self.anchor} and "
-                f"model.anchor_calendar={self.anchor_calendar}, but it needs an anchor, whose "
-                "weights do not follow the year: change one of them."
+                f"{told(self.anchor_options)}: the year goes with neither of the others, use "
+                "model.anchor_calendar=none or day."
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}.")
@@ -141,6 +157,16 @@ class ModelConfig:
     def individual(self) -> bool:
         """Whether each variate may have weights of its own in the anchor."""
         return self.anchor_weights == "individual"
+
+    @property
+    def anchor_options(self) -> dict[str, str | int]:
+        """What makes the anchor more than one ridge of the window, by its key."""
+        options: dict[str, str | int] = {
+            "model.anchor_weights": self.anchor_weights,
+            "model.anchor_calendar": self.anchor_calendar,
+            "model.anchor_random_features": self.anchor_random_features,
+        }
+        return {key: value for key, value in options.items() if value != ANCHOR_DEFAULTS[key]}
 
     @property
     def anchor_extension(self) -> "Extension":

@@ -271,10 +271,13 @@ def test_what_reads_more_than_the_window_is_refused_with_several_sources():
     data = DataConfig(sources=[SourceConfig(dataset="ETTh1")])
     with pytest.raises(ValueError, match=r"model\.anchor_calendar=year: .* data\.sources"):
         RunConfig(data=data, model=ModelConfig(anchor="ridge", anchor_calendar="year"))
-    with pytest.raises(ValueError, match=r"model\.anchor_weights=individual: .* data\.sources"):
-        RunConfig(data=data, model=ModelConfig(anchor_weights="individual"))
-    with pytest.raises(ValueError, match=r"model\.anchor_random_features=8: .* data\.sources"):
-        RunConfig(data=data, model=ModelConfig(anchor_random_features=8))
+    both = ModelConfig(anchor_weights="individual", anchor_random_features=8)
+    said = (
+        r"model\.anchor_weights=individual, model\.anchor_random_features=8: .* data\.sources .*; "
+        r"--model\.anchor_weights shared --model\.anchor_random_features 0\.$"
+    )
+    with pytest.raises(ValueError, match=said):
+        RunConfig(data=data, model=both)
 
 
 def test_several_sources_may_retrieve_across(tmp_path: Path):

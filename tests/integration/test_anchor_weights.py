@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,10 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
 
 
 def test_refuses_weights_of_variates_without_an_anchor_or_with_a_calendar():
-    for keys in ({"anchor": "none"}, {"anchor_calendar": "year"}):
-        with pytest.raises(ValueError, match=r"anchor_weights=individual: with model\.anchor="):
-            ModelConfig(anchor_weights="individual", **keys)  # type: ignore[arg-type]
+    keys: dict[str, Any]
+    for keys, said in (
+        ({"anchor": "none"}, r"model\.anchor=none, but model\.anchor_weights=individual: use"),
+        ({"anchor_calendar": "year"}, r"individual, model\.anchor_calendar=year: the year goes"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ModelConfig(anchor_weights="individual", **keys)

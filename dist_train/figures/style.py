@@ -1,6 +1,7 @@
 """What all figures share: colours that colour-blind readers tell apart, panels, saving."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ MAX_NAMED = 40
 
 MAX_NAME = 24
 """Letters of a variate's name that fit beside an axis."""
+
+LEGEND_LETTERS = 24
+"""Letters of a legend's line: a longer one would take the width of the panels."""
 
 
 def role(name: str) -> str:
@@ -130,8 +134,10 @@ def use_whole_numbers(axes: "Axes") -> None:
 
 
 def legend_beside(axes: "Axes") -> None:
-    """Put the legend to the right of a panel, where it hides nothing."""
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    """Put the legend to the right of a panel, where it hides nothing; long names are folded."""
+    handles, labels = axes.get_legend_handles_labels()
+    folded = [textwrap.fill(label, LEGEND_LETTERS) for label in labels]
+    axes.legend(handles, folded, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def say(axes: "Axes", text: str) -> None:

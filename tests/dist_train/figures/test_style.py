@@ -62,3 +62,15 @@ def test_an_anchor_is_drawn_as_one_whatever_its_name(name: str):
 def test_other_forecasters_are_no_anchor(name: str):
     assert style.role(name) == name
     assert style.forecaster(name)["lw"] < style.forecaster("Time-LLM")["lw"]
+
+
+def test_a_long_name_is_folded_in_a_legend():
+    figure, panels = style.panels(1)
+    for name in ("ridge", "individual ridge + retrieval + day + random features"):
+        panels[0].plot([0, 1], label=name)
+    style.legend_beside(panels[0])
+    legend = panels[0].get_legend()
+    assert legend is not None
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["ridge", "individual ridge +\nretrieval + day + random\nfeatures"]
+    pyplot.close(figure)

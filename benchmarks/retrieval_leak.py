@@ -41,7 +41,7 @@ from dist_train.data.config import DataConfig, DataError
 from dist_train.data.windows import ForecastData, WindowSet, load_forecast_data
 from dist_train.reproducibility import code_fingerprint
 from memory_index.exclusion import Exclusion
-from model.linear_anchor import LAMBDAS
+from model.anchor_fit import LAMBDAS
 
 SEQ_LEN, PRED_LEN = 336, 96
 # Retrieved inputs overfit sooner: one decade more penalty (EVIDENCE 1).

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.retrievers import Windows
-from model.linear_anchor import GramAccumulator, Norm, fit_anchor
+from model.anchor_fit import GramAccumulator, fit_anchor
+from model.linear_anchor import Norm
 
 NORMS: tuple[Norm, ...] = ("last", "mean")
 

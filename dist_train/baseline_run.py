@@ -37,7 +37,7 @@ from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast, judge_retrieval
 from dist_train.window_errors import WindowErrors
 from memory_index.atomic_file import write_text
-from model.linear_anchor import anchor_of
+from model.anchor_fit import anchor_of
 
 ForSplit = Callable[[str], Forecast]
 """Makes the forecaster of a split; those that retrieve need to know which."""

@@ -15,9 +15,7 @@ from dist_train import distributed, progress
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, WindowSet
 from dist_train.evaluation import Forecast
-from model.batch import from_rows, to_rows
-from model.config import NO_EXTENSION, Extension
-from model.linear_anchor import (
+from model.anchor_fit import (
     NORMS,
     AnchorFit,
     GramAccumulator,
@@ -25,6 +23,8 @@ from model.linear_anchor import (
     fit_anchor,
     fit_individual,
 )
+from model.batch import from_rows, to_rows
+from model.config import NO_EXTENSION, Extension
 
 CHUNK_ROWS = 8192
 
@@ -94,7 +94,7 @@ def fit_ridge_and_extended(
 
     Returns:
         :func:`fit_ridge`; and the same with as much of the extension as is best on validation,
-        and weights that :func:`~model.linear_anchor.fit_individual` has let deviate.
+        and weights that :func:`~model.anchor_fit.fit_individual` has let deviate.
     """
     num_variates = data.num_variates if individual else 1
     train, val = (

@@ -23,9 +23,10 @@ from dist_train.retrieval_ridge import RetrievalVerdict, anchor_forecast, judge_
 from dist_train.selection import blocks_of_source, gain_in_standard_errors, may_replace
 from dist_train.trend_fit import training_changes
 from dist_train.window_errors import WindowErrors
+from model.anchor_fit import AnchorFit
 from model.config import NO_EXTENSION, Extension
 from model.forecaster import Forecaster
-from model.linear_anchor import AnchorFit, LinearAnchor
+from model.linear_anchor import LinearAnchor
 
 
 @dataclass(frozen=True, kw_only=True)

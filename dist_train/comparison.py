@@ -18,8 +18,8 @@ from dist_train.evaluation import (
 from dist_train.metrics import Scores
 from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast
+from model.anchor_fit import AnchorFit
 from model.forecaster import Forecaster
-from model.linear_anchor import AnchorFit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from dist_train.evaluation import Forecast
 from dist_train.figures.forecast import ForecastExample
 from dist_train.figures.samples import ForecastSample, RetrievedHistory
 from dist_train.retrieval import Retriever
+from model.anchor_fit import AnchorFit
 from model.instance_norm import normalize
-from model.linear_anchor import AnchorFit
 
 MAX_NEIGHBOURS = 3
 

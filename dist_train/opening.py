@@ -12,8 +12,8 @@ from dist_train.data.windows import ForecastData
 from dist_train.engine import whole_numel
 from dist_train.precision import dtype_name
 from dist_train.retrieval import Retriever
+from model.anchor_fit import AnchorFit
 from model.forecaster import Forecaster
-from model.linear_anchor import AnchorFit
 
 
 def opening(config: RunConfig, data: ForecastData, world_size: int, dtype: torch.dtype) -> str:

@@ -15,18 +15,10 @@ from dist_train.data.windows import ForecastData, Ints
 from dist_train.evaluation import Forecast
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
+from model.anchor_fit import LAMBDAS, NORMS, AnchorFit, GramAccumulator, anchor_of, fit_anchor
 from model.batch import from_rows, to_rows
 from model.config import NO_EXTENSION, Extension, GramConfig
-from model.linear_anchor import (
-    LAMBDAS,
-    NORMS,
-    AnchorFit,
-    GramAccumulator,
-    LinearAnchor,
-    Norm,
-    anchor_of,
-    fit_anchor,
-)
+from model.linear_anchor import LinearAnchor, Norm
 
 LAMBDAS_TRIED = (*LAMBDAS, 1e5)  # for both, so that neither has the wider choice
 

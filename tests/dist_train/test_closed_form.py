@@ -20,8 +20,9 @@ from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import RetrievalVerdict
 from dist_train.selection import block_errors, gain_in_standard_errors
 from dist_train.window_errors import WindowErrors
+from model.anchor_fit import AnchorFit
 from model.config import NO_EXTENSION, Extension
-from model.linear_anchor import AnchorFit, LinearAnchor
+from model.linear_anchor import LinearAnchor
 from tests.helpers.runs import tiny_run
 from tests.helpers.series import write_stamped
 from tests.helpers.sources import run_over_sources, tiny_corpus_run

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -159,18 +160,24 @@ def set_solutions(
 def _extension_of(config: RunConfig, data: ForecastData) -> Extension:
     """What the closed form may read: not the day where all rows have the same time of it."""
     extension = config.model.anchor_extension
-    # Random features stand behind the inputs of the day, and so keep their place.
-    if extension == Extension(calendar="day"):
+    if extension.calendar == "day":
         times = [one.dates - one.dates.astype("datetime64[D]") for one in data.series_set.series]
         if all((part == part[0]).all() for part in times):
-            return NO_EXTENSION
+            return dataclasses.replace(extension, calendar="none")
     return extension
 
 
 def _set_anchor(anchor: LinearAnchor, fit: AnchorFit, source: int) -> None:
-    """Give an anchor its weights; what they do not read stands behind it, and counts 0."""
+    """Give an anchor its weights; what they do not read counts 0."""
     unread = anchor.weight.shape[-1] - fit.weight.shape[-1]
-    anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)
+    features = fit.extension.random_features
+    if not (features and unread):
+        anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)
+        return
+    # Solved without the day, whose inputs stand before the features and whose waves are in them.
+    before, bent = fit.weight[..., :-features], fit.weight[..., -features:]
+    anchor.set_solution(torch.cat([F.pad(before, (0, unread)), bent], dim=-1), fit.norm, source)
+    anchor.projection[anchor.seq_len : -1] = 0
 
 
 def _is_better(

@@ -25,7 +25,12 @@ from dist_train.parameter_counts import (
     linear_layers,
 )
 from dist_train.shapes import BackboneShape
-from model.config import FEATURE_HARMONICS, LANGUAGE_MODELS, num_patches
+from model.config import (
+    FEATURE_HARMONICS,
+    LANGUAGE_MODELS,
+    num_calendar_scales,
+    num_patches,
+)
 
 # Products in the gradient of fused attention, over those of its forward pass: 5 / 2.
 ATTENTION_BACKWARD = 2.5
@@ -209,6 +214,8 @@ class _Counter:
         inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
         features = model.anchor_random_features
         drawn = features * (data.seq_len + 2 * FEATURE_HARMONICS * model.reads_dates)
+        if model.anchor_calendar == "day":  # means of the newest steps
+            drawn += data.seq_len * num_calendar_scales(data.seq_len)
         return Flops(2 * self.rows * (inputs * data.pred_len + drawn))
 
     @property

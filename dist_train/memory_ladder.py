@@ -19,6 +19,9 @@ MIN_PATCHES = 4
 MIN_WIDTH = 8
 """model.d_ff and model.d_model are not halved below it."""
 
+MIN_FEATURES = 128
+"""Random features of the anchor are not halved below it, but left out."""
+
 MIN_ENTRIES = 1000
 """A bank with a limit is not halved below it."""
 
@@ -150,6 +153,20 @@ def _seq_len(config: RunConfig, ranks: int) -> Rung | None:
     return _rung("data.seq_len", max(least, config.data.seq_len // 2), "a shorter window")
 
 
+def _random_features(config: RunConfig, ranks: int) -> Rung | None:
+    features = config.model.anchor_random_features
+    if not features:
+        return None
+    fewer = features // 2 if features >= 2 * MIN_FEATURES else 0
+    return _rung("model.anchor_random_features", fewer, "the ridge bends less")
+
+
+def _shared_weights(config: RunConfig, ranks: int) -> Rung | None:
+    if not config.model.individual:
+        return None
+    return _rung("model.anchor_weights", "shared", "one ridge for all variates")
+
+
 def _llm_layers(config: RunConfig, ranks: int) -> Rung | None:
     layers = config.backbone.llm_layers
     if layers < 2 or config.backbone.kind not in LANGUAGE_MODELS:
@@ -224,7 +241,7 @@ _REST: tuple[_Step, ...] = (
 _TRAINED: tuple[_Step, ...] = (_seq_len, _d_ff, _d_model, _n_scales, _no_gram)
 _LADDERS: dict[str, tuple[_Step, ...]] = {
     "data": (),
-    "ridge": (_seq_len, _top_k, _no_gram),
+    "ridge": (_random_features, _shared_weights, _seq_len, _top_k, _no_gram),
     "backbone": (_llm_layers, _four_bits),
     "layers": _TRAINED,
     "bank": (_bank_entries, _no_gram),

@@ -183,5 +183,5 @@ def _limits(content: dict[str, Any]) -> str:
         "on average over windows like those of validation, not for each window, and not after the "
         f"series have changed. The forecast knows nothing {known}, no events. "
         "Compare it with the ridge row above before you rely on it; where the two are equal the "
-        "linear anchor does the work."
+        "closed form does the work."
     )

@@ -361,7 +361,11 @@ def _ridge_sums(config: RunConfig, num_variates: int) -> float:
         num_variates = int(extension.random_features > 0)
     inputs = num_anchor_inputs(config.data.seq_len, steps, reads_future=False, extension=extension)
     sums = 4 * inputs * (inputs + steps)  # two norms of two splits
-    solutions = (10 if extension.random_features else 7) * inputs * steps
+    if config.model.reads_future and num_variates and not config.model.individual:
+        # A sample and all samples of two splits, each with and without what is retrieved.
+        reading = inputs + steps
+        sums = 8 * (inputs * (inputs + steps) + reading * (reading + steps))
+    solutions = (8 if extension.random_features else 7) * inputs * steps
     return FLOAT64 * num_variates * (sums + solutions)
 
 

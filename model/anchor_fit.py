@@ -44,7 +44,7 @@ CALENDAR_PENALTY: dict[Calendar, float] = {"none": 1, "year": 30, "day": 1}
 """Ridge penalty of what weights change with a calendar, in penalties of the weights themselves."""
 
 CHUNK_ROWS = 8192
-"""Rows converted to float64 at a time: 32 MiB for a context of 512."""
+"""Rows of 512 inputs that are converted to float64 at a time, 32 MiB; of more inputs, fewer."""
 
 
 class GramAccumulator:
@@ -125,7 +125,8 @@ class GramAccumulator:
         if self.extension.calendar != "none":
             assert calendar_phase is not None
             phase_R4 = of_rows(calendar_phase, len(windows)).to(self.gram)
-        step = max(1, CHUNK_ROWS // self.num_variates) * self.num_variates
+        rows = CHUNK_ROWS * 512 // max(512, self.gram.shape[-1])
+        step = max(1, rows // self.num_variates) * self.num_variates
         for start in range(0, len(windows), step):
             part = slice(start, start + step)
             x_CL, y_CH = windows[part].to(self.gram), targets[part].to(self.gram)
@@ -190,8 +191,9 @@ class GramAccumulator:
             Shape (), float64; (V,) where each variate has sums of its own.
         """
         weight_HI = weight.to(self.gram)
-        square, product = weight_HI @ self.gram * weight_HI, weight_HI * self.cross.mT
-        fitted = square.sum((-2, -1)) - 2 * product.sum((-2, -1))
+        # In place: there may be hundreds of variates.
+        fitted = (weight_HI @ self.gram).sub_(self.cross.mT, alpha=2).mul_(weight_HI)
+        fitted = fitted.sum((-2, -1))
         # A perfect fit cancels to rounding noise of either sign.
         return (self.target_square + fitted).clamp_min(0)
 
@@ -225,8 +227,8 @@ class AnchorFit:
     """What it reads beside the window and what is retrieved; the candidates then do too."""
 
     deviations: tuple[float | None, ...] = ()
-    """Penalty of how far each variate's weights are from the shared ones, None where they are
-    those; empty where all variates share them."""
+    """Penalty of how far each variate's weights are from shared ones, None where they are shared
+    ones, with random features or without; empty where all variates share them."""
 
 
 def solve(gram: Tensor, cross: Tensor, lam: float, factors: Tensor | None = None) -> Tensor:
@@ -353,15 +355,15 @@ def _deviating(
     """Weights to try for each variate: penalty of the deviation, and (H, I) or (V, H, I)."""
     for base_HI in bases:
         yield None, base_HI
-    left_VIH = train.cross.repeat(1, 1, len(bases)) - train.gram @ torch.cat(list(bases)).T
-    num_inputs, factors_I = train.gram.shape[-1], train.factors
+    left_VIH = train.cross.repeat(1, 1, len(bases))
+    left_VIH -= train.gram @ torch.cat(list(bases)).T
+    own_VHI, factors_I = left_VIH.new_zeros(left_VIH.mT.shape), train.factors
     for width, lam in product(train.widths.values(), lambdas):
-        own = []
-        for gram_II, left_IH in zip(train.gram, left_VIH, strict=True):
+        own_VHI.zero_()
+        for own_HI, gram_II, left_IH in zip(own_VHI, train.gram, left_VIH, strict=True):
             part_II, part_IH = gram_II[:width, :width], left_IH[:width]
-            own.append(solve(part_II, part_IH, lam, factors_I[:width]))
+            own_HI[:, :width] = solve(part_II, part_IH, lam, factors_I[:width])
             mark()
-        own_VHI = F.pad(torch.stack(own), (0, num_inputs - width))
         for base_HI, deviation_VHI in zip(bases, own_VHI.chunk(len(bases), dim=1), strict=True):
             yield lam, base_HI + deviation_VHI
 

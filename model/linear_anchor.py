@@ -134,7 +134,7 @@ class LinearAnchor(KeepsBufferPrecision):
             loc_R1 = _loc(rows_RL, subtracts_last)
             phase_R4 = None
             if self.extension.calendar != "none" and calendar_phase is not None:
-                phase_R4 = of_rows(calendar_phase, len(rows))
+                phase_R4 = of_rows(calendar_phase.float(), len(rows))
             projection = self.projection if self.extension.random_features else None
             calendar = self.extension.calendar
             inputs_RI = anchor_inputs(rows_RL, loc_R1, retrieved, calendar, phase_R4, projection)

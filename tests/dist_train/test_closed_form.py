@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -244,6 +245,53 @@ def test_where_there_is_nothing_to_follow_the_ridge_is_as_usual(
     torch.testing.assert_close(found.weight[:, :width], wanted.weight)
     assert not found.weight[:, width:].any()
     assert found.subtracts_last == wanted.subtracts_last
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("weights", ["shared", "individual"])
+def test_where_all_rows_have_one_time_of_day_features_are_without_it(
+    tmp_path: Path, reads: bool, weights: Literal["shared", "individual"]
+):
+    base = tiny_run(tmp_path)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(1500, 2))
+    for row in range(1, 1500):
+        values[row] = 2 - 1.6 * np.abs(values[row - 1]) + 0.1 * values[row]
+    config = replace(
+        base,
+        data=replace(
+            base.data, path=str(write_stamped(tmp_path / "days.csv", values, "D")),
+            seq_len=16, pred_len=1,
+        ),
+        model=replace(
+            base.model, anchor="ridge_retrieval" if reads else "ridge", anchor_weights=weights,
+            anchor_calendar="day", anchor_random_features=128,
+        ),
+        gram=replace(base.gram, use_gram=reads, retrieval_key="anchored"),
+    )  # fmt: skip
+
+    def anchor(config: RunConfig) -> LinearAnchor:
+        checked = preflight.check(config)
+        decided, closed = solve(config, checked.data, None)
+        fit = closed.extended if closed.verdict is None else closed.verdict.with_retrieval
+        assert fit is not None
+        assert fit.extension == Extension(random_features=128)
+        retriever = Retriever(checked.data, config.gram, config.bank) if reads else None
+        if retriever is not None:
+            retriever.refresh({})
+        files, size = checked.backbone_files, checked.data.num_variates
+        made = build_forecaster(decided, files, torch.float32, num_variates=size)
+        set_solutions(made, decided, checked.data, closed, retriever)
+        assert made.anchor is not None
+        return made.anchor
+
+    found = anchor(config)
+    wanted = anchor(replace(config, model=replace(config.model, anchor_calendar="none")))
+    rows, phase = torch.randn(6, 16), torch.randn(3, 4)
+    retrieved = torch.randn(6, 1) if reads else None
+    torch.testing.assert_close(found(rows, retrieved, phase), wanted(rows, retrieved))
+    assert wanted.weight[..., -128:].any()
+    assert found.weight.shape[-1] > wanted.weight.shape[-1]
 
 
 def test_ridges_of_sources_come_back_too():

@@ -83,7 +83,8 @@ def batch_of(
             "prompt_mask": torch.ones(shape, dtype=torch.bool),
         }
     context = torch.randn(WINDOWS, config.data.seq_len, VARIATES)
-    inputs = ForecastInputs(context=context, **prompt)
+    phase = torch.randn(WINDOWS, 4) if config.model.reads_dates else None
+    inputs = ForecastInputs(context=context, calendar_phase=phase, **prompt)
     if not config.gram.use_gram:
         return inputs, None
     retrieved = RetrievedWindows(
@@ -125,12 +126,25 @@ CASES = [
         ("--model.anchor=ridge", "--model.anchor_random_features=32"),
         id="random features",
     ),
+    pytest.param(
+        "gpt2",
+        ("--model.anchor=ridge", "--model.anchor_calendar=day",
+         "--model.anchor_random_features=32"),
+        id="random features of the day",
+    ),
     pytest.param("gpt2", ("--model.patch_embedding=linear", "--model.prompt=none"), id="none"),
     pytest.param("gpt2", ("--backbone.kind=none",), id="no language model"),
     pytest.param("gpt2", ("--backbone.kind=attention",), id="attention in its place"),
     pytest.param("gpt2", ("--backbone.kind=transformer", *BARE), id="a block in its place"),
 ]  # fmt: skip
-IN_MAKE_TEST = {"gpt2", "llama", "bert reads all at once", "gpt2, prefix", "random features"}
+IN_MAKE_TEST = {
+    "gpt2",
+    "llama",
+    "bert reads all at once",
+    "gpt2, prefix",
+    "random features",
+    "random features of the day",
+}
 """The others take as long, and run in make test-slow."""
 
 

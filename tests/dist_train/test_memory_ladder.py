@@ -89,6 +89,19 @@ def test_the_whole_ladder_of_a_training_step(tmp_path: Path):
     assert taken[0].effect == "the batch stays 32, in 2 passes of each rank"
 
 
+def test_the_ridge_gives_up_what_takes_most_first(tmp_path: Path):
+    model = ModelConfig(anchor_random_features=300, anchor_weights="individual")
+    config = RunConfig(model=model, gram=GramConfig(use_gram=False))
+    taken, last = go_down(config, "ridge", tmp_path)
+    assert [rung.options for rung in taken[:4]] == [
+        "--model.anchor_random_features 150",
+        "--model.anchor_random_features 0",
+        "--model.anchor_weights shared",
+        "--data.seq_len 256",
+    ]
+    assert last.model.anchor_options == {}
+
+
 def test_the_micro_batch_divides_what_one_rank_has(tmp_path: Path):
     config = replace(RunConfig(), train=replace(RunConfig().train, batch_size=90))
     taken, _ = go_down(config, "backward", tmp_path, ranks=2)

@@ -20,10 +20,12 @@ from launch.memory_plan import (
     plan_memory,
 )
 from launch.step_memory import StepMemory, random_batch, total_of
+from model.anchor_fit import GramAccumulator
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone
-from model.config import BackboneConfig, GramConfig, ModelConfig
+from model.config import NO_EXTENSION, BackboneConfig, Extension, GramConfig, ModelConfig
 from model.forecaster import Forecaster
+from model.linear_anchor import LinearAnchor
 from tests.helpers.backbones import load_tiny, tiny_backbone
 from tests.helpers.ranks import run_ranks
 
@@ -215,17 +217,45 @@ def test_weights_of_each_variate_count_as_often():
     per_variate = 8 * (4 * 720 * (720 + 96) + 7 * 720 * 96)
     assert few.phases["ridge"]["sums of the ridges"] == 3 * per_variate
     assert (few.peak_phase, many.peak_phase) == ("training", "ridge")
-    inputs = 720 + 1000
-    per_variate_bent = 8 * (4 * inputs * (inputs + 96) + 10 * inputs * 96)
-    for weights, variates in (("shared", 1), ("individual", 3)):
-        bent = plan(weights, "cpu", 3, 1000).phases
-        assert bent["ridge"]["sums of the ridges"] == variates * per_variate_bent
-        more = (
-            bent["training"]["other tensors"]
-            - plan(weights, "cpu", 3).phases["training"]["other tensors"]
-        )
-        assert more == 4 * 1000 * (variates * 96 + 720 + 5)
     # Beside a GPU they lie in host memory, before anything else does.
     host = plan("individual", "gpu", 900).host
     assert host["sums of the ridges"] + host["closed form"] == 900 * per_variate
     assert "weights while loading" in plan("individual", "gpu", 3).host
+
+
+@pytest.mark.parametrize("individual", [False, True])
+@pytest.mark.parametrize("reads", [False, True])
+def test_random_features_count_as_what_is_made_of_them(individual: bool, reads: bool):
+    def plan(features: int) -> MemoryPlan:
+        config = RunConfig(
+            data=DataConfig(seq_len=96, pred_len=24),
+            model=ModelConfig(
+                anchor="ridge_retrieval" if reads else "ridge",
+                anchor_weights="individual" if individual else "shared",
+                anchor_random_features=features,
+            ),
+            backbone=BackboneConfig(name=GPT2.name, llm_layers=12),
+            gram=GramConfig(use_gram=reads, retrieval_key="anchored"),
+        )
+        return plan_memory(config, GPT2, count_parameters(config, GPT2), STEP, ranks=1,
+                           precision="bf16", device="cpu", runtime=GIB, num_variates=3)  # fmt: skip
+
+    features, variates = 1000, 3 if individual else 1
+    extension = Extension(random_features=features)
+    anchors = [
+        LinearAnchor(96, 24, reads_future=reads, extension=one, num_variates=variates)
+        for one in (NO_EXTENSION, extension)
+    ]
+    sizes = [sum(one.nbytes for one in anchor.buffers()) for anchor in anchors]
+    more = [plan(one).phases["training"]["other tensors"] for one in (0, features)]
+    assert more[1] - more[0] == pytest.approx(sizes[1] - sizes[0], rel=1e-3)
+    # Two norms of two splits; or those of a sample and of all samples, with and without futures.
+    if reads and not individual:
+        sums = 4 * [GramAccumulator(96, 24, "last", reads_future=one, extension=extension)
+                    for one in (False, False, True, True)]  # fmt: skip
+    else:
+        sums = 4 * [GramAccumulator(96, 24, "last", extension=extension, num_variates=variates)]
+    held = sum(part.nbytes for one in sums for part in one.tensors)
+    told = plan(features).phases["ridge"]["sums of the ridges"]
+    solutions = 8 * 8 * variates * (96 + features) * 24
+    assert told == pytest.approx(held + solutions, rel=1e-3)

@@ -358,8 +358,7 @@ def _deviating(
     left_VIH = train.cross.repeat(1, 1, len(bases))
     left_VIH -= train.gram @ torch.cat(list(bases)).T
     own_VHI, factors_I = left_VIH.new_zeros(left_VIH.mT.shape), train.factors
-    for width, lam in product(train.widths.values(), lambdas):
-        own_VHI.zero_()
+    for width, lam in product(train.widths.values(), lambdas):  # the least first: the rest stays 0
         for own_HI, gram_II, left_IH in zip(own_VHI, train.gram, left_VIH, strict=True):
             part_II, part_IH = gram_II[:width, :width], left_IH[:width]
             own_HI[:, :width] = solve(part_II, part_IH, lam, factors_I[:width])

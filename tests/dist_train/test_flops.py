@@ -23,6 +23,7 @@ from model.backbone_loading import load_backbone
 from model.batch import ForecastInputs, RetrievedWindows
 from model.config import num_patches
 from model.forecaster import Forecaster
+from model.linear_anchor import LinearAnchor
 from model.pattern_encoder import build_encoder
 from tests.helpers.backbones import VOCAB_SIZE, Kind, tiny_backbone
 
@@ -126,12 +127,6 @@ CASES = [
         ("--model.anchor=ridge", "--model.anchor_random_features=32"),
         id="random features",
     ),
-    pytest.param(
-        "gpt2",
-        ("--model.anchor=ridge", "--model.anchor_calendar=day",
-         "--model.anchor_random_features=32"),
-        id="random features of the day",
-    ),
     pytest.param("gpt2", ("--model.patch_embedding=linear", "--model.prompt=none"), id="none"),
     pytest.param("gpt2", ("--backbone.kind=none",), id="no language model"),
     pytest.param("gpt2", ("--backbone.kind=attention",), id="attention in its place"),
@@ -171,6 +166,22 @@ def counted_too_much(config: RunConfig) -> float:
     patches = num_patches(config.data.seq_len, config.model.patch_len, config.model.stride)
     cells = BATCH.rows * sum(-(-patches // 4**i) for i in range(config.tapr.n_scales))
     return 2 * 3 * cells * config.model.d_model * (config.model.d_model - 1)
+
+
+@pytest.mark.parametrize("calendar", ["none", "day"])
+@pytest.mark.parametrize("features", [0, 32])
+def test_the_anchor_is_counted_to_the_last_product(calendar: str, features: int):
+    config, shape = setting(
+        "gpt2", *BARE, "--model.anchor=ridge", f"--model.anchor_calendar={calendar}",
+        f"--model.anchor_random_features={features}",
+    )  # fmt: skip
+    length, steps = config.data.seq_len, config.data.pred_len
+    anchor = LinearAnchor(length, steps, extension=config.model.anchor_extension)
+    rows, phase = torch.randn(BATCH.rows, length), torch.randn(WINDOWS, 4)
+    with FlopCounterMode(display=False) as counter:
+        anchor(rows, None, phase)
+    counted = micro_batch_flops(config, shape, BATCH)["anchor"]
+    assert (counted.forward, counted.backward) == (counter.get_total_flops(), 0)
 
 
 def test_windows_of_the_bank_are_encoded_as_torch_counts_it():

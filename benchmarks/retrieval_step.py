@@ -28,6 +28,7 @@ from dist_train.retrieval import Retriever
 from dist_train.trend_fit import training_changes
 from model.backbone_files import locate_backbone
 from model.batch import RetrievedWindows
+from model.config import PLAIN_ANCHOR
 from model.losses import total_loss
 
 ENTRIES, QUICK_ENTRIES = 1_000_000, 100_000
@@ -56,14 +57,7 @@ def widened_data(config: RunConfig, entries: int) -> ForecastData:
 def measure(rank: int, world_size: int, quick: bool) -> dict[str, Any]:
     """Time the three steps in turn; collective over the ranks of the benchmark."""
     # The widened series has no variates or dates of its own that an anchor could follow.
-    config = load_run_config(
-        QUICKSTART,
-        [
-            "--model.anchor_weights=shared",
-            "--model.anchor_calendar=none",
-            "--model.anchor_random_features=0",
-        ],
-    )
+    config = load_run_config(QUICKSTART, PLAIN_ANCHOR)
     config = replace(config, bank=replace(config.bank, bank_stride=1))
     data = widened_data(config, QUICK_ENTRIES if quick else ENTRIES)
     dtype = precision.resolve_dtype(config.train.precision)

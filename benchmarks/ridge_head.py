@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.retrievers import Windows
-from model.anchor_fit import GramAccumulator, fit_anchor
+from model.anchor_fit import NORMS, GramAccumulator, fit_anchor
 from model.linear_anchor import Norm
-
-NORMS: tuple[Norm, ...] = ("last", "mean")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,6 +55,7 @@ from launch.hardware import HARDWARE, NODE_RANKS, Hardware, Link
 from launch.simulation import fit_spread, simulate
 from launch.step_time import StepTime, Workload, step_time, workload_of
 from model.backbone_files import locate_backbone
+from model.config import PLAIN_ANCHOR
 
 RANKS = (1, 2, 4)
 ROUNDS, QUICK_ROUNDS = 10, 2
@@ -65,8 +66,7 @@ KINDS = ("all_reduce", "all_gather", "reduce_scatter")
 FARTHEST = 1024
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 COMMON = ("--deepspeed.zero_stage=2", "--bank.shard_group=world", "--train.batch_size=8",
-          "--model.anchor_weights=shared", "--model.anchor_calendar=none",
-          "--model.anchor_random_features=0")  # fmt: skip
+          *PLAIN_ANCHOR)  # fmt: skip
 TINY = ("--model.num_prototypes=20", "--model.d_model=16", "--model.d_ff=16",
         "--bank.bank_stride=8", "--backbone.llm_layers=1", "--data.seq_len=96",
         "--train.batch_size=2")  # fmt: skip

@@ -156,8 +156,7 @@ class GramAccumulator:
     def factors(self) -> Tensor:
         """Ridge penalty of each input, in penalties of the window's own. Shape (I,), float64."""
         factors_I = self.gram.new_ones(self.gram.shape[-1])
-        lasting, following = self.widths[NO_EXTENSION], self.extension.parts[-1].calendar
-        factors_I[lasting:] = CALENDAR_PENALTY[following]
+        factors_I[self.widths[NO_EXTENSION] :] = CALENDAR_PENALTY[self.extension.calendar]
         if features := self.extension.random_features:
             factors_I[-features:] = features / AT_PENALTY
         return factors_I
@@ -353,7 +352,7 @@ def _deviating(
     mark: Callable[[], None],
 ) -> Iterator[tuple[float | None, Tensor]]:
     """Weights to try for each variate: penalty of the deviation, and (H, I) or (V, H, I)."""
-    for base_HI in bases:
+    for base_HI in bases[1:]:  # the first one is what they are held against
         yield None, base_HI
     left_VIH = train.cross.repeat(1, 1, len(bases))
     left_VIH -= train.gram @ torch.cat(list(bases)).T
@@ -369,14 +368,14 @@ def _deviating(
 
 def _bases(train: GramAccumulator, valid: GramAccumulator, shared: AnchorFit) -> list[Tensor]:
     """Shared weights to deviate from: the best, with random features and without. Each (H, I)."""
-    if not train.extension.random_features:
+    features = train.extension.random_features
+    if not features:
         return [shared.weight]
+    if not shared.extension.random_features:
+        return [shared.weight, _fit([train], [valid], LAMBDAS).weight]
     plain = Extension(calendar=train.extension.calendar)
     without = fit_anchor([train.only(plain)], [valid.only(plain)]).weight
-    return [
-        F.pad(without, (0, train.extension.random_features)),
-        _fit([train], [valid], LAMBDAS).weight,
-    ]
+    return [shared.weight, F.pad(without, (0, features))]
 
 
 def _fit(

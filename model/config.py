@@ -3,7 +3,7 @@
 Free of torch, so that a configuration is read and refused before anything heavy is imported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
@@ -17,12 +17,8 @@ DAY_HARMONICS, FEATURE_HARMONICS = 3, 2
 """Waves of the time of day that the calendar's inputs are, and that random features are made of."""
 
 
-ANCHOR_DEFAULTS: dict[str, str | int] = {
-    "model.anchor_weights": "shared",
-    "model.anchor_calendar": "none",
-    "model.anchor_random_features": 0,
-}
-"""Of an anchor that is one ridge of the window."""
+ANCHOR_OPTIONS = ("anchor_weights", "anchor_calendar", "anchor_random_features")
+"""What makes the anchor more than one ridge of the window, which it is by default."""
 
 
 def told(options: Mapping[str, object]) -> str:
@@ -30,9 +26,12 @@ def told(options: Mapping[str, object]) -> str:
     return ", ".join(f"{key}={value}" for key, value in options.items())
 
 
-def reset(options: Mapping[str, object]) -> str:
-    """Say what takes anchor options back."""
-    return " ".join(f"--{key} {ANCHOR_DEFAULTS[key]}" for key in options)
+def reset(options: Iterable[str]) -> str:
+    """Say what takes options of the anchor back, as a command line does."""
+    return " ".join(
+        f"--model.{key} {getattr(ModelConfig, key)}"
+        for key in (option.removeprefix("model.") for option in options)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +160,11 @@ class ModelConfig:
     @property
     def anchor_options(self) -> dict[str, str | int]:
         """What makes the anchor more than one ridge of the window, by its key."""
-        options: dict[str, str | int] = {
-            "model.anchor_weights": self.anchor_weights,
-            "model.anchor_calendar": self.anchor_calendar,
-            "model.anchor_random_features": self.anchor_random_features,
+        return {
+            f"model.{key}": getattr(self, key)
+            for key in ANCHOR_OPTIONS
+            if getattr(self, key) != getattr(ModelConfig, key)
         }
-        return {key: value for key, value in options.items() if value != ANCHOR_DEFAULTS[key]}
 
     @property
     def anchor_extension(self) -> "Extension":
@@ -293,6 +291,9 @@ class Extension:
 
 
 NO_EXTENSION = Extension()
+
+PLAIN_ANCHOR = reset(ANCHOR_OPTIONS).split()
+"""Options of a command that leave the anchor one ridge of the window."""
 
 
 def num_anchor_inputs(

@@ -204,6 +204,21 @@ def test_individual_weights_are_the_anchor_where_validation_likes_them(
     torch.testing.assert_close(shared, wanted.expand_as(shared))
 
 
+def solved_anchor(config: RunConfig) -> tuple[ClosedForm, LinearAnchor]:
+    """What a run solves before training, and the anchor that its model gets."""
+    checked = preflight.check(config)
+    decided, closed = solve(config, checked.data, None)
+    retriever = None
+    if config.gram.use_gram:
+        retriever = Retriever(checked.data, config.gram, config.bank)
+        retriever.refresh({})
+    files, size = checked.backbone_files, checked.data.num_variates
+    made = build_forecaster(decided, files, torch.float32, num_variates=size)
+    set_solutions(made, decided, checked.data, closed, retriever)
+    assert made.anchor is not None
+    return closed, made.anchor
+
+
 @pytest.mark.parametrize("reads", [False, True])
 @pytest.mark.parametrize("settings", ["one variate", "days", "both"])
 def test_where_there_is_nothing_to_follow_the_ridge_is_as_usual(
@@ -227,19 +242,7 @@ def test_where_there_is_nothing_to_follow_the_ridge_is_as_usual(
         ),
     )
 
-    def anchor(config: RunConfig) -> LinearAnchor:
-        checked = preflight.check(config)
-        decided, closed = solve(config, checked.data, None)
-        retriever = Retriever(checked.data, config.gram, config.bank) if reads else None
-        if retriever is not None:
-            retriever.refresh({})
-        files, size = checked.backbone_files, checked.data.num_variates
-        made = build_forecaster(decided, files, torch.float32, num_variates=size)
-        set_solutions(made, decided, checked.data, closed, retriever)
-        assert made.anchor is not None
-        return made.anchor
-
-    wanted, found = anchor(plain), anchor(more)
+    wanted, found = (solved_anchor(one)[1] for one in (plain, more))
     assert found.num_variates == 1
     width = wanted.weight.shape[-1]
     torch.testing.assert_close(found.weight[:, :width], wanted.weight)
@@ -270,23 +273,11 @@ def test_where_all_rows_have_one_time_of_day_features_are_without_it(
         gram=replace(base.gram, use_gram=reads, retrieval_key="anchored"),
     )  # fmt: skip
 
-    def anchor(config: RunConfig) -> LinearAnchor:
-        checked = preflight.check(config)
-        decided, closed = solve(config, checked.data, None)
-        fit = closed.extended if closed.verdict is None else closed.verdict.with_retrieval
-        assert fit is not None
-        assert fit.extension == Extension(random_features=128)
-        retriever = Retriever(checked.data, config.gram, config.bank) if reads else None
-        if retriever is not None:
-            retriever.refresh({})
-        files, size = checked.backbone_files, checked.data.num_variates
-        made = build_forecaster(decided, files, torch.float32, num_variates=size)
-        set_solutions(made, decided, checked.data, closed, retriever)
-        assert made.anchor is not None
-        return made.anchor
-
-    found = anchor(config)
-    wanted = anchor(replace(config, model=replace(config.model, anchor_calendar="none")))
+    of_none = replace(config, model=replace(config.model, anchor_calendar="none"))
+    (closed, found), (_, wanted) = solved_anchor(config), solved_anchor(of_none)
+    fit = closed.extended if closed.verdict is None else closed.verdict.with_retrieval
+    assert fit is not None
+    assert fit.extension == Extension(random_features=128)
     rows, phase = torch.randn(6, 16), torch.randn(3, 4)
     retrieved = torch.randn(6, 1) if reads else None
     torch.testing.assert_close(found(rows, retrieved, phase), wanted(rows, retrieved))

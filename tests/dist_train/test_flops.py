@@ -84,8 +84,7 @@ def batch_of(
             "prompt_mask": torch.ones(shape, dtype=torch.bool),
         }
     context = torch.randn(WINDOWS, config.data.seq_len, VARIATES)
-    phase = torch.randn(WINDOWS, 4) if config.model.reads_dates else None
-    inputs = ForecastInputs(context=context, calendar_phase=phase, **prompt)
+    inputs = ForecastInputs(context=context, **prompt)
     if not config.gram.use_gram:
         return inputs, None
     retrieved = RetrievedWindows(
@@ -132,14 +131,7 @@ CASES = [
     pytest.param("gpt2", ("--backbone.kind=attention",), id="attention in its place"),
     pytest.param("gpt2", ("--backbone.kind=transformer", *BARE), id="a block in its place"),
 ]  # fmt: skip
-IN_MAKE_TEST = {
-    "gpt2",
-    "llama",
-    "bert reads all at once",
-    "gpt2, prefix",
-    "random features",
-    "random features of the day",
-}
+IN_MAKE_TEST = {"gpt2", "llama", "bert reads all at once", "gpt2, prefix", "random features"}
 """The others take as long, and run in make test-slow."""
 
 

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from dist_train import preflight, report
 from dist_train.config import RunConfig, TrainConfig
 from dist_train.data.collate import Collator
 from dist_train.data.config import DataConfig
 from dist_train.data.windows import load_forecast_data
+from dist_train.export import export_run
 from dist_train.loading import LoadedRun
 from dist_train.session import train_and_score
 from dist_train.tracking_config import TrackingConfig
 from memory_index.manifest import checksum_of
+from model import TimeLLM
 from model.config import BackboneConfig, GramConfig, ModelConfig, TaprConfig
 from tests.helpers.backbones import tiny_backbone
 from tests.helpers.ranks import run_ranks
@@ -65,6 +68,19 @@ def forecast_of_last_window(run: LoadedRun) -> np.ndarray:
     forecast_1HN = run.forecast(Collator(windows, None)([len(windows) - 1]), "test")
     units_HN: np.ndarray = data.scalers[0].inverse(forecast_1HN[0].double().numpy())
     return units_HN
+
+
+def loaded_and_exported(folder: Path, out: Path) -> tuple[TimeLLM, TimeLLM]:
+    """The model of a run, from its folder and from what it exports to ``out``."""
+    export_run(folder, out)
+    return TimeLLM.from_pretrained(folder), TimeLLM.from_pretrained(out)
+
+
+def assert_anchor_gains(folder: Path, row: str, share: float) -> None:
+    """A run's anchor has less than a share of the ridge's error, and the model what it has."""
+    scores = json.loads((folder / "result.json").read_text())["scores"]
+    assert scores[row]["mse"] < share * scores["ridge"]["mse"]
+    assert scores["Time-LLM"]["mse"] == pytest.approx(scores[row]["mse"], rel=0.02)
 
 
 def train_each(rank: int, world_size: int, configs: list[RunConfig], figures: bool = False) -> None:

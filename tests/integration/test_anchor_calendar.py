@@ -1,6 +1,5 @@
 """model.anchor_calendar, whole: trained, scored, loaded, forecast with, exported."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_train.export import export_run
 from dist_train.loading import load_run
-from model import TimeLLM
 from model.config import Calendar, ModelConfig
-from tests.helpers.runs import forecast_of_last_window, tiny_run, train_runs, with_memory_read
+from tests.helpers.runs import (
+    assert_anchor_gains,
+    forecast_of_last_window,
+    loaded_and_exported,
+    tiny_run,
+    train_runs,
+    with_memory_read,
+)
 from tests.helpers.series import write_stamped
 
 DAYS = 5 * 365
@@ -73,9 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ],
 )
 def test_the_anchor_is_better_than_weights_that_last(runs: dict[str, Path], name: str, row: str):
-    scores = json.loads((runs[name] / "result.json").read_text())["scores"]
-    assert scores[row]["mse"] < 0.9 * scores["ridge"]["mse"]
-    assert scores["Time-LLM"]["mse"] == pytest.approx(scores[row]["mse"], rel=0.02)
+    assert_anchor_gains(runs[name], row, 0.9)
 
 
 @pytest.mark.ranks
@@ -86,11 +88,11 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
     run = load_run(runs[name])
     wanted_HN, names = forecast_of_last_window(run), ["v0", "v1"]
     frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"])
-    exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
+    models = loaded_and_exported(runs[name], tmp_path / "model")
     calendar = run.config.model.anchor_calendar
     assert f"the series and the time of {calendar}" in (tmp_path / "model/README.md").read_text()
     steps, half = run.config.data.pred_len, {"year": 182 * 24, "day": 12}[calendar]
-    for model in (TimeLLM.from_pretrained(runs[name]), exported):
+    for model in models:
         got = model.predict(frame.iloc[:-steps])[names].to_numpy()
         np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)
         half_later = frame.assign(date=frame["date"] + pd.Timedelta(hours=half))

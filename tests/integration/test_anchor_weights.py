@@ -1,6 +1,5 @@
 """model.anchor_weights=individual, whole: trained on ranks, scored, loaded, exported, refused."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_train.export import export_run
 from dist_train.loading import load_run
-from model import TimeLLM
 from model.config import ModelConfig
-from tests.helpers.runs import forecast_of_last_window, tiny_run, train_runs, with_memory_read
+from tests.helpers.runs import (
+    assert_anchor_gains,
+    forecast_of_last_window,
+    loaded_and_exported,
+    tiny_run,
+    train_runs,
+    with_memory_read,
+)
 from tests.helpers.series import write_stamped
 
 PERIODS = (24, 7, 24)
@@ -54,9 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("name", "row"), [("plain", "individual ridge"), ("reading", "individual ridge + retrieval")]
 )
 def test_the_anchor_is_better_than_shared_weights(runs: dict[str, Path], name: str, row: str):
-    scores = json.loads((runs[name] / "result.json").read_text())["scores"]
-    assert scores[row]["mse"] < 0.7 * scores["ridge"]["mse"]
-    assert scores["Time-LLM"]["mse"] == pytest.approx(scores[row]["mse"], rel=0.02)
+    assert_anchor_gains(runs[name], row, 0.7)
 
 
 @pytest.mark.ranks
@@ -67,8 +69,8 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
     run = load_run(runs[name])
     wanted_HN, names = forecast_of_last_window(run), ["v0", "v1", "v2"]
     frame = pd.read_csv(run.config.data.path or "", parse_dates=["date"]).iloc[:-6]
-    exported = TimeLLM.from_pretrained(export_run(runs[name], tmp_path / "model"))
-    for model in (TimeLLM.from_pretrained(runs[name]), exported):
+    models = loaded_and_exported(runs[name], tmp_path / "model")
+    for model in models:
         got = model.predict(frame)[names].to_numpy()
         np.testing.assert_allclose(got, wanted_HN, rtol=1e-5, atol=1e-5)
         # Weights belong to names, not to places.
@@ -76,7 +78,7 @@ def test_a_frame_is_forecast_as_its_window_is_scored(
         np.testing.assert_allclose(turned, wanted_HN, rtol=1e-5, atol=1e-5)
     if name == "plain":
         with pytest.raises(ValueError, match=r"individual pass the 3 variates"):
-            exported(torch.zeros(1, 24, 2))
+            models[1](torch.zeros(1, 24, 2))
 
 
 def test_refuses_weights_of_variates_without_an_anchor_or_with_a_calendar():

@@ -196,10 +196,10 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_weights_of_each_variate_count_as_often():
-    def plan(weights: Any, device: Any, num_variates: int, features: int = 0) -> MemoryPlan:
+    def plan(weights: Any, device: Any, num_variates: int) -> MemoryPlan:
         config = RunConfig(
             data=DataConfig(seq_len=720, pred_len=96),
-            model=ModelConfig(anchor_weights=weights, anchor_random_features=features),
+            model=ModelConfig(anchor_weights=weights),
             backbone=BackboneConfig(name=GPT2.name, llm_layers=12),
         )
         return plan_memory(config, GPT2, count_parameters(config, GPT2), STEP, ranks=1,

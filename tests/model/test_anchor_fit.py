@@ -1,5 +1,7 @@
 """model/anchor_fit.py: equal to scikit-learn's ridge, and exact from sums alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -321,7 +323,10 @@ def test_deviations_begin_with_random_features_and_without_them():
     without = fit_anchor([pooled[0].only(plain)], [pooled[1].only(plain)])
     shared = fit_anchor([pooled[0]], [pooled[1]])
     assert shared.extension.random_features
+    padded = replace(without, weight=F.pad(without.weight, (0, 64)))
     fit = fit_individual([train], [valid], shared, ())  # nothing may deviate
+    other_way = fit_individual([train], [valid], padded, ())  # had it been the best of all
+    torch.testing.assert_close(other_way.weight, fit.weight)
     errors = torch.stack(
         [
             valid.squared_error(shared.weight),

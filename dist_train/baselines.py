@@ -25,6 +25,8 @@ from model.anchor_fit import (
 )
 from model.batch import from_rows, to_rows
 from model.config import NO_EXTENSION, Extension
+from model.horizons import fill_unknown
+from model.shared_sums import SharedSums, with_all_steps
 
 CHUNK_ROWS = 8192
 
@@ -66,19 +68,13 @@ def fit_ridges(data: ForecastData) -> tuple[AnchorFit, tuple[AnchorFit, ...]]:
     """
     if len(data.sources) == 1:
         return fit_ridge(data), ()
-    own: dict[int, AnchorFit] = {}
-    all_train: list[GramAccumulator] = []
-    all_val: list[GramAccumulator] = []
+    own, of_all = dict[int, AnchorFit](), SharedSums()
     for number in data.trained_sources:
         windows = data.only(number).windows
         train, val = (_grams(windows[split], limit=SOURCE_WINDOWS) for split in ("train", "val"))
-        own[number] = fit_anchor(train, val)
-        if not all_train:
-            all_train, all_val = train, val
-            continue
-        for mine, theirs in zip([*all_train, *all_val], [*train, *val], strict=True):
-            mine.merge(theirs)
-    joint = fit_anchor(all_train, all_val)
+        own[number] = with_all_steps(fit_anchor(train, val), data.pred_len)
+        of_all.add(train, val)
+    joint = of_all.fit()
     return joint, tuple(own.get(number, joint) for number in range(len(data.sources)))
 
 
@@ -213,13 +209,15 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
         progress.mark()
         ids = torch.randint(len(train), (batch,)).numpy()
         context_RL, target_RH = _rows(train, ids)
-        loss = F.mse_loss(module(context_RL), target_RH)
+        forecast_RH = module(context_RL)
+        loss = F.mse_loss(forecast_RH, fill_unknown(target_RH, forecast_RH))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % DLINEAR_CHECK_EVERY == 0:
             with torch.no_grad():
-                mse = float(F.mse_loss(module(val_rows[0]), val_rows[1]))
+                forecast_RH = module(val_rows[0])
+                mse = float(F.mse_loss(forecast_RH, fill_unknown(val_rows[1], forecast_RH)))
             if mse < best:
                 best, bad = mse, 0
                 best_state = {name: value.clone() for name, value in module.state_dict().items()}

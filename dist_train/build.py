@@ -69,7 +69,7 @@ def build_prompt_builder(
     return PromptBuilder(
         load_tokenizer(files),
         config.model,
-        pred_len=config.data.pred_len,
+        pred_len=config.data.horizons,
         seq_len=config.data.seq_len,
         descriptions=descriptions,
     )

@@ -98,7 +98,7 @@ class _Errors:
     """Errors of this rank's share of the sampled windows."""
 
     errors: np.ndarray
-    """Truth minus forecast. Shape (V, N, H), float32."""
+    """Truth minus forecast, NaN beyond the horizon of a window. Shape (V, N, H), float32."""
 
     variance: np.ndarray
     """Of what they continue. Shape (V, N), float64."""
@@ -139,7 +139,10 @@ class _Errors:
                     whole = everything
                 sharing.append(source.name)
                 ranked.append((whole, True))
-                usable.append(_size(whole) * num_variates)
+                windows = data.windows["val"]
+                horizons_W = np.array([windows.horizon_of(number) for number in series[whole]])
+                lasting = int(np.count_nonzero(horizons_W >= windows.horizon_of(part.start)))
+                usable.append(lasting * num_variates)
                 groups += [bounds_there] * channels
                 bounds_there += 1
             else:

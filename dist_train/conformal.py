@@ -52,10 +52,11 @@ class Calibration:
     """Percentages that bounds are kept for, ascending from 0; no higher one can be had."""
 
     lower: Floats
-    """Lower bound minus forecast, in spreads. Shape (levels, G, H), float32."""
+    """Lower bound minus forecast, in spreads; NaN beyond the horizon of what it is of. Shape
+    (levels, G, H), float32."""
 
     upper: Floats
-    """Upper bound minus forecast, in spreads. Shape (levels, G, H), float32."""
+    """Upper bound minus forecast, in spreads, likewise. Shape (levels, G, H), float32."""
 
     floor: Floats
     """What is added to the spread of a window, in squares. Shape (C,), float32, standardised."""
@@ -267,18 +268,26 @@ def bounds_of(scores: Floats, levels: Sequence[float]) -> tuple[Floats, Floats]:
     """Rank the errors of windows.
 
     Args:
-        scores: Truth minus forecast, in spreads. Shape (W, ...).
-        levels: Percentages that so many windows support.
+        scores: Truth minus forecast, in spreads; NaN where a window's horizon is shorter. Shape
+            (W, ...).
+        levels: Percentages that so many windows support, or so many as a step has.
 
     Returns:
-        Lower and upper bounds. Shape (levels, ...) each, in the type of ``scores``.
+        Lower and upper bounds, NaN for a step with too few windows. Shape (levels, ...) each, in
+        the type of ``scores``.
 
     Source: Romano, Patterson and Candes 2019 (arXiv:1905.03222): each tail has its own rank.
     """
-    ordered = np.sort(scores, axis=0)
-    ranks = [_ranks(len(scores), level) for level in levels]
-    lower = np.stack([ordered[low - 1] for low, _ in ranks])
-    upper = np.stack([ordered[high - 1] for _, high in ranks])
+    ordered = np.sort(scores, axis=0)  # NaN comes last
+    counts = np.count_nonzero(~np.isnan(scores), axis=0)
+    lower, upper = np.full((2, len(levels), *counts.shape), np.nan, dtype=scores.dtype)
+    for count in np.unique(counts):
+        of_count = counts == count
+        for number, level in enumerate(levels):
+            low, high = _ranks(int(count), level)
+            if high <= count:
+                lower[number, of_count] = ordered[low - 1, of_count]
+                upper[number, of_count] = ordered[high - 1, of_count]
     return lower, upper
 
 

@@ -67,7 +67,7 @@ class CoverageSums:
         self.within_KCH = torch.zeros(shape, dtype=torch.int64)
         self.width_K = torch.zeros(shape[0], dtype=torch.float64)
         self.outside_K = torch.zeros(shape[0], dtype=torch.float64)
-        self.count_C = torch.zeros(shape[1], dtype=torch.int64)
+        self.count_CH = torch.zeros(shape[1:], dtype=torch.int64)
 
     def __call__(self, batch: WindowBatch, forecast: Tensor) -> None:
         """Count a batch; the forecasts are those of its valid windows. (V, H, N)."""
@@ -75,7 +75,9 @@ class CoverageSums:
         channels_VN = self._data.channels_of(batch.window_ids[:valid].cpu().numpy(), self._split)
         rows = torch.from_numpy(channels_VN.reshape(-1))
         target = batch.target[:valid].cpu().double().numpy()
-        self.count_C.index_add_(0, rows, torch.ones_like(rows))
+        known_VHN = ~np.isnan(target)
+        known_RH = torch.from_numpy(known_VHN).transpose(1, 2).reshape(len(rows), -1)
+        self.count_CH.index_add_(0, rows, known_RH.long())
         intervals = self._calibration.intervals(
             batch, forecast, self._data, self._split, self.levels
         )
@@ -84,16 +86,15 @@ class CoverageSums:
             within_RH = within_VHN.transpose(1, 2).reshape(len(rows), -1).long()
             self.within_KCH[number].index_add_(0, rows, within_RH)
             outside = np.maximum(lower - target, 0) + np.maximum(target - upper, 0)
-            self.width_K[number] += float((upper - lower).sum())
-            self.outside_K[number] += float(outside.sum())
+            self.width_K[number] += float((upper - lower).sum(where=known_VHN))
+            self.outside_K[number] += float(outside.sum(where=known_VHN))
 
     def finish(self) -> tuple[Coverage, ...]:
         """Add up all ranks, on all ranks; collective. Ascending in level."""
-        for name in ("within_KCH", "width_K", "outside_K", "count_C"):
+        for name in ("within_KCH", "width_K", "outside_K", "count_CH"):
             setattr(self, name, distributed.reduce_sum(getattr(self, name)))
-        windows, steps = int(self.count_C.sum()), self.within_KCH.shape[2]
-        values = windows * steps
-        per_channel_C = (self.count_C.clamp(min=1) * steps).double()
+        values, per_step_H = int(self.count_CH.sum()), self.count_CH.sum(0)
+        per_channel_C = self.count_CH.sum(1).clamp(min=1).double()
         return tuple(
             Coverage(
                 level=level,
@@ -101,7 +102,7 @@ class CoverageSums:
                 width=float(width) / values,
                 interval_score=float(width + outside * 200 / (100 - level)) / values,
                 per_channel=tuple((100 * within_CH.sum(1) / per_channel_C).tolist()),
-                per_step=tuple((100 * within_CH.sum(0).double() / windows).tolist()),
+                per_step=tuple((100 * within_CH.sum(0).double() / per_step_H).tolist()),
             )
             for level, within_CH, width, outside in zip(
                 self.levels, self.within_KCH, self.width_K, self.outside_K, strict=True

@@ -197,7 +197,7 @@ def _corpus_text(data: DataConfig, sources: Sequence[SourceConfig], folders: lis
         name, path = _Text(folder.name), _Text(f"./{folder.name}")
         entry: dict[str, Any] = {"name": name, "path": path}
         entry |= {"weight": source.weight, "percent": source.percent}
-        for key in ("memory_percent", "too_short"):
+        for key in ("memory_percent", "pred_len", "too_short"):
             if getattr(source, key) != getattr(plain, key):
                 entry[key] = getattr(source, key)
         entries.append(entry)

@@ -8,6 +8,7 @@ from dist_train.config import load_run_config
 from dist_train.data.arrow_series import Built, is_source, read_facts, verify
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.lengths import fits, num_windows
+from dist_train.data.source_files import name_of
 from dist_train.data.splits import borders
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -82,13 +83,13 @@ def _describe(folder: Path, data: DataConfig | None, *, verify_bytes: bool) -> d
 def _count_windows(built: Built, data: DataConfig) -> dict[str, int]:
     """Training windows of all long enough series, and how many series are not."""
     windows, too_short = 0, 0
+    own = [one for one in data.sources or [] if name_of(one) == built.name]
+    pred_len = data.horizon_of(own[0]) if own else data.pred_len
     for rows in built.rows:
         split = borders(rows, built.borders)
-        if fits(split, data.seq_len, data.pred_len):
+        if fits(split, data.seq_len, pred_len):
             begin, end = split["train"]
-            windows += num_windows(
-                end - begin, data.seq_len, data.pred_len, False, data.train_stride
-            )
+            windows += num_windows(end - begin, data.seq_len, pred_len, False, data.train_stride)
         else:
             too_short += 1
     return {"windows": windows, "too_short": too_short}

@@ -81,7 +81,8 @@ class ExampleMaker:
             forecasts = {"Time-LLM": self._forecast(batch), "ridge": self._ridge(batch)}
         number, start = self._windows.locate(window)
         scaler, series = self._data.scalers[number], self._data.series_set.series[number]
-        end = start + self._windows.seq_len + self._windows.pred_len
+        horizon = self._windows.horizon_of(number)
+        end = start + self._windows.seq_len + horizon
 
         def original(values: Tensor) -> np.ndarray:
             return np.asarray(scaler.inverse(values[0].double().cpu().numpy()))
@@ -91,13 +92,14 @@ class ExampleMaker:
             for level, lower, upper in self._calibration.intervals(
                 batch, forecasts["Time-LLM"], self._data, "test", levels
             ):
-                intervals[level] = scaler.inverse(lower[0]), scaler.inverse(upper[0])
+                low, high = lower[0, :horizon], upper[0, :horizon]
+                intervals[level] = scaler.inverse(low), scaler.inverse(high)
         is_one_of_many = len(self._data.scalers) > 1 and self._data.num_variates == 1
         example = ForecastExample(
             dates=series.dates[start:end],
             history=original(batch.context),
-            truth=original(batch.target),
-            forecasts={name: original(values) for name, values in forecasts.items()},
+            truth=original(batch.target[:, :horizon]),
+            forecasts={name: original(values[:, :horizon]) for name, values in forecasts.items()},
             columns=(series.id,) if is_one_of_many else series.columns,
             intervals=intervals,
         )
@@ -118,6 +120,7 @@ class ExampleMaker:
         _, loc, scale = normalize(row_1L1, mode)
         number, _ = self._windows.locate(int(batch.window_ids[0]))
         scaler = self._data.scalers[number]
+        futures_KH = futures_KH[:, : self._windows.horizon_of(number)]
         entries = torch.stack(bank.places(ids_K), dim=1).tolist()
         neighbours = []
         for place, (series_number, start, column) in enumerate(entries):

@@ -152,6 +152,7 @@ def _read_series(
         split_rows=tuple({"train": part} for part in ranges),
         memory_rows=tuple(ranges),
         sources=sources,
+        pred_len=config.data.pred_len,
     )
 
 

@@ -97,6 +97,7 @@ def _window(
     series_number, start = windows.locate(int(batch.window_ids[place]))
     series, scaler = data.series_set.series[series_number], data.scalers[series_number]
     mean, scale = scaler.mean[variate], scaler.scale[variate]
+    horizon = windows.horizon_of(series_number)
 
     def original(values: Tensor) -> np.ndarray:
         return np.asarray(values.double().cpu().numpy() * scale + mean)
@@ -106,18 +107,18 @@ def _window(
         row = place * windows.num_variates + variate
         context_1L1 = batch.context[place, :, variate].reshape(1, -1, 1)
         _, loc_111, scale_111 = normalize(context_1L1, "last" if anchored else "mean")
-        found_KH = retrieved.futures[row][retrieved.valid[row]][:MAX_NEIGHBOURS].cpu()
+        found_KH = retrieved.futures[row][retrieved.valid[row]][:MAX_NEIGHBOURS, :horizon].cpu()
         neighbours = original(found_KH * scale_111[0] + loc_111[0])
     if bounds is not None:
-        lower, upper = (bound[place, :, variate] * scale + mean for bound in bounds)
+        lower, upper = (bound[place, :horizon, variate] * scale + mean for bound in bounds)
         interval = lower, upper
     single = windows.num_variates == 1
     return PanelWindow(
         title=series.id if single else f"{series.id}: {series.columns[variate]}",
-        dates=series.dates[start : start + windows.seq_len + windows.pred_len],
+        dates=series.dates[start : start + windows.seq_len + horizon],
         history=original(batch.context[place, :, variate]),
-        truth=original(batch.target[place, :, variate]),
-        forecast=original(forecast[place, :, variate]),
+        truth=original(batch.target[place, :horizon, variate]),
+        forecast=original(forecast[place, :horizon, variate]),
         neighbours=neighbours,
         interval=interval,
     )

@@ -24,7 +24,13 @@ from dist_train.explanation import (
 )
 from dist_train.figures.forecast import save_forecast_figure
 from dist_train.forecast_files import example_of
-from dist_train.prediction import SeriesForecast, check_horizon, check_levels, predict
+from dist_train.prediction import (
+    SeriesForecast,
+    check_horizon,
+    check_levels,
+    horizons_of,
+    predict,
+)
 
 if TYPE_CHECKING:
     from dist_train.loading import LoadedRun
@@ -63,7 +69,7 @@ def predict_frame(
             :func:`dist_train.prediction.predict`.
     """
     levels = _levels(run, level)
-    horizon = check_horizon(horizon, run.config.data.pred_len)
+    check_horizon(horizon, run.config.data.pred_len)
     read = read_frame(frame, _expected(run), missing)
     forecasts = predict(run, read.series_set, horizon=horizon, levels=levels)
     dates = {read.date_column: np.concatenate([one.dates for one in forecasts])}
@@ -87,11 +93,13 @@ def cross_validate_frame(
             was filled lies in what the windows read or are compared with.
     """
     levels = _levels(run, level)
-    horizon = check_horizon(horizon, run.config.data.pred_len)
+    check_horizon(horizon, run.config.data.pred_len)
     for key, value in (("n_windows", n_windows), ("step_size", step_size)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise DataError(f"{key}={value!r}: must be a whole number, at least 1.")
     read = read_frame(frame, _expected(run), missing)
+    # One for all series: the newest forecast of each ends with the frame.
+    horizon = min(horizons_of(run, read.series_set, horizon))
     cutoffs = [horizon + step_size * number for number in reversed(range(n_windows))]
     _refuse_filled(read, cutoffs[0] + run.config.data.seq_len)
     forecasts = predict(run, read.series_set, horizon=horizon, levels=levels, cutoffs=cutoffs)

@@ -12,6 +12,7 @@ import torch
 from dist_train import distributed, progress
 from dist_train.data.collate import Collator
 from dist_train.retrieval import Retriever
+from model.horizons import fill_unknown
 
 NUM_WINDOWS = 256
 MIN_WINDOWS = 8
@@ -92,8 +93,9 @@ def _measure(retriever: Retriever, split: str) -> tuple[float, int]:
     batch = Collator(windows, None)([int(number) for number in mine])
     neighbours = retriever.search_batch(batch, split)
     forecast = retriever.forecast_from(batch, neighbours)
-    sums[0] = (forecast - batch.target).double().square().sum()
-    sums[1] = (batch.context[:, -1:] - batch.target).double().square().sum()
+    last = batch.context[:, -1:].expand_as(forecast)
+    for number, one in enumerate((forecast, last)):
+        sums[number] = (one - fill_unknown(batch.target, one)).double().square().sum()
     sums[2] = _count_overlaps(retriever, batch.window_ids.numpy(), split, neighbours.ids)
     sums = distributed.reduce_sum(sums)
     return float(sums[0] / sums[1].clamp_min(1e-12)), int(sums[2])

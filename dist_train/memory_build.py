@@ -301,7 +301,7 @@ class MemoryBuilder:
             "scalers": _hash_of_scalers(self.data),
             "train_rows": [[int(first), int(end)] for first, end in self.data.memory_rows],
             "seq_len": train.seq_len,
-            "pred_len": train.pred_len,
+            "pred_len": self.data.pred_len,
             "bank_stride": self.config.bank_stride,
             "limit": self.config.limit,
             "retrieval_key": self.gram.retrieval_key,
@@ -325,7 +325,7 @@ def choose_entries(
     windows = data.windows["train"]
     offsets = None if clock_offsets is None else [int(offset) for offset in clock_offsets]
     return MemoryBank(
-        windows.values, data.memory_rows, windows.seq_len, windows.pred_len, config, offsets
+        windows.values, data.memory_rows, windows.seq_len, data.pred_len, config, offsets
     )
 
 

@@ -22,7 +22,7 @@ def opening(config: RunConfig, data: ForecastData, world_size: int, dtype: torch
     lines = [
         f"run {config.name}: {data.series_set.name}, {data.num_channels} series of "
         f"{_lengths(data)} steps, {config.data.seq_len} -> "
-        f"{config.data.pred_len} steps",
+        f"{config.data.told_horizon} steps",
         f"windows: {counts['train']} train, {counts['val']} validation, {counts['test']} test",
         f"{world_size} rank(s) on {distributed.device().type}, {dtype_name(dtype)}, "
         f"ZeRO-{config.deepspeed.zero_stage}, backbone {config.backbone.name} "

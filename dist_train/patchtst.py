@@ -15,6 +15,7 @@ from dist_train.evaluation import Forecast, score_split
 from dist_train.optim import build_optimizer, build_schedule
 from dist_train.reproducibility import seed_everything
 from model.batch import to_rows
+from model.horizons import fill_unknown
 from model.patch_transformer import PatchTransformer
 
 
@@ -50,7 +51,8 @@ def fit_patchtst(data: ForecastData, config: RunConfig) -> tuple[Forecast, nn.Mo
             order = torch.randperm(len(windows))
         ids = order[place : place + train.batch_size].numpy()
         context_BLN, target_BHN = (torch.from_numpy(part).to(device) for part in windows.batch(ids))
-        loss = F.mse_loss(module(to_rows(context_BLN)), to_rows(target_BHN))
+        forecast_RH = module(to_rows(context_BLN))
+        loss = F.mse_loss(forecast_RH, fill_unknown(to_rows(target_BHN), forecast_RH))
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"PatchTST: the loss is {loss.item()} at step {step}.")
         optimizer.zero_grad()

@@ -79,6 +79,7 @@ class _Window:
     series: Series
     known: Known
     end: int
+    horizon: int
 
 
 def predict(
@@ -95,7 +96,8 @@ def predict(
     Args:
         run: The trained forecaster.
         series_set: Series with the variates the run was trained on, in any order.
-        horizon: Steps to forecast; None: all that the model was trained for.
+        horizon: Steps to forecast; None: all that the model was trained for, of each source its
+            own.
         levels: Of the intervals, in percent.
         cutoffs: Rows left away at the end of each series, one forecast for each.
         with_evidence: Keep what the forecasts rest on.
@@ -108,16 +110,17 @@ def predict(
             stamps of another frequency than the training's or that cannot be continued; the
             horizon or a level cannot be had.
     """
-    horizon = check_horizon(horizon, run.config.data.pred_len)
+    check_horizon(horizon, run.config.data.pred_len)
     check_levels(run, levels)
     known = KnownSeries(run.series)
     found = [_as_trained(known, one) for one in series_set.series]
+    horizons = horizons_of(run, series_set, horizon, known)
     frequencies = list(dict.fromkeys(entry.frequency for _, entry in found))
     for frequency in frequencies:
         series_set = at_frequency(series_set, frequency, series_set.name)
     windows = [
-        _Window(series=one, known=entry, end=len(one.values) - cutoff)
-        for one, entry in found
+        _Window(series=one, known=entry, end=len(one.values) - cutoff, horizon=steps)
+        for (one, entry), steps in zip(found, horizons, strict=True)
         for cutoff in cutoffs
     ]
     for window in windows:
@@ -131,7 +134,7 @@ def predict(
         values_WHN = output.forecast.double().numpy()
         bounds = _bounds(run, part, context_WLN, values_WHN, levels)
         for number, window in enumerate(part):
-            inverse = window.known.scaler.inverse
+            inverse, horizon = window.known.scaler.inverse, window.horizon
             forecasts.append(
                 SeriesForecast(
                     series=window.series,
@@ -140,7 +143,6 @@ def predict(
                         window,
                         # Only a run's own sources differ in it, and it is known of each.
                         window.known.frequency if len(frequencies) > 1 else series_set.frequency,
-                        horizon,
                     ),
                     values=inverse(values_WHN[number, :horizon]),
                     intervals={
@@ -151,6 +153,39 @@ def predict(
                 )
             )
     return forecasts
+
+
+def horizons_of(
+    run: "LoadedRun",
+    series_set: SeriesSet,
+    horizon: int | None,
+    known: KnownSeries | None = None,
+) -> list[int]:
+    """Steps to forecast of each series.
+
+    Args:
+        run: The trained forecaster.
+        series_set: The series.
+        horizon: What was asked for; None: all that each was trained for.
+        known: What the run knows of its series; None: it is looked up.
+
+    Raises:
+        DataError: As :func:`check_horizon`, or a series was trained for fewer steps or is unknown.
+    """
+    known = known or KnownSeries(run.series)
+    horizons = run.config.data.horizons
+    own = [horizons[known.find(one.id).source] for one in series_set.series]
+    if horizon is None:
+        return own
+    horizon = check_horizon(horizon, run.config.data.pred_len)
+    for one, steps in zip(series_set.series, own, strict=True):
+        if horizon > steps:
+            raise DataError(
+                f"horizon={horizon}: series {quote(one.id)} is of a source whose pred_len is "
+                f"{steps}; ask for at most these, or leave horizon out and get of each series "
+                "what it was trained for."
+            )
+    return [horizon] * len(own)
 
 
 def check_horizon(horizon: int | None, pred_len: int) -> int:
@@ -231,8 +266,8 @@ def _check_length(window: _Window, seq_len: int, cutoff: int) -> None:
     )
 
 
-def _dates_after(window: _Window, frequency: str | None, horizon: int) -> Dates:
-    series, end = window.series, window.end
+def _dates_after(window: _Window, frequency: str | None) -> Dates:
+    series, end, horizon = window.series, window.end, window.horizon
     known = series.dates[end : end + horizon]
     if len(known) == horizon:
         return known

@@ -106,7 +106,7 @@ def _text(report: RunReport, drawn: Mapping[str, str]) -> str:
     pictures = "\n\n".join(f"![{title}]({path})" for path, title in drawn.items())
     return f"""# {config.name}
 
-{data.series_set.name}, {config.data.seq_len} -> {config.data.pred_len} steps. Every one of the
+{data.series_set.name}, {config.data.seq_len} -> {config.data.told_horizon} steps. Every one of the
 {number} windows of the test split is scored once; MSE and MAE are of standardised values.
 Time-LLM is the whole model; a ridge that is more than "ridge" is what it starts from.
 

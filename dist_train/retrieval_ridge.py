@@ -15,10 +15,18 @@ from dist_train.data.windows import ForecastData, Ints
 from dist_train.evaluation import Forecast
 from dist_train.retrieval import Retriever
 from memory_index.config import BankConfig
-from model.anchor_fit import LAMBDAS, NORMS, AnchorFit, GramAccumulator, anchor_of, fit_anchor
+from model.anchor_fit import (
+    LAMBDAS,
+    NORMS,
+    AnchorFit,
+    GramAccumulator,
+    anchor_of,
+    fit_anchor,
+)
 from model.batch import from_rows, to_rows
 from model.config import NO_EXTENSION, Extension, GramConfig
 from model.linear_anchor import LinearAnchor, Norm
+from model.shared_sums import SharedSums, with_all_steps
 
 LAMBDAS_TRIED = (*LAMBDAS, 1e5)  # for both, so that neither has the wider choice
 
@@ -99,38 +107,39 @@ def judge_retrieval(
     if start is not None:
         before = anchor_of(start, seq_len=seq_len, extension=extension)
         new_sums = partial(_Sums, data, norms=(start.norm,), before=before)
-    train, validation = new_sums(), new_sums()
+    of_all = {False: SharedSums(), True: SharedSums()}
     for number, series in _judged_sources(data).items():
-        own = new_sums(), new_sums()
+        num_steps = data.windows["train"].horizon_of(series.start)
+        own = new_sums(num_steps=num_steps), new_sums(num_steps=num_steps)
         for sums, split, rows in zip(own, ("train", "val"), (train_rows, VAL_ROWS), strict=True):
             limit = max(1, rows // data.num_variates)
             sums.add(retriever, split, data.windows[split].even_sample(limit, series))
             sums.join()
         if len(data.sources) > 1:
-            without, reading = _fits(*own)
+            without, reading = (fit_anchor(*split, LAMBDAS_TRIED) for split in _by_reading(*own))
             name = data.sources[number].name
             by_source[name] = without.validation_mse, reading.validation_mse
-            fits[name] = reading
-        train.take(own[0])
-        validation.take(own[1])
+            fits[name] = with_all_steps(reading, data.pred_len)
+        for total, by_split in zip(of_all.values(), _by_reading(*own), strict=True):
+            total.add(*by_split)
     # Not before all have come this far: another rank may still have been reading the bank.
     if gram.retrieval_key != "anchored":
         retriever.builder.prune(set())
     retriever.close()
-    without, reading = _fits(train, validation)
+    without, reading = (total.fit(LAMBDAS_TRIED) for total in of_all.values())
     if start is not None:
         without, reading = (_added(start, fit, seq_len) for fit in (without, reading))
     if len(data.sources) == 1:
         return RetrievalVerdict(without=without, with_retrieval=reading)
     names = [one.name for one in data.sources]
-    of_all = without.validation_mse, reading.validation_mse
+    mse_of_all = without.validation_mse, reading.validation_mse
     for number in without_clock(data.sources):  # their windows get nothing
-        of_none = by_source.get(names[number], of_all)[0]
+        of_none = by_source.get(names[number], mse_of_all)[0]
         by_source[names[number]] = of_none, of_none
     return RetrievalVerdict(
         without=without,
         with_retrieval=reading,
-        by_source={name: by_source.get(name, of_all) for name in names},
+        by_source={name: by_source.get(name, mse_of_all) for name in names},
         own=tuple(fits.get(name, reading) for name in names),
     )
 
@@ -167,14 +176,14 @@ class _Sums:
         extension: Extension = NO_EXTENSION,
         norms: Sequence[Norm] = NORMS,
         before: LinearAnchor | None = None,
+        num_steps: int | None = None,
     ) -> None:
-        windows = data.windows["train"]
         self._before = before
         self.of = {
             reads: [
                 GramAccumulator(
-                    windows.seq_len, windows.pred_len, norm,
-                    reads_future=reads, extension=extension,
+                    data.windows["train"].seq_len, data.pred_len, norm,
+                    reads_future=reads, extension=extension, num_steps=num_steps,
                 )
                 for norm in norms
             ]
@@ -201,6 +210,7 @@ class _Sums:
             if self._before is not None:  # what it leaves over, from where the rows are centred
                 before = self._before(context, calendar_phase=phase)
                 target = target - before + self._before.centre(context)
+            target = target[:, : self.of[False][0].num_steps]  # the rest is not known
             for reads, accumulators in self.of.items():
                 for accumulator in accumulators:
                     accumulator.add(context, target, retrieved if reads else None, phase)
@@ -211,24 +221,17 @@ class _Sums:
             for accumulator in accumulators:
                 distributed.sum_in_place(accumulator.tensors)
 
-    def take(self, other: "_Sums") -> None:
-        """Add the sums over other windows."""
-        for reads, accumulators in self.of.items():
-            for mine, its in zip(accumulators, other.of[reads], strict=True):
-                mine.merge(its)
-
 
 def _judged_sources(data: ForecastData) -> dict[int, slice]:
     """Series of each source by its number, without those that no training sees."""
     return {number: data.series_of_sources[number] for number in data.trained_sources}
 
 
-def _fits(train: _Sums, validation: _Sums) -> tuple[AnchorFit, AnchorFit]:
-    """The ridge without and with the retrieved futures."""
-    without, reading = (
-        fit_anchor(train.of[reads], validation.of[reads], LAMBDAS_TRIED) for reads in (False, True)
-    )
-    return without, reading
+def _by_reading(
+    train: _Sums, validation: _Sums
+) -> list[tuple[list[GramAccumulator], list[GramAccumulator]]]:
+    """Sums of training and validation without, then with the retrieved futures."""
+    return [(train.of[reads], validation.of[reads]) for reads in (False, True)]
 
 
 def _added(start: AnchorFit, fit: AnchorFit, seq_len: int) -> AnchorFit:

@@ -117,7 +117,7 @@ class ForecastFile:
             self._flush()
 
     def _rows(self, ids: np.ndarray, standardised: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Lay windows (V, H, N) out as rows: window, variate, step."""
+        """Lay windows (V, H, N) out as rows: window, variate, step of the window's horizon."""
         import pyarrow
 
         windows, series_set = self._data.windows[self._split], self._data.series_set
@@ -130,22 +130,24 @@ class ForecastFile:
         scale_V1N = np.stack([scaler.scale for scaler in scalers])[:, None]
         first_V = starts_V + windows.seq_len
         dates_VH, cutoff_V, truth_VHN = [], [], []
-        for number, first in zip(series_V, first_V, strict=True):
-            one = series_set.series[number]
-            dates_VH.append(one.dates[first + steps_H])
+        horizons_V1 = np.array([[windows.horizon_of(int(number))] for number in series_V])
+        kept = np.broadcast_to((steps_H < horizons_V1)[:, None], shape).reshape(-1)
+        for number, first, horizon in zip(series_V, first_V, horizons_V1, strict=True):
+            one, rows = series_set.series[number], first + np.minimum(steps_H, horizon - 1)
+            dates_VH.append(one.dates[rows])
             cutoff_V.append(one.dates[first - 1])
-            truth_VHN.append(one.values[first + steps_H])
+            truth_VHN.append(one.values[rows])
 
         def spread_out(values: np.ndarray) -> np.ndarray:
-            return np.broadcast_to(values, shape).reshape(-1)
+            return np.broadcast_to(values, shape).reshape(-1)[kept]
 
         def floats(values: np.ndarray) -> np.ndarray:
-            return np.swapaxes(values, 1, 2).reshape(-1)
+            return np.swapaxes(values, 1, 2).reshape(-1)[kept]
 
         number_of_series = spread_out(series_V.astype(np.int32)[:, None, None])
         number_of_variate = spread_out(np.arange(num_variates, dtype=np.int32)[None, :, None])
         ids_of_series = [one.id for one in series_set.series]
-        rows: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "unique_id": pyarrow.DictionaryArray.from_arrays(number_of_series, ids_of_series),
             "variate": pyarrow.DictionaryArray.from_arrays(
                 number_of_variate, list(series_set.series[0].columns)
@@ -156,8 +158,8 @@ class ForecastFile:
             "y": floats(np.stack(truth_VHN)),
         }
         for name, values_VHN in standardised.items():
-            rows[name] = floats(values_VHN * scale_V1N + mean_V1N)
-        return rows
+            columns[name] = floats(values_VHN * scale_V1N + mean_V1N)
+        return columns
 
     def _flush(self) -> None:
         import pyarrow

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dist_train.data.windows import WindowSet
 from model.instance_norm import VARIANCE_FLOOR
@@ -25,5 +26,15 @@ def training_changes(windows: WindowSet) -> torch.Tensor:
     for first in range(0, len(ids), CHUNK_WINDOWS):
         context_BLN, target_BHN = windows.batch(ids[first : first + CHUNK_WINDOWS])
         scale_BN = np.sqrt(context_BLN.var(axis=1) + VARIANCE_FLOOR)
-        changes.append((target_BHN.mean(axis=1) - context_BLN[:, -1]) / scale_BN)
+        mean_BN = _mean_of_known(target_BHN)
+        changes.append((mean_BN - context_BLN[:, -1]) / scale_BN)
     return torch.from_numpy(np.concatenate(changes).ravel().astype(np.float32))
+
+
+def _mean_of_known(target: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over the steps that a window's horizon has. (B, H, N) -> (B, N)."""
+    unknown_BHN = np.isnan(target)
+    mean_BN: NDArray[np.float32] = target.mean(axis=1)
+    if unknown_BHN.any():
+        mean_BN = np.nanmean(target, axis=1)
+    return mean_BN

@@ -13,7 +13,7 @@ Shape legend (this file):
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +63,12 @@ class GramAccumulator:
         reads_future: bool = False,
         extension: Extension = NO_EXTENSION,
         num_variates: int = 1,
+        num_steps: int | None = None,
     ) -> None:
         self.norm: Norm = norm
         self.seq_len = seq_len
+        self.num_steps = num_steps or pred_len
+        """Steps that are forecast, the first ones of ``pred_len``. H here and below."""
         self.num_variates = num_variates
         self.extension = extension
         self.widths = {
@@ -81,10 +84,10 @@ class GramAccumulator:
         each = () if num_variates == 1 else (num_variates,)
         self.gram = torch.zeros(*each, num_inputs, num_inputs, dtype=torch.float64)
         """Sum of x x^T over centred rows. Shape (I, I), or (V, I, I)."""
-        self.cross = torch.zeros(*each, num_inputs, pred_len, dtype=torch.float64)
+        self.cross = torch.zeros(*each, num_inputs, self.num_steps, dtype=torch.float64)
         """Sum of x y^T over centred rows. Shape (I, H), or (V, I, H)."""
-        self.target_square = torch.zeros(each, dtype=torch.float64)
-        """Sum of |y|^2 over centred targets. Shape (), or (V,)."""
+        self.target_square = torch.zeros(*each, self.num_steps, dtype=torch.float64)
+        """Sum of y^2 over centred targets, of each step. Shape (H,), or (V, H)."""
         self.num_rows = torch.zeros((), dtype=torch.float64)
         """Rows added, of all variates. Shape ()."""
 
@@ -145,12 +148,12 @@ class GramAccumulator:
             if self.num_variates == 1:
                 self.gram.addmm_(x_CI.T, x_CI)
                 self.cross.addmm_(x_CI.T, y_CH)
-                self.target_square += y_CH.square().sum()
+                self.target_square += y_CH.square().sum(dim=0)
                 continue
             x_VCI, y_VCH = (by_variate(rows, self.num_variates) for rows in (x_CI, y_CH))
             self.gram.baddbmm_(x_VCI.mT, x_VCI)
             self.cross.baddbmm_(x_VCI.mT, y_VCH)
-            self.target_square += y_VCH.square().sum(dim=(1, 2))
+            self.target_square += y_VCH.square().sum(dim=1)
 
     @property
     def factors(self) -> Tensor:
@@ -170,13 +173,21 @@ class GramAccumulator:
         part.cross = self.cross[..., :width, :]
         return part
 
+    def steps(self, begin: int, end: int) -> "GramAccumulator":
+        """The same rows with the steps ``[begin, end)`` of their targets; shares the sums."""
+        part = copy(self)
+        part.num_steps = end - begin
+        part.cross = self.cross[..., begin:end]
+        part.target_square = self.target_square[..., begin:end]
+        return part
+
     def pooled(self) -> "GramAccumulator":
         """The same rows, those of all variates together."""
         part = copy(self)
         part.num_variates = 1
         if self.num_variates > 1:
             part.gram, part.cross = self.gram.sum(dim=0), self.cross.sum(dim=0)
-            part.target_square = self.target_square.sum()
+            part.target_square = self.target_square.sum(dim=0)
         return part
 
     def squared_error(self, weight: Tensor) -> Tensor:
@@ -194,11 +205,11 @@ class GramAccumulator:
         fitted = (weight_HI @ self.gram).sub_(self.cross.mT, alpha=2).mul_(weight_HI)
         fitted = fitted.sum((-2, -1))
         # A perfect fit cancels to rounding noise of either sign.
-        return (self.target_square + fitted).clamp_min(0)
+        return (self.target_square.sum(-1) + fitted).clamp_min(0)
 
     def merge(self, other: "GramAccumulator") -> None:
-        """Add the rows of another one, of the same norm and inputs."""
-        assert self.norm == other.norm
+        """Add the rows of another one, of the same norm, inputs and steps."""
+        assert (self.norm, self.num_steps) == (other.norm, other.num_steps)
         for mine, theirs in zip(self.tensors, other.tensors, strict=True):
             mine += theirs
 
@@ -273,23 +284,40 @@ def fit_anchor(
     Raises:
         ValueError: No rows were added to one of the accumulators.
     """
-    for train, valid in zip(training, validation, strict=True):
-        assert train.norm == valid.norm  # sums of different centrings do not belong together
-        if not (train.num_rows > 0 and valid.num_rows > 0):
+    return fit_spans([[sums] for sums in training], [[sums] for sums in validation], lambdas)
+
+
+def fit_spans(
+    training: Sequence[Sequence[GramAccumulator]],
+    validation: Sequence[Sequence[GramAccumulator]],
+    lambdas: Sequence[float] = LAMBDAS,
+) -> AnchorFit:
+    """As :func:`fit_anchor`, where the rows differ from one span of steps to the next.
+
+    Args:
+        training: For each norm, an accumulator for each span, the first steps first.
+        validation: The same norms and spans in the same order.
+        lambdas: Penalties to try; all spans share one, and the norm.
+    """
+    for learnt, scored in zip(chain(*training), chain(*validation), strict=True):
+        assert learnt.norm == scored.norm  # sums of different centrings do not belong together
+        if not (learnt.num_rows > 0 and scored.num_rows > 0):
             raise ValueError(
-                f"model.anchor=ridge has {train.num_rows:.0f} training and "
-                f"{valid.num_rows:.0f} validation rows: it needs both, or set model.anchor=none."
+                f"model.anchor=ridge has {learnt.num_rows:.0f} training and "
+                f"{scored.num_rows:.0f} validation rows: it needs both, or set model.anchor=none."
             )
     best: AnchorFit | None = None
-    for part in training[0].extension.parts:
-        fit = _fit(
-            [sums.only(part) for sums in training], [sums.only(part) for sums in validation],
-            lambdas,
-        )  # fmt: skip
+    first = training[0][0]
+    for part in first.extension.parts:
+        train, valid = (
+            [[sums.only(part) for sums in spans] for spans in split]
+            for split in (training, validation)
+        )
+        fit = _fit(train, valid, lambdas)
         if best is None or fit.validation_mse < best.validation_mse:
             best = replace(fit, extension=part)
     assert best is not None
-    unread = len(training[0].gram) - best.weight.shape[-1]
+    unread = len(first.gram) - best.weight.shape[-1]
     return replace(best, weight=F.pad(best.weight, (0, unread)))
 
 
@@ -372,29 +400,33 @@ def _bases(train: GramAccumulator, valid: GramAccumulator, shared: AnchorFit) ->
     if not features:
         return [shared.weight]
     if not shared.extension.random_features:
-        return [shared.weight, _fit([train], [valid], LAMBDAS).weight]
+        return [shared.weight, _fit([[train]], [[valid]], LAMBDAS).weight]
     plain = Extension(calendar=train.extension.calendar)
     without = fit_anchor([train.only(plain)], [valid.only(plain)]).weight
     return [shared.weight, F.pad(without, (0, features))]
 
 
 def _fit(
-    training: Sequence[GramAccumulator],
-    validation: Sequence[GramAccumulator],
+    training: Sequence[Sequence[GramAccumulator]],
+    validation: Sequence[Sequence[GramAccumulator]],
     lambdas: Sequence[float],
 ) -> AnchorFit:
+    """Of sums by norm and span of steps, see :func:`fit_spans`; all they read, and no less."""
     best: AnchorFit | None = None
     candidates: dict[tuple[Norm, float], float] = {}
     for train, valid in zip(training, validation, strict=True):
+        values = sum(sums.num_rows * sums.num_steps for sums in valid)
         for lam in lambdas:
-            weight_HI = solve(train.gram, train.cross, lam, train.factors)
-            mse = float(valid.squared_error(weight_HI) / (valid.num_rows * len(weight_HI)))
-            candidates[train.norm, lam] = mse
+            weights = [solve(sums.gram, sums.cross, lam, sums.factors) for sums in train]
+            pairs = zip(valid, weights, strict=True)
+            mse = float(sum(sums.squared_error(weight) for sums, weight in pairs) / values)
+            norm = train[0].norm
+            candidates[norm, lam] = mse
             if best is None or mse < best.validation_mse:
                 best = AnchorFit(
-                    norm=train.norm,
+                    norm=norm,
                     lam=lam,
-                    weight=weight_HI,
+                    weight=torch.cat(weights),
                     validation_mse=mse,
                     candidates=candidates,
                 )

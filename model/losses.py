@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.batch import TrendPrediction
 from model.config import GramConfig, TaprConfig
+from model.horizons import fill_unknown, stretch
 from model.trend_labels import TrendLabels
 
 # Keeps the logarithms of the gate's entropy finite where the sigmoid saturates.
@@ -35,11 +36,11 @@ class LossTerm:
 
 
 def forecast_loss(forecast: Tensor, target: Tensor) -> dict[str, LossTerm]:
-    """Mean squared error of the forecast.
+    """Mean squared error of the forecast: each window counts alike, whatever its horizon.
 
     Args:
         forecast: Shape (B, H, N), float32.
-        target: Shape (B, H, N), float32.
+        target: NaN beyond the horizon of its window. Shape (B, H, N), float32.
 
     Returns:
         The term ``forecast``.
@@ -52,7 +53,8 @@ def forecast_loss(forecast: Tensor, target: Tensor) -> dict[str, LossTerm]:
             f"forecast and target must have one shape, got {tuple(forecast.shape)} and "
             f"{tuple(target.shape)}: both are (B, H, N)."
         )
-    value = (forecast.float() - target.float()).square().sum() / max(1, forecast.numel())
+    errors = (forecast.float() - fill_unknown(target.float(), forecast)).square()
+    value = (errors * stretch(target)).sum() / max(1, forecast.numel())
     return {"forecast": LossTerm(value=value, weight=1.0, warms_up=False)}
 
 

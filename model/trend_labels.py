@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.float32_buffers import KeepsBufferPrecision
+from model.horizons import stretch
 
 # SPEC 1.1; the start of learnable thresholds that were never fitted.
 SPEC_THRESHOLDS = (-0.02, -0.005, 0.005, 0.02)
@@ -44,7 +45,8 @@ def trend_labels(future: Tensor, last: Tensor, thresholds: Tensor) -> TrendLabel
     """Label each row by how its horizon lies to its last value.
 
     Args:
-        future: Next H steps, normalised by their own window. Shape (R, H).
+        future: Next H steps, normalised by their own window; NaN beyond its horizon, and without a
+            part in the mean there. Shape (R, H).
         last: Last value of the window, normalised alike. Shape (R,).
         thresholds: Ascending. Shape (4,), float32.
 
@@ -61,7 +63,9 @@ def trend_labels(future: Tensor, last: Tensor, thresholds: Tensor) -> TrendLabel
             "trend labels need future (R, H) and last (R,), got shapes "
             f"{tuple(future.shape)} and {tuple(last.shape)}."
         )
-    change_R = future.float().mean(dim=1) - last.float()
+    known = future.float()
+    mean_R1 = known.masked_fill(known.isnan(), 0).mean(dim=1, keepdim=True) * stretch(known)
+    change_R = mean_R1[:, 0] - last.float()
     t1, t2, t3, t4 = thresholds.detach().float()
     middle = (t2 + t3) / 2
     down_or_more = (change_R >= t2).long() + (change_R > t3).long()

@@ -103,6 +103,10 @@ class SourceConfig(SeriesConfig):
     """Share of the training rows that the memory holds; default as percent. 100 beside percent 0
     lets a forecaster that was never trained on a source retrieve from that source's history."""
 
+    pred_len: int | None = None
+    """Steps that are forecast of this source, where they are fewer than ``data.pred_len``: only the
+    first steps of the forecast are trained, scored and given for it."""
+
     too_short: TooShort = "error"
     """A series without one window of seq_len + pred_len in some split: stop and name it, or leave
     such series out and tell how many."""
@@ -120,6 +124,8 @@ class SourceConfig(SeriesConfig):
             )
         if self.memory_percent is not None and not 0 <= self.memory_percent <= 100:
             raise ValueError(f"memory_percent must be in [0, 100], got {self.memory_percent}.")
+        if self.pred_len is not None and self.pred_len < 1:
+            raise ValueError(f"pred_len must be at least 1, got {self.pred_len}.")
         if self.name is not None and (not self.name or "/" in self.name):
             raise ValueError(f"name={self.name!r}: must be a word without /.")
         if self.path == "":
@@ -154,7 +160,7 @@ class DataConfig(SeriesConfig):
     """Context window, in time steps."""
 
     pred_len: int = 96
-    """Forecast horizon, in time steps."""
+    """Forecast horizon, in time steps; with sources, the longest of theirs."""
 
     train_stride: int = 1
     """Steps between the starts of training windows."""
@@ -204,6 +210,31 @@ class DataConfig(SeriesConfig):
                 "data.sources: every source has percent=0, so there is nothing to train on; raise "
                 "one of them."
             )
+        beyond = next((one for one in self.sources if self.horizon_of(one) > self.pred_len), None)
+        if beyond is not None:
+            raise ValueError(
+                f"pred_len={beyond.pred_len} of {beyond.label!r} in data.sources is more than "
+                f"data.pred_len={self.pred_len}, the longest that the model forecasts: raise that, "
+                "or shorten this."
+            )
+        longest = max(self.horizon_of(source) for source in self.sources if source.percent)
+        if longest < self.pred_len:
+            raise ValueError(
+                f"data.pred_len={self.pred_len}: the sources that are trained on have at most "
+                f"pred_len={longest}, so nothing would teach the later steps; lower it to "
+                f"{longest}."
+            )
+
+    def horizon_of(self, source: SourceConfig) -> int:
+        """Steps that are forecast of one of :attr:`sources`."""
+        return source.pred_len or self.pred_len
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Steps that are forecast of each source; of the one set where none are named."""
+        if not self.sources:
+            return (self.pred_len,)
+        return tuple(self.horizon_of(source) for source in self.sources)
 
     @property
     def label(self) -> str:
@@ -212,7 +243,14 @@ class DataConfig(SeriesConfig):
             return ", ".join(source.label for source in self.sources)
         return self.path or self.dataset
 
+    @property
+    def told_horizon(self) -> str:
+        """Steps that are forecast, in words; of sources that differ, the fewest and the most."""
+        least, most = min(self.horizons), max(self.horizons)
+        return str(most) if least == most else f"{least} to {most}"
+
     def of_source(self, source: SourceConfig) -> "DataConfig":
         """The settings under which one of :attr:`sources` is read as if it were alone."""
         shared = {item.name: getattr(source, item.name) for item in fields(SeriesConfig)}
-        return replace(self, **shared | {"sources": None, "percent": 100})
+        own = {"sources": None, "percent": 100, "pred_len": self.horizon_of(source)}
+        return replace(self, **shared | own)

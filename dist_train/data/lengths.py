@@ -45,19 +45,19 @@ def long_enough(source: Source, config: DataConfig) -> Source:
     Raises:
         DataError: There is one, or nothing is left.
     """
-    series_set = source.series_set
+    series_set, pred_len = source.series_set, source.pred_len or config.pred_len
     rows = [
         borders(len(one.values), series_set.borders, f"series {one.id!r}")
         for one in series_set.series
     ]
-    long = [fits(own, config.seq_len, config.pred_len) for own in rows]
+    long = [fits(own, config.seq_len, pred_len) for own in rows]
     if source.too_short == "error":
         if not all(long):
             first = long.index(False)
-            raise _too_short(series_set.series[first], series_set, rows[first], config)
+            raise _too_short(series_set.series[first], rows[first], source, config)
         return source
     kept = tuple(one for one, is_long in zip(series_set.series, long, strict=True) if is_long)
-    about = f"too short for data.seq_len={config.seq_len} and data.pred_len={config.pred_len}"
+    about = f"too short for data.seq_len={config.seq_len} and {_key(source)}={pred_len}"
     if not kept:
         raise DataError(
             f"all {len(long)} series are {about}: shorten them, or leave this source out."
@@ -66,7 +66,7 @@ def long_enough(source: Source, config: DataConfig) -> Source:
     if len(kept) < len(long):
         note.append(f"{len(long) - len(kept)} of {len(long)} series are {about}, and left out")
     untrained = sum(
-        is_long and not _has_window(_share(own["train"], source.percent, config), config)
+        is_long and not _has_window(_share(own["train"], source.percent, config), config, pred_len)
         for own, is_long in zip(rows, long, strict=True)
     )
     if untrained and source.percent:
@@ -84,6 +84,7 @@ def oldest_rows(
     where: str,
     too_short: TooShort,
     key: str = "data.percent",
+    pred_len: int | None = None,
 ) -> tuple[int, int]:
     """A share of the training rows as Time-LLM's few-shot has it: of the possible starts.
 
@@ -94,17 +95,19 @@ def oldest_rows(
         where: Which series, for messages.
         too_short: Whether a share without a window is an error, or no row.
         key: What states the share, for messages.
+        pred_len: Steps that are forecast; None: those of ``config``.
 
     Raises:
         DataError: It is an error.
     """
     begin, end = _share(train, percent, config)
-    if _has_window((begin, end), config):
+    pred_len = pred_len or config.pred_len
+    if _has_window((begin, end), config, pred_len):
         return begin, end
     if percent and too_short == "error":
         raise DataError(
             f"{key}={percent} leaves {end} training rows of {where}, one "
-            f"window needs {config.seq_len + config.pred_len}: raise it."
+            f"window needs {config.seq_len + pred_len}: raise it."
         )
     return begin, begin
 
@@ -114,8 +117,13 @@ def _share(train: tuple[int, int], percent: int, config: DataConfig) -> tuple[in
     return begin, (end - config.seq_len) * percent // 100 + config.seq_len
 
 
-def _has_window(rows: tuple[int, int], config: DataConfig) -> bool:
-    return num_windows(rows[1] - rows[0], config.seq_len, config.pred_len, False) > 0
+def _has_window(rows: tuple[int, int], config: DataConfig, pred_len: int) -> bool:
+    return num_windows(rows[1] - rows[0], config.seq_len, pred_len, False) > 0
+
+
+def _key(source: Source) -> str:
+    """What states its horizon, for messages."""
+    return "data.pred_len" if source.pred_len is None else "pred_len"
 
 
 def _rows_needed(rows: int, series_set: SeriesSet, seq_len: int, pred_len: int) -> int | None:
@@ -138,24 +146,23 @@ def _rows_needed(rows: int, series_set: SeriesSet, seq_len: int, pred_len: int) 
 
 
 def _too_short(
-    series: Series, series_set: SeriesSet, rows: dict[Split, tuple[int, int]], config: DataConfig
+    series: Series, rows: dict[Split, tuple[int, int]], source: Source, config: DataConfig
 ) -> DataError:
-    seq_len, pred_len = config.seq_len, config.pred_len
+    series_set, seq_len = source.series_set, config.seq_len
+    key, pred_len = _key(source), source.pred_len or config.pred_len
     lengths = "/".join(str(end - begin) for begin, end in rows.values())
     if all(isinstance(part, int) for part in series_set.borders):
         remedy = "shorten them, or set data.splits"
     else:
         needed = _rows_needed(len(series.values), series_set, seq_len, pred_len)
         if needed is None:
-            remedy = "shorten data.seq_len or data.pred_len, or raise the smallest of data.splits"
+            remedy = f"shorten data.seq_len or {key}, or raise the smallest of data.splits"
         else:
-            remedy = (
-                f"{needed} rows are needed; bring more, or shorten data.seq_len or data.pred_len"
-            )
+            remedy = f"{needed} rows are needed; bring more, or shorten data.seq_len or {key}"
     if config.sources is not None:
         remedy += ", or leave such series out with too_short: skip in their source"
     return DataError(
         f"series {series.id!r} has {len(series.values)} rows, split into {lengths} for train, "
-        f"validation and test: too short for data.seq_len={seq_len} and data.pred_len={pred_len} "
+        f"validation and test: too short for data.seq_len={seq_len} and {key}={pred_len} "
         f"(train needs {seq_len + pred_len}, the others {pred_len} each): {remedy}."
     )

@@ -49,7 +49,7 @@ class PromptBuilder:
         self,
         tokenizer: Tokenizer,
         config: ModelConfig,
-        pred_len: int,
+        pred_len: int | Sequence[int],
         seq_len: int,
         descriptions: Sequence[str],
     ) -> None:
@@ -58,7 +58,7 @@ class PromptBuilder:
         Args:
             tokenizer: The backbone's.
             config: ``prompt``, ``num_prompt_lags``, ``lags`` and ``max_prompt_tokens`` are read.
-            pred_len: Forecast length H, for the task.
+            pred_len: Steps that are forecast, for the task; of each source where they differ.
             seq_len: Context length L.
             descriptions: What the series of each source are; may be empty texts.
 
@@ -83,15 +83,17 @@ class PromptBuilder:
                 f"{seq_len} steps of a window: lower it."
             )
         lead = self._leading_ids()
-        task: list[int] = []
+        horizons = [pred_len] * len(descriptions) if isinstance(pred_len, int) else pred_len
+        tasks: list[list[int]] = [[] for _ in descriptions]
         if config.prompt == "full":
-            task = self._tokenise(
+            tasks = self._tokenise(
                 [
-                    f" Task description: forecast the next {pred_len} steps given the previous "
+                    f" Task description: forecast the next {horizon} steps given the previous "
                     f"{seq_len} steps information;"
+                    for horizon in horizons
                 ]
-            )[0]
-        fixed = len(lead) + len(task) + self._longest_suffix()
+            )
+        fixed = len(lead) + max(len(task) for task in tasks) + self._longest_suffix()
         room = config.max_prompt_tokens - fixed
         if room < 0:
             raise ValueError(
@@ -101,7 +103,7 @@ class PromptBuilder:
             )
         prefixes = [
             lead + (self._about(text, room) if config.prompt == "full" else []) + task
-            for text in descriptions
+            for text, task in zip(descriptions, tasks, strict=True)
         ]
         common = _common_beginning(prefixes)
         self.prefix_ids = torch.tensor(common, dtype=torch.int64)

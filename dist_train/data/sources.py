@@ -38,6 +38,9 @@ class Source:
     memory_percent: int = 100
     """Share of its training rows that the memory holds, in percent."""
 
+    pred_len: int | None = None
+    """Steps that are forecast of it; None: ``data.pred_len``."""
+
     too_short: TooShort = "error"
     """What becomes of series without a window, see
     :class:`~dist_train.data.config.SourceConfig`."""
@@ -70,6 +73,7 @@ def load_sources(config: DataConfig) -> tuple[Source, ...]:
                 weight=source.weight,
                 percent=source.percent,
                 memory_percent=memory,
+                pred_len=source.pred_len,
                 too_short=source.too_short,
             )
         )

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.data.config import DataConfig
+from dist_train.data.config import DataConfig, TooShort
 from dist_train.data.dates import Dates, calendar_phase
 from dist_train.data.lengths import long_enough, num_windows, oldest_rows
 from dist_train.data.mixture import Mixture, shares
@@ -38,7 +38,7 @@ class WindowSet:
         values: Sequence[Float32s],
         ranges: Sequence[tuple[int, int]],
         seq_len: int,
-        pred_len: int,
+        pred_len: int | Sequence[int],
         stride: int = 1,
         dates: Sequence[Dates] | None = None,
         sources: Ints | None = None,
@@ -49,18 +49,24 @@ class WindowSet:
             values: Standardised series, shared, not copied. Shape (T, N) each.
             ranges: First context row and end of the last target of each series.
             seq_len: Context length L.
-            pred_len: Forecast length H.
+            pred_len: Forecast length H; or that of each series, H is the longest then.
             stride: Rows between the starts of windows.
             dates: Time stamps of the series, shared too. Shape (T,) each; None: not known.
             sources: Number of the source of each series; None: there is one.
         """
         assert len(values) == len(ranges) > 0
         self.values, self.ranges = tuple(values), tuple(ranges)
-        self.seq_len, self.pred_len, self.stride = seq_len, pred_len, stride
+        self.seq_len, self.stride = seq_len, stride
+        own = [pred_len] * len(values) if isinstance(pred_len, int) else pred_len
+        self._horizons = np.array(own, dtype=np.int64)
+        self.pred_len = int(self._horizons.max())
+        """H, the longest horizon of a series."""
+        self._alike = int(self._horizons.min()) == self.pred_len
         self._dates = None if dates is None else tuple(dates)
         self._sources = np.zeros(len(values), dtype=np.int64) if sources is None else sources
         counts = [
-            num_windows(end - begin, seq_len, pred_len, False, stride) for begin, end in ranges
+            num_windows(end - begin, seq_len, horizon, False, stride)
+            for (begin, end), horizon in zip(ranges, own, strict=True)
         ]
         self._first_id = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._begins = np.array([begin for begin, _ in ranges], dtype=np.int64)
@@ -72,6 +78,10 @@ class WindowSet:
     def num_variates(self) -> int:
         """N."""
         return int(self.values[0].shape[1])
+
+    def horizon_of(self, series: int) -> int:
+        """Steps that are forecast of the windows of a series, at most H."""
+        return int(self._horizons[series])
 
     def locate_batch(self, ids: Sequence[int] | Ints) -> tuple[Ints, Ints]:
         """Series number and first context row of each window. Shape (B,) each.
@@ -95,8 +105,9 @@ class WindowSet:
         """The windows of some series, series and windows numbered from 0."""
         dates = None if self._dates is None else self._dates[part]
         return WindowSet(  # of one source, whose number is 0 then
-            self.values[part], self.ranges[part], self.seq_len, self.pred_len, self.stride, dates
-        )
+            self.values[part], self.ranges[part], self.seq_len, self._horizons[part].tolist(),
+            self.stride, dates,
+        )  # fmt: skip
 
     def ids_of(self, part: slice) -> slice:
         """Numbers of the windows of some series."""
@@ -156,18 +167,22 @@ class WindowSet:
             ids: Window numbers, in any order, repeats allowed. B of them.
 
         Returns:
-            Contexts (B, L, N) and targets (B, H, N), standardised; copies.
+            Contexts (B, L, N) and targets (B, H, N), standardised; copies. Targets are NaN beyond
+            the horizon of their series.
         """
         series_B, starts_B = self.locate_batch(ids)
         size = len(starts_B)
         contexts = np.empty((size, self.seq_len, self.num_variates), dtype=np.float32)
         targets = np.empty((size, self.pred_len, self.num_variates), dtype=np.float32)
         steps_L, steps_H = np.arange(self.seq_len), np.arange(self.pred_len) + self.seq_len
+        if not self._alike:
+            targets.fill(np.nan)
         for number in np.unique(series_B):
             here_B = series_B == number
             starts = starts_B[here_B, None]
             contexts[here_B] = self.values[number][starts + steps_L]
-            targets[here_B] = self.values[number][starts + steps_H]
+            horizon = self.horizon_of(int(number))
+            targets[here_B, :horizon] = self.values[number][starts + steps_H[:horizon]]
         return contexts, targets
 
 
@@ -192,6 +207,9 @@ class ForecastData:
 
     sources: tuple[Source, ...]
     """Where the series come from, laid end to end; one, unless ``data.sources`` names several."""
+
+    pred_len: int
+    """H of the model and of the memory's entries, whatever fewer steps are forecast of a source."""
 
     @property
     def first_series(self) -> Ints:
@@ -285,7 +303,7 @@ class ForecastData:
         """
         windows = self.windows["train"]
         counts = [
-            num_windows(end - begin, windows.seq_len, windows.pred_len, False, stride)
+            num_windows(end - begin, windows.seq_len, self.pred_len, False, stride)
             for begin, end in self.memory_rows
         ]
         return sum(counts) * self.num_variates
@@ -380,10 +398,12 @@ def build_from_sources(
     dates = [one.dates for one in series_set.series] if with_dates else None
     counts = [len(source.series_set.series) for source in sources]
     number_of_source = np.repeat(np.arange(len(sources), dtype=np.int64), counts)
+    own = [source.pred_len or config.pred_len for source in sources]
+    horizons = np.repeat(own, counts).tolist()
 
     def windows_of(split: str, stride: int) -> WindowSet:
         return WindowSet(
-            values, ranges[split], config.seq_len, config.pred_len, stride, dates, number_of_source
+            values, ranges[split], config.seq_len, horizons, stride, dates, number_of_source
         )
 
     return ForecastData(
@@ -398,6 +418,7 @@ def build_from_sources(
         split_rows=tuple(split_rows),
         memory_rows=tuple(memory_rows),
         sources=sources,
+        pred_len=config.pred_len,
     )
 
 
@@ -428,10 +449,17 @@ def _oldest_rows(
     """Rows that are trained on, and those that the memory may hold."""
     prefix = "" if config.sources else "data."
 
-    def share(percent: int, key: str) -> tuple[int, int]:
-        return oldest_rows(train, percent, config, where, source.too_short, prefix + key)
+    def share(percent: int, key: str, too_short: TooShort, pred_len: int | None) -> tuple[int, int]:
+        return oldest_rows(train, percent, config, where, too_short, prefix + key, pred_len)
 
-    return share(source.percent, "percent"), share(source.memory_percent, "memory_percent")
+    # An entry's future has all steps that the model forecasts, so a series whose own horizon is
+    # shorter may have windows and no entry.
+    is_shorter = source.pred_len is not None and source.pred_len < config.pred_len
+    may_lack: TooShort = "skip" if is_shorter else source.too_short
+    return (
+        share(source.percent, "percent", source.too_short, source.pred_len),
+        share(source.memory_percent, "memory_percent", may_lack, None),
+    )
 
 
 def _some(notes: list[str]) -> list[str]:

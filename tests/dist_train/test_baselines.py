@@ -16,7 +16,7 @@ from dist_train.data.windows import ForecastData, WindowSet, load_forecast_data
 from dist_train.evaluation import score_split
 from tests.helpers.ranks import run_ranks
 from tests.helpers.series import write_series
-from tests.helpers.sources import run_over_sources
+from tests.helpers.sources import run_over_sources, with_a_shorter_horizon
 
 # EVIDENCE of the project: MSE of the closed-form ridge at 96, 192, 336, 720 on all test windows.
 ETTH1_RIDGE = {96: 0.363, 192: 0.396, 336: 0.419, 720: 0.419}
@@ -140,3 +140,14 @@ def test_the_ridge_of_all_is_that_of_all_windows_that_are_trained_on(tmp_path: P
     np.testing.assert_allclose(joint.weight, expected.weight, atol=1e-9)
     assert by_source[2] is joint
     assert len({one.weight.data_ptr() for one in by_source}) == 3
+
+
+def test_all_baselines_learn_a_shorter_horizon(tmp_path: Path):
+    data = load_forecast_data(with_a_shorter_horizon(run_over_sources(tmp_path)).data)
+    joint, by_source = fit_ridges(data)
+    assert [int(fit.weight.any(dim=1).sum()) for fit in by_source] == [12, 5, 12]
+    sums = score_split(all_baselines(data, joint, 0, by_source), data, "test", batch_size=64)
+    for part in list(data.source_channels().values())[:2]:
+        mse = {name: total.of_channels(part).mse() for name, total in sums.items()}
+        for name in ("ridge", "DLinear"):
+            assert mse[name] < 0.5 * mse["repeat last"]

@@ -248,3 +248,34 @@ def test_a_long_source_leaves_windows_to_a_short_one(monkeypatch: pytest.MonkeyP
     assert np.bincount(data.windows["val"].source_of(sample)).tolist() == [20, 20]
     monkeypatch.setattr(calibration, "MAX_ERRORS", 10 * PRED_LEN)
     assert len(calibration.choose_windows(data)) == 10
+
+
+@pytest.mark.parametrize(("rows", "series", "sharing"), [(1500, 1, []), (700, 2, ["short"])])
+def test_a_shorter_horizon_has_bounds_for_its_own_steps_alone(
+    rows: int, series: int, sharing: list[str]
+):
+    dates = pd.date_range("2020", periods=1500, freq="h").to_numpy()
+    rng = np.random.default_rng(5)
+    long = source_of("long", [(dates, rng.normal(size=1500))])
+    parts, steps = [(dates[:rows], rng.normal(size=rows)) for _ in range(series)], PRED_LEN - 1
+    short = source_of("short", parts, pred_len=steps)
+    both = made(data_of_sources([long, short], SEQ_LEN, PRED_LEN))
+    alone = made(data_of_sources([source_of("short", parts)], SEQ_LEN, steps))
+    assert both.facts["ranks_shared_by_channels_of"] == sharing
+    levels = [alone.levels.index(level) for level in both.levels]
+    np.testing.assert_allclose(both.lower[:, 1, :steps], alone.lower[levels, 0], rtol=1e-5)
+    assert np.isnan(both.upper[:, 1, steps:]).all()
+    assert np.isfinite(both.upper[:, 0]).all()
+
+
+def test_a_tiny_source_is_ranked_with_those_that_are_forecast_as_far():
+    dates = pd.date_range("2020", periods=1500, freq="h").to_numpy()
+    rng = np.random.default_rng(5)
+    tiny = source_of("tiny", [(dates[:200], rng.normal(size=200))])
+    long = source_of("long", [(dates, rng.normal(size=1500))], pred_len=PRED_LEN - 1)
+    both = made(data_of_sources([tiny, long], SEQ_LEN, PRED_LEN))
+    windows = len(data_of_sources([tiny], SEQ_LEN, PRED_LEN).windows["val"])
+    # Its last step is forecast by nobody else, so as few errors as it has bound the levels.
+    assert both.num_windows == windows
+    assert both.levels == supported_levels(windows)
+    assert np.isfinite(both.upper[:, 0]).all()

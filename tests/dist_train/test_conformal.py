@@ -147,3 +147,14 @@ def test_what_does_not_belong_together_is_refused():
             Calibration.from_tensors(tensors, facts | wrong)
     with pytest.raises(ValueError, match="these do not belong together"):
         Calibration.from_tensors(tensors | {"floor": tensors["floor"][:2]}, facts)
+
+
+def test_a_step_that_some_windows_lack_is_ranked_over_those_that_have_it():
+    errors = np.random.default_rng(0).normal(size=(60, 4))
+    errors[30:, 1] = np.nan
+    errors[3:, 2] = np.nan
+    errors[:, 3] = np.nan
+    found = np.stack(bounds_of(errors, [80, 90]))
+    np.testing.assert_array_equal(found[..., 0], np.stack(bounds_of(errors[:, 0], [80, 90])))
+    np.testing.assert_array_equal(found[..., 1], np.stack(bounds_of(errors[:30, 1], [80, 90])))
+    assert np.isnan(found[..., 2:]).all()  # three windows bound no 80 %

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from dist_train.conformal import Calibration, supported_levels
 from dist_train.coverage import Coverage, CoverageSums
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import score_split
-from tests.helpers.forecast_data import wide_data
+from tests.helpers.forecast_data import data_of_sources, source_of, wide_data
 from tests.helpers.ranks import run_ranks
 
 SEQ_LEN, PRED_LEN = 24, 6
@@ -94,3 +95,24 @@ def test_the_summary_and_the_table_tell_80_and_95():
     assert lines[2] == "| 80 % | 78.8 % | 70.0 % | 83.0 % | 0.5000 | 0.7500 |"
     assert len(lines) == 4
     assert coverage.table(measured[:1], "test") == ""
+
+
+def test_a_shorter_horizon_is_covered_over_its_own_steps():
+    dates = pd.date_range("2020", periods=1500, freq="h").to_numpy()
+    rng = np.random.default_rng(0)
+    values, steps = rng.normal(size=(2, 1500)), PRED_LEN - 1
+    long = source_of("long", [(dates, values[0])])
+    short = source_of("short", [(dates, values[1])], pred_len=steps)
+    both = data_of_sources([long, short], 24, PRED_LEN)
+    measured = {
+        number: measure(data, calibrate(repeat_last, data, batch_size=64), 64)
+        for number, data in enumerate((both, both.only(0), both.only(1)))
+    }
+    for whole, first, second in zip(*measured.values(), strict=True):
+        assert whole.level == first.level == second.level
+        assert whole.per_channel == pytest.approx((first.covered, second.covered))
+        assert len(whole.per_step) == PRED_LEN
+        assert whole.per_step[-1] == pytest.approx(first.per_step[-1])
+        counts = np.array([len(both.only(n).windows["test"]) for n in (0, 1)]) * (PRED_LEN, steps)
+        width = np.average([first.width, second.width], weights=counts)
+        assert whole.width == pytest.approx(width, rel=1e-5)

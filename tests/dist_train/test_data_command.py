@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Path:
     for source in mixed_sources(tmp_path / "raw"):
         said = {key: value for key, value in vars(source).items() if value is not None}
         entries.append({key: said[key] for key in said if key != "dataset"})
-    entries[1]["too_short"] = "skip"
+    entries[1] |= {"too_short": "skip", "pred_len": 3}
     entries[3] |= {"percent": 0, "memory_percent": 100}
     return write_config(tmp_path / "run.yaml", entries, temperature=2.0, seq_len=16, pred_len=4)
 
@@ -90,9 +90,8 @@ def test_the_configuration_beside_it_is_read_from_anywhere(
     assert after.sources is not None
     assert after.temperature == 2.0
     for one, other in zip(before.sources, after.sources, strict=True):
-        assert (one.weight, one.percent, one.memory_percent, one.too_short) == (
-            other.weight, other.percent, other.memory_percent, other.too_short,
-        )  # fmt: skip
+        for key in ("weight", "percent", "memory_percent", "pred_len", "too_short"):
+            assert getattr(one, key) == getattr(other, key)
     memory, mapped = load_forecast_data(before), load_forecast_data(after)
     assert [source.name for source in mapped.sources] == NAMES
     assert memory.series_set.checksum == mapped.series_set.checksum

@@ -9,6 +9,7 @@ import pytest
 
 from dist_train import data_info
 from dist_train.cli import main
+from dist_train.config import load_run_config
 from dist_train.data.arrow_series import read_facts
 from dist_train.data.config import DataConfig, SourceConfig
 from dist_train.data.windows import load_forecast_data
@@ -101,3 +102,18 @@ def test_a_folder_without_sources_is_refused(tmp_path: Path, capsys: pytest.Capt
 def test_sizes_are_readable(corpus: Path, size: int, shown: str):
     line = data_info.told(replace(read_facts(corpus / "wide"), bytes=size))
     assert line == f"2 series, 160 rows, h, 2020-01-01 00:00:00 to 2020-01-04 07:00:00, {shown}"
+
+
+def test_windows_of_a_source_that_the_run_names_are_of_its_horizon(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = tmp_path / "run.yaml"
+    short = f"path: {corpus / 'long'}, too_short: skip, pred_len: 2"
+    config.write_text(
+        f"data: {{seq_len: 16, pred_len: 4, sources: [{{{short}}}, {{path: {corpus / 'wide'}}}]}}"
+    )
+    _, found = told(capsys, corpus, "--config", config)
+    run = load_run_config(config)
+    data = load_forecast_data(run.data)
+    counts = data.windows["train"].count_by_series_range(data.first_series)
+    assert [one["windows"] for one in found["sources"]] == counts.tolist()

@@ -134,3 +134,28 @@ def test_many_series_are_told_by_their_ids():
     data = long_data(parts, 24, 6)
     samples = ExampleMaker(zeros, [fit_ridge(data)], data).samples()
     assert [sample.example.columns for sample in samples] == [("s0",), ("s1",), ("s2",)]
+
+
+def test_a_shorter_horizon_is_drawn_as_far_as_it_goes():
+    dates = pd.date_range("2020", periods=1600, freq="h").to_numpy()
+    values = random_motifs(rows=1600, variates=2)
+    long = source_of("long", [(dates[:400], values[:400, 0])])
+    short = source_of("short", [(dates, values[:, 1])], pred_len=5)
+    data = data_of_sources([long, short], 48, 12)
+    gram = GramConfig(use_gram=True, retrieval_key="anchored", d_repr=48, retrieval_scope="both")
+    retriever = Retriever(data, gram, BankConfig(), None)
+    retriever.refresh({})
+    known = calibrate(repeat_last, data, batch_size=64)
+    maker = ExampleMaker(
+        zeros, [fit_ridge(data.only(0))] * 2, data, retriever=retriever, calibration=known
+    )
+    for sample in maker.samples()[1:]:
+        one = sample.example
+        assert one.columns == ("short/0",)
+        assert one.truth is not None
+        parts = [one.truth, *one.forecasts.values()]
+        parts += [bound for pair in one.intervals.values() for bound in pair]
+        assert {len(part) for part in parts} == {5}
+        assert all(np.isfinite(part).all() for part in parts)
+        assert len(one.dates) == len(one.history) + 5
+        assert {len(history.values) for history in sample.neighbours} == {48 + 5}

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from dist_train.data.collate import Collator
 from dist_train.data.windows import ForecastData
 from dist_train.leak_alarm import LeakError, check_for_leaks, message
 from dist_train.retrieval import Retriever
@@ -13,7 +15,7 @@ from memory_index.config import BankConfig
 from memory_index.exclusion import Exclusion
 from model.config import GramConfig
 from model.pattern_encoder import build_encoder
-from tests.helpers.forecast_data import long_data, wide_data
+from tests.helpers.forecast_data import data_of_sources, long_data, source_of, wide_data
 from tests.helpers.ranks import run_ranks
 
 L, H = 24, 8
@@ -84,8 +86,6 @@ def test_says_nothing_on_normal_data():
 def test_ratios_are_those_of_every_window_where_the_sample_holds_them_all():
     data = wide_data(noise(200), L, H)
     retriever = retriever_of(data)
-    from dist_train.data.collate import Collator
-
     report = check_for_leaks(retriever)
     for split, ratio in (("train", report.train_ratio), ("val", report.val_ratio)):
         batch = Collator(data.windows[split], None)(list(range(len(data.windows[split]))))
@@ -133,3 +133,17 @@ def test_a_rank_without_a_window_takes_part(tmp_path: Path):
         run_ranks(check_with_few_windows, world_size, tmp_path)
     one = (tmp_path / "1-0").read_text()
     assert (tmp_path / "2-0").read_text() == (tmp_path / "2-1").read_text() == one
+
+
+def test_a_shorter_horizon_is_compared_over_its_own_steps():
+    rows, values = pd.date_range("2020", periods=200, freq="h").to_numpy(), noise(200)
+    long = source_of("long", [(rows, values[:, 0])])
+    short = source_of("short", [(rows, values[:, -1] + 1)], pred_len=2)
+    data = data_of_sources([long, short], L, H)
+    retriever = retriever_of(data)
+    windows = data.windows["val"]
+    batch = Collator(windows, None)(list(range(len(windows))))
+    forecasts = (retriever.forecast(batch, "val"), batch.context[:, -1:])
+    own, naive = (float((one - batch.target).square().nanmean()) for one in forecasts)
+    assert batch.target.isnan().any()
+    assert check_for_leaks(retriever).val_ratio == pytest.approx(own / naive, rel=1e-5)

@@ -47,3 +47,30 @@ def test_large_sums_do_not_lose_small_errors():
     for _ in range(8):
         sums.add(one, zero, torch.zeros(1, 1, dtype=torch.int64))
     assert sums.mse() == (4096**2 + 8) / 9
+
+
+def test_a_shorter_horizon_is_scored_over_its_own_steps():
+    rng = torch.Generator().manual_seed(0)
+    forecast = torch.randn(WINDOWS, PRED_LEN, 1, generator=rng)
+    target = torch.randn(WINDOWS, PRED_LEN, 1, generator=rng)
+    target[5:, 2:] = float("nan")
+    channels = (torch.arange(WINDOWS) >= 5).long()[:, None]
+    sums = ErrorSums(2, PRED_LEN)
+    sums.add(forecast, target, channels)
+    squared = (forecast.double() - target.double()).square().numpy()
+    whole = sums.scores(1, np.ones(2), np.ones(2))
+    assert whole.num_windows == WINDOWS
+    assert whole.mse == pytest.approx(np.nanmean(squared))
+    assert whole.mse_per_step == pytest.approx(np.nanmean(squared, axis=(0, 2)))
+    short = sums.of_channels(slice(1, 2)).scores(1, np.ones(1), np.ones(1))
+    assert short.mse == pytest.approx(squared[5:, :2].mean())
+    assert short.mse_per_channel == pytest.approx([squared[5:, :2].mean()])
+    assert short.mse_per_step == pytest.approx(squared[5:, :2].mean(axis=(0, 2)))
+    assert short.mase == pytest.approx(np.sqrt(squared[5:, :2]).mean())
+
+
+def test_a_forecast_that_is_no_number_is_not_left_out():
+    sums = ErrorSums(1, 2)
+    zero = torch.zeros(1, 1, dtype=torch.int64)
+    sums.add(torch.tensor([[[float("nan")], [1.0]]]), torch.zeros(1, 2, 1), zero)
+    assert np.isnan(sums.mse())

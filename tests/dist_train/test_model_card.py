@@ -111,3 +111,13 @@ def test_no_folder_of_this_machine_is_named(tmp_path: Path):
     text = card(tmp_path, told, None)
     assert "secret" not in text
     assert "`gpt2`" in text
+
+
+def test_sources_that_are_forecast_for_fewer_steps_are_named(tmp_path: Path):
+    told = content()
+    sources = [
+        {"name": None, "path": None, "dataset": "ETTh1", "pred_len": None},
+        {"name": None, "path": "shops", "dataset": "vic_elec", "pred_len": 7},
+    ]
+    told["config"]["data"]["sources"] = sources
+    assert "forecasts 24 (7 of shops)." in card(tmp_path, told, None)

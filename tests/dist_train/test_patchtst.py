@@ -1,6 +1,7 @@
 """dist_train/patchtst.py: it learns, on the budget given, and validation chooses its state."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.evaluation import score_split
 from dist_train.patchtst import fit_patchtst
 from tests.helpers.runs import tiny_run
+from tests.helpers.sources import run_over_sources, with_a_shorter_horizon
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +65,11 @@ def test_a_loss_that_is_not_finite_ends_it(run: tuple[RunConfig, ForecastData]):
     finally:
         data.windows["train"].values[0][100, 0] = 0
     assert torch.isfinite(torch.from_numpy(data.windows["train"].values[0])).all()
+
+
+def test_a_shorter_horizon_is_learnt_over_its_own_steps(tmp_path: Path):
+    config = with_a_shorter_horizon(run_over_sources(tmp_path))
+    longer = replace(config, train=replace(config.train, max_steps=60, eval_every=20))
+    data = load_forecast_data(config.data)
+    forecast, _ = fit_patchtst(data, longer)
+    assert val_mse(data, forecast) < 0.5 * val_mse(data, repeat_last)

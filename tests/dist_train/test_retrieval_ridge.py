@@ -215,13 +215,20 @@ def corpus_config(folder: Path, percent: int = 100) -> DataConfig:
     return replace(config, sources=[config.sources[0], quarters])
 
 
-def test_each_source_is_judged_as_it_would_be_alone(tmp_path: Path):
-    data = load_forecast_data(corpus_config(tmp_path))
+@pytest.mark.parametrize("pred_len", [None, 3])
+def test_each_source_is_judged_as_it_would_be_alone(tmp_path: Path, pred_len: int | None):
+    config = corpus_config(tmp_path)
+    assert config.sources is not None
+    hours, quarters = config.sources
+    sources = [hours, replace(quarters, pred_len=pred_len)]
+    data = load_forecast_data(replace(config, sources=sources))
     verdict = judge_retrieval(data, replace(GRAM, retrieval_scope="source"), BankConfig(), ROWS)
     assert list(verdict.by_source) == ["hours", "quarters"]
     for number, (without, reading) in enumerate(verdict.by_source.values()):
         alone = judge_retrieval(data.only(number), GRAM, BankConfig(), ROWS)
         assert without == alone.without.validation_mse
+        steps = data.only(number).windows["train"].pred_len
+        assert not verdict.own[number].weight[steps:].any()
         assert reading == pytest.approx(alone.with_retrieval.validation_mse, rel=1e-9)
         assert alone.by_source == {}
     assert verdict.off == ("quarters",)

@@ -1,6 +1,7 @@
 """dist_train/trend_fit.py: thresholds are numpy's quantiles of the training split, of it alone."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from dist_train import trend_fit
 from dist_train.data.windows import ForecastData
 from dist_train.trend_fit import training_changes
 from model.trend_labels import TrendThresholds
-from tests.helpers.forecast_data import wide_data
+from tests.helpers.forecast_data import data_of_sources, source_of, wide_data
 
 L, H = 24, 6
 
@@ -66,3 +67,14 @@ def test_a_constant_series_has_no_change():
     changes = training_changes(wide_data(values, L, H).windows["train"])
     assert changes.isfinite().all()
     assert changes.view(-1, 3)[:, 1].abs().max() < 1e-6
+
+
+def test_a_shorter_horizon_counts_with_its_own_steps():
+    dates = pd.date_range("2020", periods=200, freq="h").to_numpy()
+    values = values_of(200)
+    long = source_of("long", [(dates, values[:, 0])])
+    sources = [long, source_of("short", [(dates, values[:, 1])], pred_len=2)]
+    data = data_of_sources(sources, L, H)
+    parts = [training_changes(data.only(number).windows["train"]) for number in range(2)]
+    found = training_changes(data.windows["train"])
+    torch.testing.assert_close(found, torch.cat(parts))

@@ -34,7 +34,7 @@ def long_data(parts: list[tuple[int, np.ndarray]], seq_len: int, pred_len: int) 
 
 def source_of(
     name: str, parts: list[tuple[np.ndarray, np.ndarray]], *, memory_percent: int = 100,
-    percent: int = 100,
+    percent: int = 100, pred_len: int | None = None,
 ) -> Source:  # fmt: skip
     """A source of univariate series, each given by its time stamps and values. (T,) each."""
     series = tuple(
@@ -46,7 +46,9 @@ def source_of(
         description=name, borders=(0.7, 0.1, 0.2),
         checksum=f"{name} {float(sum(np.abs(values).sum() for _, values in parts))}",
     )  # fmt: skip
-    return Source(series_set=series_set, percent=percent, memory_percent=memory_percent)
+    return Source(
+        series_set=series_set, percent=percent, memory_percent=memory_percent, pred_len=pred_len
+    )
 
 
 def data_of_sources(sources: list[Source], seq_len: int, pred_len: int) -> ForecastData:

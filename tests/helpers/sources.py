@@ -41,6 +41,14 @@ def run_over_sources(folder: Path, name: str = "run", held_out: str = "daily") -
     return replace(base, data=data, model=model)
 
 
+def with_a_shorter_horizon(config: RunConfig, steps: int = 5) -> RunConfig:
+    """The same run, whose second source is forecast for fewer steps."""
+    assert config.data.sources is not None
+    first, second, *others = config.data.sources
+    sources = [first, replace(second, pred_len=steps), *others]
+    return replace(config, data=replace(config.data, sources=sources))
+
+
 def tiny_corpus_run(folder: Path, **changes: object) -> RunConfig:
     """Configure a tiny run over two sources: hours that repeat, and noise in quarters of hours.
 

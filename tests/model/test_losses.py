@@ -217,4 +217,15 @@ def test_refuses_no_terms_and_negative_counts():
     with pytest.raises(ValueError, match=r"terms \[\], step=0 .* at least one term"):
         total_loss({}, 0, 0)
     with pytest.raises(ValueError, match=r"step=-1 .* not negative"):
-        total_loss(forecast_loss(torch.zeros(1), torch.zeros(1)), -1, 0)
+        total_loss(forecast_loss(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)), -1, 0)
+
+
+def test_every_window_counts_alike_whatever_its_horizon():
+    forecast = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(2, 6, 3)
+    whole = forecast_loss(forecast, target)["forecast"].value
+    torch.testing.assert_close(whole, forecast.square().mean(), rtol=0, atol=0)
+    target[1, 2:] = float("nan")
+    found = forecast_loss(forecast, target)["forecast"].value
+    expected = (forecast[0].square().mean() + forecast[1, :2].square().mean()) / 2
+    torch.testing.assert_close(found, expected)

@@ -158,3 +158,12 @@ def test_refuses_to_fit_nothing_or_nan():
 def test_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"got shapes \(2, 3\) and \(3,\)"):
         trend_labels(torch.zeros(2, 3), torch.zeros(3), torch.zeros(4))
+
+
+def test_a_shorter_horizon_is_labelled_by_its_own_steps():
+    future = torch.tensor([[0.3, 0.5, float("nan"), float("nan")]])
+    found = trend_labels(future, torch.tensor([0.1]), torch.tensor(SPEC_THRESHOLDS))
+    alone = trend_labels(future[:, :2], torch.tensor([0.1]), torch.tensor(SPEC_THRESHOLDS))
+    torch.testing.assert_close(found.change, torch.tensor([0.3]))
+    assert [int(found.direction), int(found.magnitude)] == [2, 3]
+    torch.testing.assert_close(found.change, alone.change)

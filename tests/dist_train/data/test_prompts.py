@@ -199,3 +199,15 @@ def test_what_all_sources_begin_with_is_common(tokenizer: PreTrainedTokenizerFas
     together = PromptBuilder(tokenizer, ModelConfig(), H, L, [one, two])
     words = tokenizer.decode(together.prefix_ids)
     assert words == "Dataset description : hourly electricity"
+
+
+def test_each_source_is_told_its_own_horizon(tokenizer: PreTrainedTokenizerFast):
+    together = PromptBuilder(tokenizer, ModelConfig(), [24, 6], L, ["one", "one"])
+    prompts = together(CONTEXTS[:2], np.array([1, 0]))
+    assert prompts is not None
+    for window, steps in enumerate((6, 24)):
+        alone = PromptBuilder(tokenizer, ModelConfig(), steps, L, ["one"])
+        expected = alone(CONTEXTS[window : window + 1])
+        assert expected is not None
+        mine = prompts[0][2 * window][prompts[1][2 * window]]
+        assert mine.tolist() == expected[0][0][expected[1][0]].tolist()

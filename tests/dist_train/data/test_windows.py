@@ -16,6 +16,7 @@ from dist_train.data.dates import calendar_phase
 from dist_train.data.lengths import num_windows
 from dist_train.data.series import SeriesSet, from_table
 from dist_train.data.windows import WindowSet, build_forecast_data
+from tests.helpers.forecast_data import data_of_sources, source_of
 
 CONFIG = DataConfig(seq_len=8, pred_len=4)
 
@@ -299,3 +300,38 @@ def test_model_selection_may_score_some_series_alone(most: int, chosen: Sequence
     assert places == [place for place in all_places if place[0] in chosen]
     for split in ("train", "val", "test"):
         assert len(some.windows[split]) == len(every.windows[split])
+
+
+def test_a_source_with_a_shorter_horizon_has_more_windows_and_shorter_targets():
+    dates = pd.date_range("2020", periods=100, freq="h").to_numpy()
+    values = np.random.default_rng(0).normal(size=(2, 100))
+    parts = [[(dates, one)] for one in values]
+    data = data_of_sources(
+        [source_of("long", parts[0]), source_of("short", parts[1], pred_len=2)], 8, 4
+    )
+    windows = data.windows["train"]
+    assert (windows.pred_len, windows.horizon_of(0), windows.horizon_of(1)) == (4, 4, 2)
+    assert [windows.ids_of(part) for part in data.series_of_sources] == [
+        slice(0, 70 - 11), slice(70 - 11, 70 - 11 + 70 - 9),
+    ]  # fmt: skip
+    first = 70 - 11
+    contexts, targets = windows.batch([0, first, len(windows) - 1])
+    assert np.isfinite(contexts).all()
+    assert np.isnan(targets[:, :, 0]).tolist() == [[False] * 4, *[[False, False, True, True]] * 2]
+    np.testing.assert_array_equal(targets[1, :2], windows.values[1][8:10])
+    np.testing.assert_array_equal(targets[2, :2], windows.values[1][68:70])
+    alone = data.only(1)
+    assert (alone.windows["val"].pred_len, alone.pred_len) == (2, 4)
+    assert alone.windows["train"].batch([0])[1].shape == (1, 2, 1)
+    # What an entry is followed by has all steps, whatever is forecast of its source.
+    assert data.only(0).num_entries(1) == alone.num_entries(1) == 70 - 11
+
+
+def test_a_series_may_have_windows_of_its_horizon_and_no_entry():
+    dates = pd.date_range("2020", periods=100, freq="h").to_numpy()
+    long = source_of("long", [(dates, np.arange(100.0))])
+    short = source_of("short", [(dates[:20], np.arange(20.0))], pred_len=2)
+    data = data_of_sources([long, short], 8, 8)
+    assert len(data.only(1).windows["train"]) == 14 - 9
+    assert data.memory_rows[1] == (0, 0)
+    assert data.only(1).num_entries(1) == 0

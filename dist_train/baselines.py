@@ -68,14 +68,38 @@ def fit_ridges(data: ForecastData) -> tuple[AnchorFit, tuple[AnchorFit, ...]]:
     """
     if len(data.sources) == 1:
         return fit_ridge(data), ()
-    own, of_all = dict[int, AnchorFit](), SharedSums()
+    joint, by_source, _ = fit_ridges_and_extended(data, [NO_EXTENSION] * len(data.sources))
+    return joint, by_source
+
+
+def fit_ridges_and_extended(
+    data: ForecastData, extensions: Sequence[Extension]
+) -> tuple[AnchorFit, tuple[AnchorFit, ...], tuple[AnchorFit, ...]]:
+    """As :func:`fit_ridges` of several sources, and for each one that may be more; collective.
+
+    Args:
+        data: The series.
+        extensions: What the last ones may read beside the window, of each source.
+
+    Returns:
+        As :func:`fit_ridges`; and the same of each source with as much of its extension as is best
+        on its validation, the ridge of all where it has no training windows.
+    """
+    own, extended, of_all = dict[int, AnchorFit](), dict[int, AnchorFit](), SharedSums()
     for number in data.trained_sources:
         windows = data.only(number).windows
-        train, val = (_grams(windows[split], limit=SOURCE_WINDOWS) for split in ("train", "val"))
-        own[number] = with_all_steps(fit_anchor(train, val), data.pred_len)
-        of_all.add(train, val)
+        train, val = (
+            _grams(windows[split], extension=extensions[number], limit=SOURCE_WINDOWS)
+            for split in ("train", "val")
+        )
+        plain = [[sums.only(NO_EXTENSION) for sums in split] for split in (train, val)]
+        own[number] = with_all_steps(fit_anchor(plain[0], plain[1]), data.pred_len)
+        of_all.add(plain[0], plain[1])
+        if extensions[number]:
+            extended[number] = with_all_steps(fit_anchor(train, val), data.pred_len)
     joint = of_all.fit()
-    return joint, tuple(own.get(number, joint) for number in range(len(data.sources)))
+    by_source = tuple(own.get(number, joint) for number in range(len(data.sources)))
+    return joint, by_source, tuple(extended.get(n, fit) for n, fit in enumerate(by_source))
 
 
 def fit_ridge_and_extended(

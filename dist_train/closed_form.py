@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,9 +23,8 @@ from dist_train.selection import blocks_of_source, gain_in_standard_errors, may_
 from dist_train.trend_fit import training_changes
 from dist_train.window_errors import WindowErrors
 from model.anchor_fit import AnchorFit
-from model.config import NO_EXTENSION, Extension
+from model.config import Extension
 from model.forecaster import Forecaster
-from model.linear_anchor import LinearAnchor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +37,9 @@ class ClosedForm:
     verdict: RetrievalVerdict | None
     """Ridge with against without retrieval; None where nobody asked."""
 
-    extended: AnchorFit | None = None
+    extended: tuple[AnchorFit, ...] = ()
     """The ridge without retrieval that may read more than the window, or whose weights may be the
-    variates' own; None where nobody asked."""
+    variates' own, of each source; empty where nobody asked."""
 
     off: tuple[str, ...] = ()
     """Names of the sources, of several, whose windows get no neighbours: validation said so."""
@@ -61,12 +58,24 @@ def solve(
     config: RunConfig, data: ForecastData, banks: Path | None
 ) -> tuple[RunConfig, ClosedForm]:
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
-    verdict, extended, model = None, None, config.model
-    individual, extension = model.individual and data.num_variates > 1, _extension_of(config, data)
-    if individual or (extension and not model.reads_future):
-        ridge, extended = baselines.fit_ridge_and_extended(
-            data, extension=extension, individual=individual
+    verdict, model, several = None, config.model, len(data.sources) > 1
+    individual = model.individual and data.num_variates > 1
+    extensions = [
+        _extension_of(config, data.only(number) if several else data)
+        for number in range(len(data.sources))
+    ]
+    by_source: tuple[AnchorFit, ...] = ()
+    extended: tuple[AnchorFit, ...] = ()
+    asked = individual or (any(extensions) and not model.reads_future)
+    if several and asked:
+        ridge, by_source, extended = baselines.fit_ridges_and_extended(data, extensions)
+    elif asked:
+        ridge, more = baselines.fit_ridge_and_extended(
+            data, extension=extensions[0], individual=individual
         )
+        extended = (more,)
+    else:
+        ridge, by_source = baselines.fit_ridges(data)
     off: tuple[str, ...] = ()
     undecided = config.gram.use_gram == "auto"
     clockless = without_clock(data.sources) if undecided else []
@@ -78,8 +87,8 @@ def solve(
     if may_have or model.reads_future:
         verdict = judge_retrieval(
             data, config.gram, config.bank, model.anchor_rows, banks,
-            extension=extension if model.reads_future or individual else NO_EXTENSION,
-            start=extended if individual else None,
+            extensions=extensions if model.reads_future or individual else (),
+            start=extended[0] if individual else None,
         )  # fmt: skip
     if undecided:
         if clockless and distributed.is_main_rank():
@@ -95,9 +104,6 @@ def solve(
             off = verdict.off
         gram = dataclasses.replace(config.gram, use_gram=use_gram)
         config = dataclasses.replace(config, gram=gram)
-    by_source: tuple[AnchorFit, ...] = ()
-    if extended is None:
-        ridge, by_source = baselines.fit_ridges(data)
     return config, ClosedForm(
         ridge=ridge, verdict=verdict, extended=extended, by_source=by_source, off=off
     )
@@ -124,10 +130,7 @@ def set_solutions(
     if model.trend is not None and not isinstance(config.tapr.trend_thresholds, list):
         model.trend.thresholds.fit(training_changes(data.windows["train"]))
     candidates = {"ridge": baselines.ridge_forecast(*closed.plain)}
-    start: tuple[AnchorFit, ...] = ()
-    retrieve = None
-    if closed.extended is not None:
-        start = (closed.extended,)
+    start, retrieve = closed.extended, None
     if config.model.reads_future:
         assert closed.verdict is not None
         assert retriever is not None
@@ -135,7 +138,7 @@ def set_solutions(
     if start:
         assert model.anchor is not None
         for source, fit in enumerate(start):
-            _set_anchor(model.anchor, fit, source)
+            model.anchor.set_solution(fit.weight, fit.norm, source, fit.extension)
         anchor = copy.deepcopy(model.anchor).to(distributed.device())
         candidates["start"] = anchor_forecast(anchor, retrieve, "val_selection")
     errors = WindowErrors(data.windows["val_selection"])
@@ -153,7 +156,7 @@ def set_solutions(
     for source, fit in enumerate(closed.plain):
         if model.anchor is None or taken.get(source, most):
             continue
-        _set_anchor(model.anchor, fit, source)
+        model.anchor.set_solution(fit.weight, fit.norm, source, fit.extension)
     return selection_mse(sums["ridge"], data)
 
 
@@ -165,19 +168,6 @@ def _extension_of(config: RunConfig, data: ForecastData) -> Extension:
         if all((part == part[0]).all() for part in times):
             return dataclasses.replace(extension, calendar="none")
     return extension
-
-
-def _set_anchor(anchor: LinearAnchor, fit: AnchorFit, source: int) -> None:
-    """Give an anchor its weights; what they do not read counts 0."""
-    unread = anchor.weight.shape[-1] - fit.weight.shape[-1]
-    features = fit.extension.random_features
-    if not (features and unread):
-        anchor.set_solution(F.pad(fit.weight, (0, unread)), fit.norm, source)
-        return
-    # Solved without the day, whose inputs stand before the features and whose waves are in them.
-    before, bent = fit.weight[..., :-features], fit.weight[..., -features:]
-    anchor.set_solution(torch.cat([F.pad(before, (0, unread)), bent], dim=-1), fit.norm, source)
-    anchor.projection[anchor.seq_len : -1] = 0
 
 
 def _is_better(
@@ -213,8 +203,8 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
     fits = {"ridge": closed.ridge}
     if closed.verdict is not None:
         fits |= {"without": closed.verdict.without, "with": closed.verdict.with_retrieval}
-    if closed.extended is not None:
-        fits["extended"] = closed.extended
+    plain = closed.plain
+    fits |= {f"extended_{n}": fit for n, fit in enumerate(closed.extended) if fit is not plain[n]}
     own = enumerate(closed.by_source)
     fits |= {f"source_{number}": fit for number, fit in own if fit is not closed.ridge}
     if closed.verdict is not None:
@@ -236,6 +226,8 @@ def pack(closed: ClosedForm, ridge_val_mse: float) -> tuple[dict[str, Tensor], d
     told: dict[str, Any] = {"fits": facts, "ridge_val_mse": ridge_val_mse}
     if closed.by_source:
         told["sources"] = len(closed.by_source)
+    if closed.extended:
+        told["extended"] = len(closed.extended)
     if closed.verdict is not None and closed.verdict.by_source:
         told["by_source"] = {k: list(mse) for k, mse in closed.verdict.by_source.items()}
     if closed.off:
@@ -271,11 +263,18 @@ def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[Clo
             by_source={name: tuple(mse) for name, mse in facts.get("by_source", {}).items()},
             own=tuple(fits.get(f"with_{number}", fits["with"]) for number in sources),
         )
+    by_source = tuple(fits.get(f"source_{number}", fits["ridge"]) for number in sources)
+    plain = by_source or (fits["ridge"],)
+    extended = tuple(
+        fits.get(f"extended_{number}", plain[number]) for number in range(facts.get("extended", 0))
+    )
+    for name in ("extended", "year"):  # as it was called before
+        extended = (fits[name],) if name in fits else extended
     closed = ClosedForm(
         ridge=fits["ridge"],
         verdict=verdict,
-        extended=fits.get("extended", fits.get("year")),  # as it was called before
-        by_source=tuple(fits.get(f"source_{number}", fits["ridge"]) for number in sources),
+        extended=extended,
+        by_source=by_source,
         off=sources_off(facts),
     )
     return closed, float(facts["ridge_val_mse"])

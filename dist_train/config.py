@@ -29,7 +29,6 @@ from model.config import (
     TaprConfig,
     num_patches,
     reset,
-    told,
 )
 
 if TYPE_CHECKING:
@@ -254,10 +253,10 @@ class RunConfig:
                 "gram.retrieval_scope=across: the run has one source, so there are no others to "
                 "retrieve from: use gram.retrieval_scope=both, or name several data.sources."
             )
-        if self.model.anchor_options and self.data.sources:
+        if self.model.individual and self.data.sources:
             raise ValueError(
-                f"{told(self.model.anchor_options)}: the ridge of each of data.sources reads the "
-                f"window alone, with one set of weights; {reset(self.model.anchor_options)}."
+                "model.anchor_weights=individual: each variate of data.sources is a series of its "
+                f"own, with its source's weights; {reset(['anchor_weights'])}."
             )
         if self.model.reads_future:
             if self.gram.use_gram is not True:

@@ -216,7 +216,8 @@ class _Counter:
         drawn = features * (data.seq_len + 2 * FEATURE_HARMONICS * model.reads_dates)
         if model.anchor_calendar == "day":  # means of the newest steps
             drawn += data.seq_len * num_calendar_scales(data.seq_len)
-        return Flops(2 * self.rows * (inputs * data.pred_len + drawn))
+        sources = len(data.sources or [data])  # the weights of each are applied to every row
+        return Flops(2 * self.rows * (sources * inputs * data.pred_len + drawn))
 
     @property
     def _prototypes(self) -> int:

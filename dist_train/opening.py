@@ -62,7 +62,7 @@ def parameters(
     retriever: Retriever | None,
 ) -> str:
     """Say what is trained, what is frozen, and what the closed forms reach on validation."""
-    ridge, verdict, more = closed.ridge, closed.verdict, closed.extended
+    ridge, verdict = closed.ridge, closed.verdict
     lines = [
         f"{size.trained:,} trained and {size.frozen:,} frozen parameters; ridge on validation: "
         f"mse {ridge.validation_mse:.4f} (lambda {ridge.lam:g}, norm {ridge.norm})"
@@ -78,8 +78,9 @@ def parameters(
             each = [f"{name} {without:.4f} and {reading:.4f}"
                     for name, (without, reading) in verdict.by_source.items()]  # fmt: skip
             lines.append(f"the same by source: {', '.join(each)}")
-    if more is not None:
-        lines.append(f"anchor on validation: mse {more.validation_mse:.4f}{_beyond(more)}")
+    if closed.extended:
+        each = [f"mse {fit.validation_mse:.4f}{_beyond(fit)}" for fit in closed.extended]
+        lines.append(f"anchor on validation: {'; '.join(each)}")
     if retriever is None:
         lines.append("memory: off")
     else:

@@ -77,7 +77,7 @@ def judge_retrieval(
     train_rows: int,
     root: Path | None = None,
     *,
-    extension: Extension = NO_EXTENSION,
+    extensions: Sequence[Extension] = (),
     start: AnchorFit | None = None,
 ) -> RetrievalVerdict:
     """Fit the ridge with and without the retrieved futures; collective.
@@ -92,8 +92,9 @@ def judge_retrieval(
             source as many.
         root: Folder of the banks, see :class:`dist_train.retrieval.Retriever`. This one is
             deleted again where the run has a learned key, and so no use for it later.
-        extension: What both may read beside the window, as far as that is better on validation;
-            beside ``start``, what its weights may.
+        extensions: What both may read beside the window, of each source, as far as that is better
+            on validation; beside ``start``, what its weights may. Empty: nothing. The ridges of all
+            of several sources read none of it.
         start: Weights of the window alone that were solved on all windows, such as those of each
             variate. Both then are ridges of what these leave over, added to them, and centred as
             they are. None: both begin with nothing.
@@ -103,25 +104,30 @@ def judge_retrieval(
     by_source: dict[str, tuple[float, float]] = {}
     fits: dict[str, AnchorFit] = {}
     seq_len = data.windows["train"].seq_len
-    new_sums = partial(_Sums, data, extension)
+    several = len(data.sources) > 1
+    extensions = extensions or [NO_EXTENSION] * len(data.sources)
+    new_sums = partial(_Sums, data)
     if start is not None:
-        before = anchor_of(start, seq_len=seq_len, extension=extension)
+        before = anchor_of(start, seq_len=seq_len, extension=extensions[0])
+        extensions = [NO_EXTENSION]
         new_sums = partial(_Sums, data, norms=(start.norm,), before=before)
     of_all = {False: SharedSums(), True: SharedSums()}
     for number, series in _judged_sources(data).items():
         num_steps = data.windows["train"].horizon_of(series.start)
-        own = new_sums(num_steps=num_steps), new_sums(num_steps=num_steps)
+        of_source = partial(new_sums, extensions[number], num_steps=num_steps)
+        own = of_source(), of_source()
         for sums, split, rows in zip(own, ("train", "val"), (train_rows, VAL_ROWS), strict=True):
             limit = max(1, rows // data.num_variates)
             sums.add(retriever, split, data.windows[split].even_sample(limit, series))
             sums.join()
-        if len(data.sources) > 1:
+        if several:
             without, reading = (fit_anchor(*split, LAMBDAS_TRIED) for split in _by_reading(*own))
             name = data.sources[number].name
             by_source[name] = without.validation_mse, reading.validation_mse
             fits[name] = with_all_steps(reading, data.pred_len)
         for total, by_split in zip(of_all.values(), _by_reading(*own), strict=True):
-            total.add(*by_split)
+            shared = [[one.only(NO_EXTENSION) for one in split] for split in by_split]
+            total.add(*(shared if several else by_split))
     # Not before all have come this far: another rank may still have been reading the bank.
     if gram.retrieval_key != "anchored":
         retriever.builder.prune(set())
@@ -129,7 +135,7 @@ def judge_retrieval(
     without, reading = (total.fit(LAMBDAS_TRIED) for total in of_all.values())
     if start is not None:
         without, reading = (_added(start, fit, seq_len) for fit in (without, reading))
-    if len(data.sources) == 1:
+    if not several:
         return RetrievalVerdict(without=without, with_retrieval=reading)
     names = [one.name for one in data.sources]
     mse_of_all = without.validation_mse, reading.validation_mse

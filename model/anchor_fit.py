@@ -173,6 +173,13 @@ class GramAccumulator:
         part.cross = self.cross[..., :width, :]
         return part
 
+    def copied(self) -> "GramAccumulator":
+        """The same rows in sums of their own."""
+        part = copy(self)
+        part.gram, part.cross = self.gram.clone(), self.cross.clone()
+        part.target_square, part.num_rows = self.target_square.clone(), self.num_rows.clone()
+        return part
+
     def steps(self, begin: int, end: int) -> "GramAccumulator":
         """The same rows with the steps ``[begin, end)`` of their targets; shares the sums."""
         part = copy(self)
@@ -208,7 +215,7 @@ class GramAccumulator:
         return (self.target_square.sum(-1) + fitted).clamp_min(0)
 
     def merge(self, other: "GramAccumulator") -> None:
-        """Add the rows of another one, of the same norm, inputs and steps."""
+        """Add the rows of another one, of the same norm, inputs and steps; in place."""
         assert (self.norm, self.num_steps) == (other.norm, other.num_steps)
         for mine, theirs in zip(self.tensors, other.tensors, strict=True):
             mine += theirs
@@ -454,5 +461,5 @@ def anchor_of(
         num_sources=len(fits), num_variates=len(weight) if weight.ndim == 3 else 1,
     )  # fmt: skip
     for source, fit in enumerate(fits):
-        anchor.set_solution(fit.weight, fit.norm, source)
+        anchor.set_solution(fit.weight, fit.norm, source, fit.extension)
     return anchor

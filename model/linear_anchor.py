@@ -69,7 +69,9 @@ class LinearAnchor(KeepsBufferPrecision):
             drawn = random_projection(seq_len, extension.random_features)
             self.register_buffer("projection", drawn.clone())
 
-    def set_solution(self, weight: Tensor, norm: Norm, source: int = 0) -> None:
+    def set_solution(
+        self, weight: Tensor, norm: Norm, source: int = 0, extension: Extension | None = None
+    ) -> None:
         """Take a solved ridge; mutates the buffers in place.
 
         Args:
@@ -77,10 +79,19 @@ class LinearAnchor(KeepsBufferPrecision):
                 variates; or (V, H, I).
             norm: What the rows were centred on when it was solved.
             source: Number of the source whose it is.
+            extension: What it reads beside the window and what is retrieved; it may have been
+                solved with fewer inputs than this anchor has then, and the others count 0. None:
+                it has them all.
 
         Raises:
             ValueError: Another shape than this anchor's.
         """
+        if extension is not None:
+            unread = self.weight.shape[-1] - weight.shape[-1]
+            # Solved without the calendar, whose inputs stand before the features.
+            end = weight.shape[-1] - (extension.random_features if unread else 0)
+            before, features = weight[..., :end], weight[..., end:]
+            weight = torch.cat([F.pad(before, (0, max(0, unread))), features], dim=-1)
         own, flag = self.weight, self.subtracts_last
         if self.num_sources > 1:
             own, flag = own[source], flag[source]
@@ -136,8 +147,14 @@ class LinearAnchor(KeepsBufferPrecision):
             if self.extension.calendar != "none" and calendar_phase is not None:
                 phase_R4 = of_rows(calendar_phase.float(), len(rows))
             projection = self.projection if self.extension.random_features else None
-            calendar = self.extension.calendar
-            inputs_RI = anchor_inputs(rows_RL, loc_R1, retrieved, calendar, phase_R4, projection)
+            calendar, reads_waves = self.extension.calendar, None
+            if projection is not None and phase_R4 is not None:
+                reads_waves = self._reads_calendar()
+                if self.num_sources > 1:
+                    reads_waves = reads_waves[sources_R1]
+            inputs_RI = anchor_inputs(
+                rows_RL, loc_R1, retrieved, calendar, phase_R4, projection, reads_waves
+            )
             check_columns("rows with what is retrieved", inputs_RI, self.weight.shape[-1])
             if self.num_variates > 1:
                 return loc_R1 + _of_variates(inputs_RI, self.weight)
@@ -150,6 +167,18 @@ class LinearAnchor(KeepsBufferPrecision):
                     sources_R1 == source, F.linear(inputs_RI, weight_HI), change_RH
                 )
             return loc_R1 + change_RH
+
+    def _reads_calendar(self) -> Tensor:
+        """Whether any weight does; features of a source that was solved without it have no waves.
+
+        Returns:
+            Shape (), or (S,) with several sources; bool.
+        """
+        features = self.extension.random_features
+        end = self.weight.shape[-1] - features
+        begin = end - self.extension.num_inputs(self.seq_len) + features
+        read = self.weight[..., begin:end] != 0
+        return read.flatten(1).any(dim=1) if self.num_sources > 1 else read.any()
 
     def centre(self, rows: Tensor) -> Tensor:
         """What rows are centred on, where there is one source. (R, L) -> (R, 1), float32."""
@@ -169,6 +198,7 @@ def anchor_inputs(
     calendar: Calendar,
     phase: Tensor | None,
     projection: Tensor | None,
+    reads_waves: Tensor | None = None,
 ) -> Tensor:
     """What the weights are multiplied with: (R, L), (R, 1), (R, H), (R, 4) -> (R, I)."""
     centred_RL = rows - loc
@@ -178,7 +208,7 @@ def anchor_inputs(
     if phase is not None:
         parts.append(calendar_inputs(calendar, centred_RL, phase))
     if projection is not None:
-        parts.append(random_features(centred_RL, projection, phase))
+        parts.append(random_features(centred_RL, projection, phase, reads_waves))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -50,13 +50,16 @@ def random_projection(seq_len: int, num_features: int) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.float32))
 
 
-def random_features(centred: Tensor, projection: Tensor, phase: Tensor | None) -> Tensor:
+def random_features(
+    centred: Tensor, projection: Tensor, phase: Tensor | None, reads_waves: Tensor | None = None
+) -> Tensor:
     """Make the features of windows; they have a window's scale, so a forecast of them has too.
 
     Args:
         centred: Windows less what they are centred on. Shape (R, L), floating point.
         projection: As :func:`random_projection` draws it, of the same type and on its device.
         phase: As :func:`model.calendar_inputs.calendar_inputs` takes it; None: without waves.
+        reads_waves: Whether a row has waves; None: all have. Shape (R, 1), bool.
 
     Returns:
         Shape (R, F).
@@ -68,6 +71,8 @@ def random_features(centred: Tensor, projection: Tensor, phase: Tensor | None) -
     sums_RF = torch.addmm(projection[-1], standard_RL, projection[:seq_len])
     if phase is not None:
         waves_RW = torch.cat(day_waves(phase, FEATURE_HARMONICS), dim=1)
+        if reads_waves is not None:
+            waves_RW = waves_RW * reads_waves
         sums_RF = torch.addmm(sums_RF, waves_RW, projection[seq_len:-1])
     return sums_RF.relu() * scale_R1
 

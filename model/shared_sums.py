@@ -1,7 +1,6 @@
 """One ridge of several sources: each step is learnt from the sources that forecast it."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -31,7 +30,7 @@ class SharedSums:
         horizon = training[0].num_steps
         known = self._of_horizon.get(horizon)
         if known is None:
-            self._of_horizon[horizon] = deepcopy(list(training)), deepcopy(list(validation))
+            self._of_horizon[horizon] = _copied(training), _copied(validation)
             return
         for mine, theirs in zip([*known[0], *known[1]], [*training, *validation], strict=True):
             mine.merge(theirs)
@@ -59,12 +58,16 @@ class SharedSums:
                 for horizon, both in self._of_horizon.items()
                 if horizon >= end
             )
-            joined = deepcopy(first) if others else first
+            joined = _copied(first) if others else first
             for other in others:
                 for mine, theirs in zip(joined, other, strict=True):
                     mine.merge(theirs)
             spans.append(joined)
         return [list(of_norm) for of_norm in zip(*spans, strict=True)]
+
+
+def _copied(sums: Sequence[GramAccumulator]) -> Sums:
+    return [one.copied() for one in sums]
 
 
 def with_all_steps(fit: AnchorFit, pred_len: int) -> AnchorFit:

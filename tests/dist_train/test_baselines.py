@@ -9,13 +9,22 @@ import pytest
 import sklearn.linear_model
 import torch
 
-from dist_train.baselines import all_baselines, fit_dlinear, fit_ridge, fit_ridges
+from dist_train import baselines
+from dist_train.baselines import (
+    all_baselines,
+    fit_dlinear,
+    fit_ridge,
+    fit_ridge_and_extended,
+    fit_ridges,
+    fit_ridges_and_extended,
+)
 from dist_train.data.catalog import lookup
-from dist_train.data.config import DataConfig
+from dist_train.data.config import DataConfig, SourceConfig
 from dist_train.data.windows import ForecastData, WindowSet, load_forecast_data
 from dist_train.evaluation import score_split
+from model.config import Extension
 from tests.helpers.ranks import run_ranks
-from tests.helpers.series import write_series
+from tests.helpers.series import write_series, write_stamped
 from tests.helpers.sources import run_over_sources, with_a_shorter_horizon
 
 # EVIDENCE of the project: MSE of the closed-form ridge at 96, 192, 336, 720 on all test windows.
@@ -142,7 +151,10 @@ def test_the_ridge_of_all_is_that_of_all_windows_that_are_trained_on(tmp_path: P
     assert len({one.weight.data_ptr() for one in by_source}) == 3
 
 
-def test_all_baselines_learn_a_shorter_horizon(tmp_path: Path):
+def test_all_baselines_learn_a_shorter_horizon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # DLinear ends at the first validation that is no better, as one that is no number is not.
+    monkeypatch.setattr(baselines, "DLINEAR_PATIENCE", 1)
+    monkeypatch.setattr(baselines, "DLINEAR_CHECK_EVERY", 100)
     data = load_forecast_data(with_a_shorter_horizon(run_over_sources(tmp_path)).data)
     joint, by_source = fit_ridges(data)
     assert [int(fit.weight.any(dim=1).sum()) for fit in by_source] == [12, 5, 12]
@@ -151,3 +163,33 @@ def test_all_baselines_learn_a_shorter_horizon(tmp_path: Path):
         mse = {name: total.of_channels(part).mse() for name, total in sums.items()}
         for name in ("ridge", "DLinear"):
             assert mse[name] < 0.5 * mse["repeat last"]
+
+
+def test_each_source_reads_more_as_it_would_alone(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 1500))
+    for row in range(1, 1500):
+        values[:, row] = 2 - 1.6 * np.abs(values[:, row - 1]) + 0.1 * values[:, row]
+    for name, one, frequency in zip("abc", values, ["h", "D", "h"], strict=True):
+        write_stamped(tmp_path / f"{name}.csv", one[:, None], frequency)
+    sources = [
+        SourceConfig(path=str(tmp_path / "a.csv")),
+        SourceConfig(path=str(tmp_path / "b.csv"), pred_len=1),
+        SourceConfig(path=str(tmp_path / "c.csv"), percent=0),
+    ]
+    config = DataConfig(sources=sources, seq_len=12, pred_len=2)
+    data = load_forecast_data(config, with_dates=True)
+    day, bent = Extension(calendar="day", random_features=16), Extension(random_features=16)
+    joint, by_source, extended = fit_ridges_and_extended(data, [day, bent, day])
+    before, plain = fit_ridges(data)
+    torch.testing.assert_close(joint.weight, before.weight)
+    for number, extension in enumerate((day, bent)):
+        ridge, more = fit_ridge_and_extended(data.only(number), extension=extension)
+        steps = len(more.weight)
+        torch.testing.assert_close(by_source[number].weight, plain[number].weight)
+        torch.testing.assert_close(by_source[number].weight[:steps], ridge.weight)
+        torch.testing.assert_close(extended[number].weight[:steps], more.weight)
+        assert extended[number].extension == more.extension
+        assert extended[number].validation_mse < 0.9 * ridge.validation_mse
+        assert len(extended[number].weight) == 2
+    assert extended[2] is by_source[2] is joint

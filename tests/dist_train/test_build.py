@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from dist_train.memory_account import MemoryAccount
 from model.backbone_files import BackboneFiles, locate_backbone
 from model.backbone_loading import load_backbone
 from tests.helpers.runs import tiny_run
+from tests.helpers.sources import run_over_sources, with_a_shorter_horizon
 
 
 @pytest.fixture
@@ -102,3 +104,16 @@ def test_memory_of_backbone_and_layers_is_counted_apart(
     failed = counted.failed_phase(caught.value)
     assert failed is not None
     assert failed.name == phase
+
+
+def test_the_prompt_of_a_source_tells_its_own_horizon(tmp_path: Path):
+    config = with_a_shorter_horizon(run_over_sources(tmp_path), steps=5)
+    context = np.zeros((1, config.data.seq_len, 1), dtype=np.float32)
+    found = {}
+    for steps, whole in {"own": config, "common": run_over_sources(tmp_path)}.items():
+        builder = build_prompt_builder(whole, located(whole), ["a", "a", "a"])
+        assert builder is not None
+        prompts = [builder(context, [source]) for source in range(3)]
+        found[steps] = [one[0].tolist() for one in prompts if one is not None]
+    assert found["own"][0] == found["own"][2] == found["common"][1]
+    assert found["own"][1] != found["common"][1]

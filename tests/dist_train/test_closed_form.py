@@ -126,19 +126,22 @@ def test_what_was_solved_comes_back_out_of_tensors_and_json(judged: bool):
         assert replace(mine, weight=theirs.weight, candidates={}) == theirs
 
 
-def test_what_an_earlier_version_wrote_comes_back():
+@pytest.mark.parametrize("name", ["year", "extended"])
+def test_what_an_earlier_version_wrote_comes_back(name: str):
     year = replace(fit(2.0, 9), extension=Extension(calendar="year"))
-    closed = ClosedForm(ridge=fit(1.0, 3), verdict=None, extended=year)
+    closed = ClosedForm(ridge=fit(1.0, 3), verdict=None, extended=(year,))
     tensors, facts = pack(closed, 0.5)
-    tensors["year"], facts["fits"]["year"] = tensors.pop("extended"), facts["fits"].pop("extended")
+    tensors[name], facts["fits"][name] = (
+        part.pop("extended_0") for part in (tensors, facts["fits"])
+    )
+    del facts["extended"]
     for known in facts["fits"].values():
         known["follows_year"] = known.pop("calendar") == "year"
         del known["deviations"], known["random_features"]
     again, _ = unpack(tensors, json.loads(json.dumps(facts)))
-    assert again.extended is not None
-    assert (again.ridge.extension, again.extended.extension) == (NO_EXTENSION, year.extension)
-    assert closed.extended is not None
-    assert torch.equal(again.extended.weight, closed.extended.weight)
+    (extended,) = again.extended
+    assert (again.ridge.extension, extended.extension) == (NO_EXTENSION, year.extension)
+    assert torch.equal(extended.weight, year.weight)
 
 
 def test_weights_of_each_variate_come_back_too():
@@ -148,12 +151,12 @@ def test_weights_of_each_variate_come_back_too():
         deviations=(None, 10.0, 1e6, None),
         extension=Extension(calendar="day", random_features=7),
     )
-    tensors, facts = pack(ClosedForm(ridge=fit(1.0, 3), verdict=None, extended=own), 0.5)
+    tensors, facts = pack(ClosedForm(ridge=fit(1.0, 3), verdict=None, extended=(own,)), 0.5)
     again, _ = unpack(tensors, json.loads(json.dumps(facts)))
-    assert again.extended is not None
-    assert torch.equal(again.extended.weight, own.weight)
-    assert again.extended.deviations == own.deviations
-    assert again.extended.extension == own.extension
+    (extended,) = again.extended
+    assert torch.equal(extended.weight, own.weight)
+    assert extended.deviations == own.deviations
+    assert extended.extension == own.extension
     assert again.ridge.deviations == ()
 
 
@@ -176,8 +179,7 @@ def test_individual_weights_are_the_anchor_where_validation_likes_them(
     if reads:
         retriever = Retriever(data, config.gram, config.bank)
         retriever.refresh({})
-    ridge, extended = closed.ridge, closed.extended
-    assert extended is not None
+    ridge, (extended,) = closed.ridge, closed.extended
     assert ridge.validation_mse == pytest.approx(fit_ridge(data).validation_mse)
     assert extended.validation_mse < ridge.validation_mse  # two variates of their own periods
     start = closed.verdict.with_retrieval if closed.verdict is not None else extended
@@ -198,7 +200,7 @@ def test_individual_weights_are_the_anchor_where_validation_likes_them(
     if closed.verdict is not None:
         nothing = replace(closed.verdict.with_retrieval, weight=0 * start.weight)
         better = replace(better, verdict=replace(closed.verdict, with_retrieval=nothing))
-    shared = anchored(replace(better, extended=worse))
+    shared = anchored(replace(better, extended=(worse,)))
     assert "the plain ridge takes its place" in capsys.readouterr().out
     wanted = F.pad(better.ridge.weight, (0, 12 * reads)).float()
     torch.testing.assert_close(shared, wanted.expand_as(shared))
@@ -275,8 +277,7 @@ def test_where_all_rows_have_one_time_of_day_features_are_without_it(
 
     of_none = replace(config, model=replace(config.model, anchor_calendar="none"))
     (closed, found), (_, wanted) = solved_anchor(config), solved_anchor(of_none)
-    fit = closed.extended if closed.verdict is None else closed.verdict.with_retrieval
-    assert fit is not None
+    (fit,) = closed.extended if closed.verdict is None else closed.verdict.reading
     assert fit.extension == Extension(random_features=128)
     rows, phase = torch.randn(6, 16), torch.randn(3, 4)
     retrieved = torch.randn(6, 1) if reads else None
@@ -291,6 +292,19 @@ def test_ridges_of_sources_come_back_too():
     again, _ = unpack(tensors, json.loads(json.dumps(facts)))
     assert [float(one.weight[0, 0]) for one in again.by_source] == [2.0, 1.0]
     assert again.plain == again.by_source
+
+
+def test_what_each_source_reads_more_comes_back_too():
+    joint, own = fit(1.0, 3), fit(2.0, 3)
+    more = replace(fit(4.0, 9), extension=Extension(calendar="day"))
+    closed = ClosedForm(
+        ridge=joint, verdict=None, by_source=(own, own, joint), extended=(more, own, joint)
+    )
+    again, _ = unpack(*(json.loads(json.dumps(part)) if isinstance(part, dict) and "fits" in part
+                        else part for part in pack(closed, 0.5)))  # fmt: skip
+    assert [float(one.weight[0, 0]) for one in again.extended] == [4.0, 2.0, 1.0]
+    assert again.extended[0].extension == more.extension
+    assert again.extended[1] is again.by_source[1]
 
 
 def test_each_source_starts_at_its_own_ridge(tmp_path: Path):

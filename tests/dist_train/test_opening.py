@@ -79,12 +79,12 @@ def test_parameters_memory_and_closed_forms_are_told_before_training(tmp_path: P
         "searched whole"
     )
     year = replace(better, extension=Extension(calendar="year"))
-    closed = ClosedForm(ridge=ridge, verdict=None, extended=year)
+    closed = ClosedForm(ridge=ridge, verdict=None, extended=(year,))
     line = "anchor on validation: mse 0.0312, weights that follow the year"
     assert line in opening.parameters(sizes, closed, None).splitlines()
     extension = Extension(calendar="day", random_features=64)
     individual = replace(better, deviations=(None, 10.0, 1e4), extension=extension)
-    closed = ClosedForm(ridge=ridge, verdict=None, extended=individual)
+    closed = ClosedForm(ridge=ridge, verdict=None, extended=(individual,))
     line = (
         "anchor on validation: mse 0.0312, weights of their own for 2 of 3 variates, "
         "weights that follow the day, 64 random features"

@@ -42,7 +42,10 @@ def run_of(folder: Path, name: str) -> RunConfig:
     assert base.data.sources is not None
     hours, quarters = base.data.sources
     data = replace(base.data, sources=[hours, replace(quarters, pred_len=SHORT)])
-    model = replace(base.model, prompt="full", anchor="ridge_retrieval")
+    model = replace(
+        base.model, prompt="full", anchor="ridge_retrieval", anchor_calendar="day",
+        anchor_random_features=16,
+    )  # fmt: skip
     train = replace(base.train, batch_size=90, max_steps=STEPS, eval_every=6, learning_rate=1e-2)
     return replace(base, data=data, model=model, train=train)
 
@@ -78,7 +81,7 @@ def test_any_number_of_ranks_trains_and_scores_alike(runs: dict[str, RunConfig],
 def test_a_source_is_scored_over_its_own_steps(runs: dict[str, RunConfig]):
     config = runs["one"]
     rows = strict((config.run_folder / "result.json").read_text())["sources"]
-    data, run = load_forecast_data(config.data), load_run(config.run_folder)
+    data, run = load_forecast_data(config.data, with_dates=True), load_run(config.run_folder)
     windows = data.windows["test"]
     for number, (name, steps) in enumerate({"hours": LONG, "quarters": SHORT}.items()):
         ids = np.arange(len(windows))[windows.ids_of(data.series_of_sources[number])]
@@ -106,7 +109,14 @@ def test_its_ridge_is_that_of_the_source_alone(runs: dict[str, RunConfig]):
 
 
 def test_a_frame_gets_what_its_source_was_trained_for(runs: dict[str, RunConfig], tmp_path: Path):
-    series = load_forecast_data(runs["one"].data).series_set.series
+    data, run = (
+        load_forecast_data(runs["one"].data, with_dates=True),
+        load_run(runs["one"].run_folder),
+    )
+    series, windows = data.series_set.series, data.windows["test"]
+    scalers = {one.id: scaler for one, scaler in zip(series, data.scalers, strict=True)}
+    parts = [windows.ids_of(slice(number, number + 1)) for number in range(len(series))]
+    newest = {one.id: part.stop - 1 for one, part in zip(series, parts, strict=True)}
     model, exported = loaded_and_exported(runs["one"].run_folder, tmp_path / "export")
     for one, steps in ((series[0], LONG), (series[-1], SHORT)):
         frame = pd.DataFrame({"unique_id": one.id, "ds": one.dates, "y": one.values[:, 0]})
@@ -114,6 +124,10 @@ def test_a_frame_gets_what_its_source_was_trained_for(runs: dict[str, RunConfig]
         assert len(found) == steps
         assert np.isfinite(found.select_dtypes("number").to_numpy()).all()
         pd.testing.assert_frame_equal(exported.predict(frame, level=[80]), found)
+        whole = model.predict(frame.iloc[:-steps], level=[])["TimeLLM"]
+        batch = Collator(windows, run.prompt_builder)([newest[one.id]])
+        wanted = run.forecast(batch, "test")[0, :steps].double().numpy()
+        np.testing.assert_allclose(whole, scalers[one.id].inverse(wanted)[:, 0], rtol=1e-4)
         assert len(model.predict(frame, 2, level=[])) == 2
         checked = model.cross_validation(frame, n_windows=2, step_size=4, level=[])
         assert len(checked) == 2 * steps
@@ -143,7 +157,7 @@ def test_saved_forecasts_end_where_the_horizon_of_their_source_does(
 
 def test_pictures_end_where_the_horizon_does(runs: dict[str, RunConfig]):
     config = runs["one"]
-    run, data = load_run(config.run_folder), load_forecast_data(config.data)
+    data, run = load_forecast_data(config.data, with_dates=True), load_run(config.run_folder)
 
     def forecast(batch) -> tuple[torch.Tensor, RetrievedWindows | None]:  # type: ignore[no-untyped-def]
         assert run.retriever is not None

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model.anchor_fit import NORMS
-from model.config import Extension
+from model.config import NO_EXTENSION, Extension
 from model.linear_anchor import LinearAnchor, Norm
 from tests.helpers.anchor_rows import H, L, centre, random_walks
 
@@ -102,3 +102,30 @@ def test_each_variate_is_forecast_with_its_own_weights(norm: Norm):
     torch.testing.assert_close(together(x, y), alone(x, y))
     with pytest.raises(ValueError, match=r"this anchor was built for .*, 3 times"):
         together.set_solution(weights[:2], norm)
+
+
+def test_a_source_that_was_solved_without_the_calendar_reads_none_of_it():
+    rows, _ = random_walks(12)
+    whole, bare = Extension(calendar="day", random_features=5), Extension(random_features=5)
+    follows, blind, together = (
+        LinearAnchor(L, H, extension=whole),
+        LinearAnchor(L, H, extension=bare),
+        LinearAnchor(L, H, extension=whole, num_sources=3),
+    )
+    generator = torch.Generator().manual_seed(5)
+    weights = [torch.randn(one.weight.shape, generator=generator) for one in (follows, blind)]
+    for number, (weight, extension) in enumerate(zip(weights, (whole, bare), strict=True)):
+        together.set_solution(weight, "last", number, extension)
+    together.set_solution(torch.ones(H, L), "last", 2, NO_EXTENSION)
+    follows.set_solution(weights[0], "last")
+    blind.set_solution(weights[1], "last")
+    phase = torch.randn(4, 4, generator=generator)
+    found = together(rows, None, phase, torch.tensor([0, 1, 1, 2]))
+    torch.testing.assert_close(found[:3], follows(rows[:3], None, phase[:1]))
+    torch.testing.assert_close(found[3:9], blind(rows[3:9]))
+    plain = LinearAnchor(L, H)
+    plain.set_solution(torch.ones(H, L), "last")
+    torch.testing.assert_close(found[9:], plain(rows[9:]))
+    alone = LinearAnchor(L, H, extension=whole)
+    alone.set_solution(weights[1], "last", extension=bare)
+    torch.testing.assert_close(alone(rows, None, phase), blind(rows))

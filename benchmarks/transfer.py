@@ -8,7 +8,8 @@ takes three small made ones in their place.
 * ``held_out``: each set held out in turn: trained on the others, and on the oldest 0, 5, 10 or
   100 % of the windows of that one, twice each: without its history in the memory, and with it.
 
-``--parts``, ``--sets``, ``--targets`` and ``--percents`` name some of them. The last line is JSON.
+``--parts``, ``--sets``, ``--targets`` and ``--percents`` name some of them; with ``--features N``
+every ridge may follow the day and has N random features. The last line is JSON.
 ``joint``: for each ``target`` the test ``mse`` of the joint model, ``alone_mse``, ``ridge_mse``,
 ``ridge_of_all_mse`` (one ridge of all sets), ``seasonal_naive_mse``. ``rows``, of what is held out:
 
@@ -59,6 +60,8 @@ MOSTLY_TRAINED = [0.96, 0.02, 0.02]
 """Splits of the sets that are trained on and not asked about."""
 STEPS, QUICK_STEPS = 60, 4
 """Of a training on one set; the joint one makes as many for each."""
+FEATURE_ROWS = 2**16
+"""Windows of each set that its ridge with random features is solved on."""
 
 SETTINGS: dict[str, Any] = {
     "data": {"seq_len": 336, "pred_len": 96, "val_stride": 16, "temperature": 2.0},
@@ -228,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--targets", nargs="+", help="Names of the sets held out; default all.")
     parser.add_argument("--percents", nargs="+", type=int, help="Shares trained on, in percent.")
+    parser.add_argument("--features", type=int, default=0, help="Random features of each ridge.")
     options = parser.parse_args(argv)
     found: dict[str, Any] = {"rows": [], "joint": []}
     with tempfile.TemporaryDirectory(prefix="timellm-transfer-") as name:
@@ -237,6 +241,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.quick:
             sources, settings = write_quick(folder)
             percents = options.percents or QUICK_PERCENTS
+        if options.features:
+            more = {"anchor_calendar": "day", "anchor_random_features": options.features}
+            settings = settings | {
+                "model": settings["model"] | more | {"anchor_rows": FEATURE_ROWS}
+            }
         names = [Path(one["path"]).stem if "path" in one else one["dataset"] for one in sources]
         if "joint" in options.parts:
             found["joint"] = joint(folder, settings, dict(zip(names, sources, strict=True)))

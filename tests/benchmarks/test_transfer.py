@@ -56,7 +56,7 @@ def test_what_ends_after_a_window_begins_is_late(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_quick_trains_for_real(capfd: pytest.CaptureFixture[str]):
-    main(["--quick", "--targets", "days", "--percents", "0", "100"])
+    main(["--quick", "--targets", "days", "--percents", "0", "100", "--features", "32"])
     found = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert [row["target"] for row in found["joint"]] == ["hours", "quarters", "days"]
     seen = {(row["percent"], row["memory"]): row for row in found["rows"]}

@@ -28,7 +28,6 @@ from model.config import (
     ModelConfig,
     TaprConfig,
     num_patches,
-    reset,
 )
 
 if TYPE_CHECKING:
@@ -252,11 +251,6 @@ class RunConfig:
             raise ValueError(
                 "gram.retrieval_scope=across: the run has one source, so there are no others to "
                 "retrieve from: use gram.retrieval_scope=both, or name several data.sources."
-            )
-        if self.model.individual and self.data.sources:
-            raise ValueError(
-                "model.anchor_weights=individual: each variate of data.sources is a series of its "
-                f"own, with its source's weights; {reset(['anchor_weights'])}."
             )
         if self.model.reads_future:
             if self.gram.use_gram is not True:

@@ -267,15 +267,12 @@ def test_one_source_has_no_others_to_retrieve_from(names: list[str] | None):
     assert RunConfig(data=DataConfig(sources=sources), gram=off).gram == off
 
 
-def test_weights_of_each_variate_are_refused_with_sources():
+def test_all_options_of_the_anchor_go_with_sources():
     data = DataConfig(sources=[SourceConfig(dataset="ETTh1")])
-    said = (
-        r"model\.anchor_weights=individual: .* data\.sources .*; --model\.anchor_weights shared\.$"
+    model = ModelConfig(
+        anchor_weights="individual", anchor_calendar="day", anchor_random_features=8
     )
-    with pytest.raises(ValueError, match=said):
-        RunConfig(data=data, model=ModelConfig(anchor_weights="individual"))
-    more = ModelConfig(anchor_calendar="day", anchor_random_features=8)
-    assert RunConfig(data=data, model=more).model == more
+    assert RunConfig(data=data, model=model).model == model
 
 
 def test_several_sources_may_retrieve_across(tmp_path: Path):

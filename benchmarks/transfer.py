@@ -9,7 +9,8 @@ takes three small made ones in their place.
   100 % of the windows of that one, twice each: without its history in the memory, and with it.
 
 ``--parts``, ``--sets``, ``--targets`` and ``--percents`` name some of them; with ``--features N``
-every ridge may follow the day and has N random features. The last line is JSON.
+the ridge that a model starts from may follow the day and read N random features; the ridges beside
+it stay plain. The last line is JSON.
 ``joint``: for each ``target`` the test ``mse`` of the joint model, ``alone_mse``, ``ridge_mse``,
 ``ridge_of_all_mse`` (one ridge of all sets), ``seasonal_naive_mse``. ``rows``, of what is held out:
 

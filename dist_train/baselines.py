@@ -25,7 +25,7 @@ from model.anchor_fit import (
 )
 from model.batch import from_rows, to_rows
 from model.config import NO_EXTENSION, Extension
-from model.horizons import fill_unknown
+from model.horizons import mean_squared_error
 from model.shared_sums import SharedSums, with_all_steps
 
 CHUNK_ROWS = 8192
@@ -97,6 +97,7 @@ def fit_ridges_and_extended(
         of_all.add(plain[0], plain[1])
         if extensions[number]:
             extended[number] = with_all_steps(fit_anchor(train, val), data.pred_len)
+        del train, val, plain  # before those of the next one are made
     joint = of_all.fit()
     by_source = tuple(own.get(number, joint) for number in range(len(data.sources)))
     return joint, by_source, tuple(extended.get(n, fit) for n, fit in enumerate(by_source))
@@ -233,15 +234,13 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
         progress.mark()
         ids = torch.randint(len(train), (batch,)).numpy()
         context_RL, target_RH = _rows(train, ids)
-        forecast_RH = module(context_RL)
-        loss = F.mse_loss(forecast_RH, fill_unknown(target_RH, forecast_RH))
+        loss = mean_squared_error(module(context_RL), target_RH)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step % DLINEAR_CHECK_EVERY == 0:
             with torch.no_grad():
-                forecast_RH = module(val_rows[0])
-                mse = float(F.mse_loss(forecast_RH, fill_unknown(val_rows[1], forecast_RH)))
+                mse = float(mean_squared_error(module(val_rows[0]), val_rows[1]))
             if mse < best:
                 best, bad = mse, 0
                 best_state = {name: value.clone() for name, value in module.state_dict().items()}

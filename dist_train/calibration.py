@@ -128,6 +128,8 @@ class _Errors:
         ranked: list[tuple[slice, bool]] = []
         groups: list[int] = []
         usable, sharing = [], []
+        # Of ranks that windows of several horizons share: steps that need a bound.
+        carried: dict[int, int] = {}
         bounds_there = 0
         for source, part in zip(data.sources, data.series_of_sources, strict=True):
             own = members[part]
@@ -139,10 +141,8 @@ class _Errors:
                     whole = everything
                 sharing.append(source.name)
                 ranked.append((whole, True))
-                windows = data.windows["val"]
-                horizons_W = np.array([windows.horizon_of(number) for number in series[whole]])
-                lasting = int(np.count_nonzero(horizons_W >= windows.horizon_of(part.start)))
-                usable.append(lasting * num_variates)
+                usable.append(_size(whole) * num_variates)
+                carried[bounds_there] = data.windows["val"].horizon_of(part.start)
                 groups += [bounds_there] * channels
                 bounds_there += 1
             else:
@@ -170,6 +170,9 @@ class _Errors:
             lower, upper = (np.concatenate(bound, 1) for bound in zip(*pieces, strict=True))
             parts.append((lower, upper))
         lower, upper = (np.concatenate(bound, axis=2) for bound in zip(*parts, strict=True))
+        for place, horizon in carried.items():
+            for bound in (lower, upper):
+                _carry_on(bound[:, place, :horizon])
         return Calibration(
             levels=levels, lower=lower, upper=upper, floor=floor_SN.reshape(-1),
             num_windows=min(usable),
@@ -186,6 +189,17 @@ class _Errors:
         whole[self.begin : self.begin + len(own)] = torch.from_numpy(own)
         gathered: np.ndarray = distributed.reduce_sum(whole).numpy()
         return gathered
+
+
+def _carry_on(bounds: np.ndarray) -> None:
+    """Give a step that too few windows are forecast to the bound of the last one before it.
+
+    Args:
+        bounds: NaN at such steps, never at the first. Shape (levels, H); changed in place.
+    """
+    for step in range(1, bounds.shape[1]):
+        lacking = np.isnan(bounds[:, step])
+        bounds[lacking, step] = bounds[lacking, step - 1]
 
 
 def _size(part: slice) -> int:

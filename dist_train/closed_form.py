@@ -148,7 +148,9 @@ def set_solutions(
     by_window = errors.gather()
     trained = data.trained_sources
     taken = {
-        source: bool(start) and _is_better(config, data, source, sums, by_window)
+        source: bool(start)
+        and (retrieve is not None or _is_more(start[source]))
+        and _is_better(config, data, source, sums, by_window)
         for source in trained
     }
     # A source that is not trained on has no voice, not even about itself.
@@ -164,10 +166,15 @@ def _extension_of(config: RunConfig, data: ForecastData) -> Extension:
     """What the closed form may read: not the day where all rows have the same time of it."""
     extension = config.model.anchor_extension
     if extension.calendar == "day":
-        times = [one.dates - one.dates.astype("datetime64[D]") for one in data.series_set.series]
+        times = (one.dates - one.dates.astype("datetime64[D]") for one in data.series_set.series)
         if all((part == part[0]).all() for part in times):
             return dataclasses.replace(extension, calendar="none")
     return extension
+
+
+def _is_more(fit: AnchorFit) -> bool:
+    """Whether a ridge of the window differs from the plain one."""
+    return bool(fit.extension) or any(lam is not None for lam in fit.deviations)
 
 
 def _is_better(

@@ -202,6 +202,8 @@ def _corpus_text(data: DataConfig, sources: Sequence[SourceConfig], folders: lis
                 entry[key] = getattr(source, key)
         entries.append(entry)
     section: dict[str, Any] = {"sources": entries}
+    if any(source.pred_len for source in sources):  # which is at most that of the run
+        section = {"pred_len": data.pred_len, **section}
     if data.temperature != DataConfig().temperature:
         section = {"temperature": data.temperature, **section}
     return _HEAD + yaml.dump({"data": section}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -74,20 +74,20 @@ def _opening(content: dict[str, Any]) -> str:
         f"# {config['name']}\n\nA Time-LLM forecaster: trained layers around "
         f"{config['backbone']['llm_layers']} frozen layers of `{_backbone_name(content)}`, "
         f"with {memory}. It reads {config['data']['seq_len']} steps and forecasts "
-        f"{_horizons(config['data'])}."
+        f"{_horizons(content)}."
     )
 
 
-def _horizons(data: dict[str, Any]) -> str:
+def _horizons(content: dict[str, Any]) -> str:
     """Steps that are forecast, and of which sources they are fewer."""
-    fewer = [one for one in data.get("sources") or [] if one.get("pred_len")]
-    told = ", ".join(f"{one['pred_len']} of {_label(one)}" for one in fewer)
-    return f"{data['pred_len']}" + (f" ({told})" if told else "")
-
-
-def _label(source: dict[str, Any]) -> str:
-    """What a source is called, as far as its settings say."""
-    return str(source.get("name") or source.get("path") or source["dataset"])
+    data = content["config"]["data"]
+    pairs = zip(data.get("sources") or [], content["series"].get("sources", []), strict=False)
+    fewer = [
+        f"{own['pred_len']} of {known['name']}"
+        for own, known in pairs
+        if (own.get("pred_len") or data["pred_len"]) < data["pred_len"]
+    ]
+    return f"{data['pred_len']}" + (f" ({', '.join(fewer)})" if fewer else "")
 
 
 def _usage(content: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def loss_terms(
 
     Args:
         output: What the model says.
-        target: Standardised truth. Shape (B, H, N).
+        target: Standardised truth, NaN beyond the horizon of its window. Shape (B, H, N).
         retrieved: The neighbours that it was given.
         config: The weights.
     """

@@ -1,6 +1,7 @@
 """What a run tells its reader before it trains: its data, its parameters, its closed forms."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,8 +61,16 @@ def parameters(
     size: Sizes,
     closed: ClosedForm,
     retriever: Retriever | None,
+    sources: Sequence[str] = ("",),
 ) -> str:
-    """Say what is trained, what is frozen, and what the closed forms reach on validation."""
+    """Say what is trained, what is frozen, and what the closed forms reach on validation.
+
+    Args:
+        size: Of the model.
+        closed: The closed forms.
+        retriever: The memory; None: none.
+        sources: Names of the sources; of one it is not told.
+    """
     ridge, verdict = closed.ridge, closed.verdict
     lines = [
         f"{size.trained:,} trained and {size.frozen:,} frozen parameters; ridge on validation: "
@@ -79,8 +88,10 @@ def parameters(
                     for name, (without, reading) in verdict.by_source.items()]  # fmt: skip
             lines.append(f"the same by source: {', '.join(each)}")
     if closed.extended:
-        each = [f"mse {fit.validation_mse:.4f}{_beyond(fit)}" for fit in closed.extended]
-        lines.append(f"anchor on validation: {'; '.join(each)}")
+        for name, fit in zip(sources, closed.extended, strict=True):
+            which = f" of {name}" if len(sources) > 1 else ""
+            told = f"mse {fit.validation_mse:.4f}{_beyond(fit)}"
+            lines.append(f"anchor{which} on validation: {told}")
     if retriever is None:
         lines.append("memory: off")
     else:

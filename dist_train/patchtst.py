@@ -4,7 +4,6 @@ import copy
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from dist_train import distributed, progress
@@ -15,7 +14,7 @@ from dist_train.evaluation import Forecast, score_split
 from dist_train.optim import build_optimizer, build_schedule
 from dist_train.reproducibility import seed_everything
 from model.batch import to_rows
-from model.horizons import fill_unknown
+from model.horizons import mean_squared_error
 from model.patch_transformer import PatchTransformer
 
 
@@ -51,8 +50,7 @@ def fit_patchtst(data: ForecastData, config: RunConfig) -> tuple[Forecast, nn.Mo
             order = torch.randperm(len(windows))
         ids = order[place : place + train.batch_size].numpy()
         context_BLN, target_BHN = (torch.from_numpy(part).to(device) for part in windows.batch(ids))
-        forecast_RH = module(to_rows(context_BLN))
-        loss = F.mse_loss(forecast_RH, fill_unknown(to_rows(target_BHN), forecast_RH))
+        loss = mean_squared_error(module(to_rows(context_BLN)), to_rows(target_BHN))
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"PatchTST: the loss is {loss.item()} at step {step}.")
         optimizer.zero_grad()

@@ -90,6 +90,13 @@ def check(
         raise ConfigError(
             "data.sources: none of them has a training window: raise percent of one of them."
         )
+    longest = max(config.data.horizons[number] for number in data.trained_sources)
+    if longest < config.data.pred_len:
+        raise ConfigError(
+            f"data.pred_len={config.data.pred_len}: the sources that have training windows have at "
+            f"most pred_len={longest}, so nothing would teach the later steps; raise percent of "
+            f"one that is forecast farther, or lower data.pred_len to {longest}."
+        )
     if config.train.batch_size > num_windows:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} is more than the {num_windows} training "

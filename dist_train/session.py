@@ -170,7 +170,8 @@ class _Run:
             ridge_val_mse = closed_form.set_solutions(model, config, self.data, closed, retriever)
         sizes = opening.sizes(model)
         if self.main:
-            self._say(opening.parameters(sizes, closed, retriever))
+            names = [source.name for source in self.data.sources]
+            self._say(opening.parameters(sizes, closed, retriever, names))
 
         trainer, writer = self._build_trainer(
             config, model, retriever, closed_form.pack(closed, ridge_val_mse)

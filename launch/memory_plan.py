@@ -338,20 +338,25 @@ def _other_tensors(config: RunConfig, shape: BackboneShape, num_variates: int) -
     if model.anchor != "none":
         inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
         own = num_variates if model.individual else 1
-        size += FLOAT32 * own * data.pred_len * inputs
+        size += FLOAT32 * own * _num_sources(config) * data.pred_len * inputs
         drawn = data.seq_len + 2 * FEATURE_HARMONICS + 1
         size += FLOAT32 * drawn * model.anchor_random_features
     return size
 
 
 def _closed_form(config: RunConfig, num_variates: int) -> float:
-    """Solutions that are kept for the checkpoint; of shared weights they are next to nothing."""
+    """Solutions that are kept for the checkpoint; of one set of weights next to nothing."""
     model, data = config.model, config.data
-    if not model.individual:
+    own = (num_variates if model.individual else 1) * _num_sources(config)
+    if own == 1:
         return 0
     inputs = model.num_anchor_inputs(data.seq_len, data.pred_len)
     fits = 3 if model.reads_future or config.gram.use_gram == "auto" else 1
-    return FLOAT64 * num_variates * fits * data.pred_len * inputs
+    return FLOAT64 * own * fits * data.pred_len * inputs
+
+
+def _num_sources(config: RunConfig) -> int:
+    return len(config.data.sources or [config.data])
 
 
 def _ridge_sums(config: RunConfig, num_variates: int) -> float:

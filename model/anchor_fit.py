@@ -305,6 +305,12 @@ def fit_spans(
         training: For each norm, an accumulator for each span, the first steps first.
         validation: The same norms and spans in the same order.
         lambdas: Penalties to try; all spans share one, and the norm.
+
+    Returns:
+        As :func:`fit_anchor`, of the steps of all spans.
+
+    Raises:
+        ValueError: As :func:`fit_anchor`.
     """
     for learnt, scored in zip(chain(*training), chain(*validation), strict=True):
         assert learnt.norm == scored.norm  # sums of different centrings do not belong together

@@ -129,8 +129,8 @@ class Forecaster(nn.Module):
             inputs: Windows (B, L, N) and, unless ``config.prompt`` is none, one left-padded
                 prompt per row.
             retrieved: The neighbours of each row, where the memory is built.
-            target: The next H steps, shape (B, H, N), for the labels of the trend losses; the
-                forecast does not depend on it.
+            target: The next H steps, shape (B, H, N), NaN beyond the horizon of a window's source,
+                for the labels of the trend losses; the forecast does not depend on it.
 
         Returns:
             The forecast, shape (B, H, N), float32, and what the losses need.

@@ -5,6 +5,7 @@ Shape legend (this file):
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,6 +17,20 @@ def fill_unknown(target: Tensor, forecast: Tensor) -> Tensor:
         forecast: Of the same shape; no gradient flows through what is filled in.
     """
     return torch.where(target.isnan(), forecast.detach().to(target.dtype), target)
+
+
+def mean_squared_error(forecast: Tensor, target: Tensor) -> Tensor:
+    """Mean over windows of each one's mean over the steps that are known.
+
+    Args:
+        forecast: The steps second. Shape (..., H, ...).
+        target: NaN where it is not known. Of the same shape.
+
+    Returns:
+        Scalar.
+    """
+    errors = F.mse_loss(forecast, fill_unknown(target, forecast), reduction="none")
+    return (errors * stretch(target)).mean()
 
 
 def stretch(target: Tensor) -> Tensor:

@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.calendar_inputs import calendar_inputs
-from model.config import NO_EXTENSION, Calendar, Extension, num_anchor_inputs
+from model.config import (
+    NO_EXTENSION,
+    Calendar,
+    Extension,
+    num_anchor_inputs,
+    num_calendar_inputs,
+)
 from model.float32_buffers import KeepsBufferPrecision
 from model.random_features import random_features, random_projection
 
@@ -87,11 +93,7 @@ class LinearAnchor(KeepsBufferPrecision):
             ValueError: Another shape than this anchor's.
         """
         if extension is not None:
-            unread = self.weight.shape[-1] - weight.shape[-1]
-            # Solved without the calendar, whose inputs stand before the features.
-            end = weight.shape[-1] - (extension.random_features if unread else 0)
-            before, features = weight[..., :end], weight[..., end:]
-            weight = torch.cat([F.pad(before, (0, max(0, unread))), features], dim=-1)
+            weight = self._placed(weight, extension)
         own, flag = self.weight, self.subtracts_last
         if self.num_sources > 1:
             own, flag = own[source], flag[source]
@@ -103,6 +105,18 @@ class LinearAnchor(KeepsBufferPrecision):
             )
         own.copy_(weight)
         flag.fill_(norm == "last")
+
+    def _placed(self, weight: Tensor, extension: Extension) -> Tensor:
+        """Put 0 where a solution has no inputs; one that fits nowhere stays as it is."""
+        unread = self.weight.shape[-1] - weight.shape[-1]
+        with_retrieved = self.weight.shape[-1] - self.extension.num_inputs(self.seq_len)
+        end = weight.shape[-1]
+        if end in (self.seq_len, with_retrieved):
+            return F.pad(weight, (0, unread))
+        if unread == num_calendar_inputs(self.extension.calendar, self.seq_len):
+            end -= extension.random_features  # the calendar's inputs stand before them
+            return torch.cat([F.pad(weight[..., :end], (0, unread)), weight[..., end:]], dim=-1)
+        return weight
 
     def forward(
         self,

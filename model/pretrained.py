@@ -95,7 +95,7 @@ class TimeLLM(nn.Module):
 
         Args:
             df: Histories of at least ``seq_len`` steps.
-            horizon: Steps, at most ``pred_len``; None: all of these.
+            horizon: Steps, at most ``pred_len`` or those of the series' source; None: all of these.
             level: Of the intervals, in percent; empty: no intervals; None: those of 80 and 95 that
                 validation supports, and none, with a warning, once the weights were trained on.
             missing: ``interpolate`` fills missing values and skipped time stamps.
@@ -129,7 +129,8 @@ class TimeLLM(nn.Module):
             df: Histories, longer than for :meth:`predict` by what is forecast.
             n_windows: Cutoffs of each series; the last leaves ``horizon`` steps to the end.
             step_size: Steps between cutoffs.
-            horizon: As in :meth:`predict`.
+            horizon: As in :meth:`predict`, but one for all series of the frame; None: the most that
+                all of them are forecast.
             level: As in :meth:`predict`.
             missing: As in :meth:`predict`, but only before the first row that a window reads:
                 from there on, values would be filled from after a cutoff, and are refused.
@@ -208,7 +209,8 @@ class TimeLLM(nn.Module):
         """Forecast windows as the published Time-LLM does, for experiment code written for it.
 
         With a memory all of it may be found, for it is not known where the windows lie in time:
-        they have to be later than what it was trained on.
+        they have to be later than what it was trained on. Where there are several sources all
+        windows count as those of the first.
 
         Args:
             x_enc: Windows on the scale of the training, standardised. Shape (B, L, N).

@@ -17,6 +17,7 @@ from dist_train.config import (
     config_to_dict,
     parse_run_config,
 )
+from dist_train.data.config import SourceConfig
 from dist_train.run_folder import flat_settings, may_differ
 from model.config import LANGUAGE_MODELS
 
@@ -189,8 +190,10 @@ def settings_hash(config: RunConfig, baselines: Sequence[str] = ()) -> str:
         for key, value in flat_settings(config_to_dict(config)).items()
         if (key in _DECIDES_HERE or not may_differ(key))
         and key != "train.seed"
-        and value != defaults[key]
+        and value != (defaults[key] if key in defaults else _default_of_source(key))
     }
+    if config.data.sources is not None:
+        kept["data.sources"] = len(config.data.sources)
     for prefix, is_unread in () if baselines else _UNREAD:
         if is_unread(config):
             kept = {k: v for k, v in kept.items() if k in _SWITCHES or not k.startswith(prefix)}
@@ -199,6 +202,11 @@ def settings_hash(config: RunConfig, baselines: Sequence[str] = ()) -> str:
         kept = {key: value for key, value in kept.items() if key.startswith(read)}
     text = json.dumps([kept, " ".join(baselines)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _default_of_source(key: str) -> object:
+    """Default of a key of one of ``data.sources``, such as ``data.sources[0].weight``."""
+    return getattr(SourceConfig, key.rpartition(".")[2])
 
 
 def differing_budget(plan: Plan) -> list[str]:

@@ -44,7 +44,7 @@ def save_ablation_figure(path: Path, table: Table) -> bool:
     plan = table.plan
     data = plan.base.data
     name = Path(data.path).stem if data.path else data.label
-    title = f"{plan.grid.name}: {name}, {data.seq_len} -> {data.pred_len}"
+    title = f"{plan.grid.name}: {name}, {data.seq_len} -> {data.told_horizon}"
     axes.set_title(title, fontsize=10, loc="left")
     if left_out:
         told = ", ".join(f"{row.name} {row.mse[0]:.3f}" for row in left_out)

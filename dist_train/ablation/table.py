@@ -72,7 +72,7 @@ def to_markdown(table: Table) -> str:
         [
             f"# {plan.base.name}: {plan.grid.name}",
             "",
-            f"{data.label}, {data.seq_len} -> {data.pred_len} steps; seeds "
+            f"{data.label}, {data.seq_len} -> {data.told_horizon} steps; seeds "
             f"{', '.join(map(str, plan.seeds))}.",
             "",
             *lines,

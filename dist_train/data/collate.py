@@ -31,7 +31,7 @@ class WindowBatch:
     """Standardised. Shape (B, L, N), float32."""
 
     target: Tensor
-    """Standardised. Shape (B, H, N), float32."""
+    """Standardised; NaN beyond the horizon of a window's source. Shape (B, H, N), float32."""
 
     window_ids: Tensor
     """Their numbers in the window set. Shape (B,), int64."""

@@ -369,7 +369,7 @@ def build_from_sources(
         split: [] for split in ("train", "val", "val_selection", "test")
     }
     for number, source in enumerate(sources):
-        constant, unused = [], []
+        constant, unused, forgotten = [], [], 0
         selecting = _selecting(len(source.series_set.series), config.val_series)
         for place, one in enumerate(source.series_set.series):
             where = f"series {one.id!r}"
@@ -381,6 +381,7 @@ def build_from_sources(
                 trained, remembered = _oldest_rows(source, rows["train"], config, where)
             constant += [f"column {one.columns[n]!r} of {where} is constant in the training rows"
                          for n in scaled.scaler.constant]  # fmt: skip
+            forgotten += trained[0] < trained[1] and remembered[0] == remembered[1]
             left = len(one.values) - rows["test"][1]
             if left:
                 unused.append(f"{where}: the newest {left} rows belong to no split")
@@ -394,6 +395,12 @@ def build_from_sources(
             split_rows.append(rows)
             values.append(scaled.values)
         notes += [*_some(constant), *_some(unused)]
+        if forgotten and source.memory_percent:
+            entry = f"data.seq_len + data.pred_len = {config.seq_len + config.pred_len}"
+            notes.append(
+                f"{source.name}: {forgotten} of {len(source.series_set.series)} series have "
+                f"training windows and no entry in a memory, which takes {entry} training rows"
+            )
 
     dates = [one.dates for one in series_set.series] if with_dates else None
     counts = [len(source.series_set.series) for source in sources]
@@ -453,9 +460,9 @@ def _oldest_rows(
         return oldest_rows(train, percent, config, where, too_short, prefix + key, pred_len)
 
     # An entry's future has all steps that the model forecasts, so a series whose own horizon is
-    # shorter may have windows and no entry.
-    is_shorter = source.pred_len is not None and source.pred_len < config.pred_len
-    may_lack: TooShort = "skip" if is_shorter else source.too_short
+    # shorter may have windows and no entry, whatever its share.
+    may_have = num_windows(train[1] - train[0], config.seq_len, config.pred_len, False) > 0
+    may_lack: TooShort = source.too_short if may_have else "skip"
     return (
         share(source.percent, "percent", source.too_short, source.pred_len),
         share(source.memory_percent, "memory_percent", may_lack, None),

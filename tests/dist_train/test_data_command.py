@@ -86,6 +86,8 @@ def test_the_configuration_beside_it_is_read_from_anywhere(
     own.write_text("extends: mounted/elsewhere/sources.yaml\ndata: {seq_len: 16, pred_len: 4}")
     monkeypatch.chdir("/")
     before, after = load_run_config(config).data, load_run_config(own).data
+    alone = load_run_config(tmp_path / "mounted" / "elsewhere" / "sources.yaml").data
+    assert alone.horizons == after.horizons == (4, 3, 4, 4)
     assert before.sources is not None
     assert after.sources is not None
     assert after.temperature == 2.0

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step_ours import cpu_attention
 from dist_train.config import RunConfig, build_parser, parse_run_config
+from dist_train.data.config import SourceConfig
 from dist_train.flops import (
     COMMON_TOKENS,
     STATISTICS_TOKENS,
@@ -162,16 +163,21 @@ def counted_too_much(config: RunConfig) -> float:
 
 @pytest.mark.parametrize("calendar", ["none", "day"])
 @pytest.mark.parametrize("features", [0, 32])
-def test_the_anchor_is_counted_to_the_last_product(calendar: str, features: int):
+@pytest.mark.parametrize("num_sources", [1, 3])
+def test_the_anchor_is_counted_to_the_last_product(calendar: str, features: int, num_sources: int):
     config, shape = setting(
         "gpt2", *BARE, "--model.anchor=ridge", f"--model.anchor_calendar={calendar}",
         f"--model.anchor_random_features={features}",
     )  # fmt: skip
+    if num_sources > 1:
+        sources = [SourceConfig(name=f"s{number}") for number in range(num_sources)]
+        config = replace(config, data=replace(config.data, dataset="vic_elec", sources=sources))
     length, steps = config.data.seq_len, config.data.pred_len
-    anchor = LinearAnchor(length, steps, extension=config.model.anchor_extension)
+    extension = config.model.anchor_extension
+    anchor = LinearAnchor(length, steps, extension=extension, num_sources=num_sources)
     rows, phase = torch.randn(BATCH.rows, length), torch.randn(WINDOWS, 4)
     with FlopCounterMode(display=False) as counter:
-        anchor(rows, None, phase)
+        anchor(rows, None, phase, torch.zeros(WINDOWS, dtype=torch.int64))
     counted = micro_batch_flops(config, shape, BATCH)["anchor"]
     assert (counted.forward, counted.backward) == (counter.get_total_flops(), 0)
 

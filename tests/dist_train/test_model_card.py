@@ -115,9 +115,10 @@ def test_no_folder_of_this_machine_is_named(tmp_path: Path):
 
 def test_sources_that_are_forecast_for_fewer_steps_are_named(tmp_path: Path):
     told = content()
-    sources = [
-        {"name": None, "path": None, "dataset": "ETTh1", "pred_len": None},
-        {"name": None, "path": "shops", "dataset": "vic_elec", "pred_len": 7},
+    told["config"]["data"]["sources"] = [
+        {"path": None, "dataset": "ETTh1", "pred_len": None},
+        {"path": "shops/*.csv", "pred_len": 7},
+        {"path": "last.csv", "pred_len": 24},
     ]
-    told["config"]["data"]["sources"] = sources
+    told["series"]["sources"] = [{"name": name} for name in ("ETTh1", "shops", "last")]
     assert "forecasts 24 (7 of shops)." in card(tmp_path, told, None)

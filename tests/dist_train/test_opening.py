@@ -108,3 +108,14 @@ def test_the_memory_of_each_source_is_told(tmp_path: Path):
     )
     assert "hours: flat, a copy on every rank: " in lines[-2]
     assert "; quarters: flat, a copy on every rank: " in lines[-2]
+
+
+def test_the_anchor_of_each_source_is_told(tmp_path: Path):
+    config = tiny_corpus_run(tmp_path)
+    model = build_forecaster(config, locate_backbone(config.backbone.name), torch.float32)
+    ridge = fit_ridge(load_forecast_data(config.data))
+    more = replace(ridge, validation_mse=0.03, extension=Extension(calendar="day"))
+    closed = ClosedForm(ridge=ridge, verdict=None, extended=(more, ridge))
+    text = opening.parameters(opening.sizes(model), closed, None, ["hours", "quarters"])
+    assert "anchor of hours on validation: mse 0.0300, weights that follow the day\n" in text
+    assert f"anchor of quarters on validation: mse {ridge.validation_mse:.4f}\n" in text

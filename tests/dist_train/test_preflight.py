@@ -160,3 +160,13 @@ def test_sources_that_have_no_training_window_between_them_are_refused(tmp_path:
     sources = [replace(one, percent=1, too_short="skip") for one in config.data.sources or ()]
     with pytest.raises(ConfigError, match="none of them has a training window: raise percent"):
         preflight.check(replace(config, data=replace(config.data, sources=sources)))
+
+
+def test_a_longest_horizon_that_has_no_training_window_is_refused(tmp_path: Path):
+    config = tiny_corpus_run(tmp_path)
+    assert config.data.sources is not None
+    hours, quarters = config.data.sources
+    sources = [replace(hours, percent=1, too_short="skip"), replace(quarters, pred_len=3)]
+    said = r"data.pred_len=8: .* have training windows have at most pred_len=3, .* lower .* to 3"
+    with pytest.raises(ConfigError, match=said):
+        preflight.check(replace(config, data=replace(config.data, sources=sources)))

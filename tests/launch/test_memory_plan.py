@@ -8,7 +8,7 @@ import torch
 
 from dist_train import engine
 from dist_train.config import ConfigError, DeepSpeedConfig, RunConfig, TrainConfig
-from dist_train.data.config import DataConfig
+from dist_train.data.config import DataConfig, SourceConfig
 from dist_train.parameter_counts import count_parameters
 from dist_train.shapes import published_shape, shape_of
 from launch.memory_plan import (
@@ -259,3 +259,26 @@ def test_random_features_count_as_what_is_made_of_them(individual: bool, reads: 
     told = plan(features).phases["ridge"]["sums of the ridges"]
     solutions = 8 * 8 * variates * (96 + features) * 24
     assert told == pytest.approx(held + solutions, rel=1e-3)
+
+
+def test_each_source_has_an_anchor_and_solutions_of_its_own():
+    def plan(sources: int) -> MemoryPlan:
+        named = [SourceConfig(name=f"s{number}") for number in range(sources)]
+        config = RunConfig(
+            data=DataConfig(seq_len=96, pred_len=24, sources=named),
+            model=ModelConfig(anchor="ridge", anchor_random_features=1000),
+            backbone=BackboneConfig(name=GPT2.name, llm_layers=12),
+            gram=GramConfig(use_gram=False),
+        )
+        return plan_memory(config, GPT2, count_parameters(config, GPT2), STEP, ranks=1,
+                           precision="bf16", device="cpu", runtime=GIB, num_variates=1)  # fmt: skip
+
+    extension = Extension(random_features=1000)
+    sizes = [
+        LinearAnchor(96, 24, extension=extension, num_sources=number).weight.nbytes
+        for number in (1, 3)
+    ]
+    one, three = (plan(number).phases["training"] for number in (1, 3))
+    assert three["other tensors"] - one["other tensors"] == sizes[1] - sizes[0]
+    assert "closed form" not in one
+    assert three["closed form"] == 2 * sizes[1]  # float64

@@ -1,6 +1,6 @@
 import torch
 
-from model.horizons import fill_unknown, stretch
+from model.horizons import fill_unknown, mean_squared_error, stretch
 
 UNKNOWN = float("nan")
 
@@ -27,3 +27,14 @@ def test_a_mean_over_all_steps_becomes_one_over_the_known_ones():
     assert stretch(values).tolist() == [[1.0], [2.0]]
     assert stretch(values.double()).dtype == torch.float64
     assert stretch(torch.ones(2, 5, 3)).tolist() == [[[1.0] * 3]] * 2
+
+
+def test_the_mean_counts_every_window_alike_and_is_pytorchs_where_all_is_known():
+    forecast = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.zeros(3, 4)
+    (known,) = torch.autograd.grad(mean_squared_error(forecast, target), forecast)
+    (expected,) = torch.autograd.grad(torch.nn.functional.mse_loss(forecast, target), forecast)
+    assert torch.equal(known, expected)
+    target[1, 1:] = UNKNOWN
+    errors = [forecast[0].square().mean(), forecast[1, 0].square(), forecast[2].square().mean()]
+    torch.testing.assert_close(mean_squared_error(forecast, target), torch.stack(errors).mean())

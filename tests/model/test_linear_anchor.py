@@ -129,3 +129,14 @@ def test_a_source_that_was_solved_without_the_calendar_reads_none_of_it():
     alone = LinearAnchor(L, H, extension=whole)
     alone.set_solution(weights[1], "last", extension=bare)
     torch.testing.assert_close(alone(rows, None, phase), blind(rows))
+
+
+@pytest.mark.parametrize("width", [L - 2, L + H + 7, L + 7 + 1])
+def test_a_solution_that_fits_nowhere_is_refused(width: int):
+    whole = Extension(calendar="day", random_features=7)
+    anchor = LinearAnchor(L, H, extension=whole)
+    with pytest.raises(ValueError, match="this anchor was built for"):
+        anchor.set_solution(torch.zeros(H, width), "last", extension=Extension(random_features=7))
+    reads = LinearAnchor(L, H, reads_future=True, extension=whole)
+    with pytest.raises(ValueError, match="this anchor was built for"):
+        reads.set_solution(torch.zeros(H, L + 7), "last", extension=Extension(random_features=7))

@@ -13,7 +13,9 @@ from dist_train.ablation.cells import (
 )
 from dist_train.ablation.grid import Grid, Row, read_grid, split_line
 from dist_train.config import ConfigError, load_run_config
+from dist_train.data.config import DataConfig, SourceConfig
 from tests.dist_train.ablation.ablations import base_run, plan_of
+from tests.helpers.sources import run_over_sources, with_a_shorter_horizon
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +167,15 @@ def test_a_row_that_is_no_configuration_is_refused_by_its_name(
 def test_no_seed_is_refused(file: Path):
     with pytest.raises(ConfigError, match="--seeds must be at least 1, got 0"):
         make_plan(str(file), [], Grid(name="x", rows=()), num_seeds=0)
+
+
+def test_what_is_said_of_a_source_is_in_the_hash(tmp_path: Path):
+    plain = run_over_sources(tmp_path)
+    assert settings_hash(plain) == settings_hash(replace(plain, name="another"))
+    hashes = {settings_hash(plain), settings_hash(with_a_shorter_horizon(plain))}
+    assert plain.data.sources is not None
+    fewer = replace(plain, data=replace(plain.data, sources=plain.data.sources[:2]))
+    default = SourceConfig(dataset=DataConfig().dataset)
+    alike = [replace(plain.data, sources=None), replace(plain.data, sources=[default])]
+    hashes |= {settings_hash(one) for one in (fewer, *(replace(plain, data=d) for d in alike))}
+    assert len(hashes) == 5

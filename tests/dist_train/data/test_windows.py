@@ -335,3 +335,17 @@ def test_a_series_may_have_windows_of_its_horizon_and_no_entry():
     assert len(data.only(1).windows["train"]) == 14 - 9
     assert data.memory_rows[1] == (0, 0)
     assert data.only(1).num_entries(1) == 0
+
+
+def test_a_share_without_an_entry_is_an_error_where_the_whole_has_one_and_else_a_note():
+    dates = pd.date_range("2020", periods=100, freq="h").to_numpy()
+    long = source_of("long", [(dates, np.arange(100.0))])
+    few = source_of("few", [(dates, np.arange(100.0))], pred_len=2, memory_percent=1)
+    with pytest.raises(DataError, match=r"memory_percent=1 leaves 8 training rows .* needs 12"):
+        data_of_sources([long, few], 8, 4)
+    tiny = source_of("tiny", [(dates[:20], np.arange(20.0))], pred_len=2)
+    notes = data_of_sources([long, tiny], 8, 8).series_set.notes
+    assert notes == (
+        "tiny: 1 of 1 series have training windows and no entry in a memory, which takes "
+        "data.seq_len + data.pred_len = 16 training rows",
+    )

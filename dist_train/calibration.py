@@ -128,7 +128,7 @@ class _Errors:
         ranked: list[tuple[slice, bool]] = []
         groups: list[int] = []
         usable, sharing = [], []
-        # Of ranks that windows of several horizons share: steps that need a bound.
+        # Of ranks that windows of several horizons may share: steps that need a bound.
         carried: dict[int, int] = {}
         bounds_there = 0
         for source, part in zip(data.sources, data.series_of_sources, strict=True):
@@ -192,14 +192,17 @@ class _Errors:
 
 
 def _carry_on(bounds: np.ndarray) -> None:
-    """Give a step that too few windows are forecast to the bound of the last one before it.
+    """Give a step that too few windows are forecast to the bounds of the last one before it.
+
+    All of them, or a level might be bounded more narrowly than a lower one.
 
     Args:
-        bounds: NaN at such steps, never at the first. Shape (levels, H); changed in place.
+        bounds: NaN for some level at such steps, never at the first. Shape (levels, H); changed in
+            place.
     """
     for step in range(1, bounds.shape[1]):
-        lacking = np.isnan(bounds[:, step])
-        bounds[lacking, step] = bounds[lacking, step - 1]
+        if np.isnan(bounds[:, step]).any():
+            bounds[:, step] = bounds[:, step - 1]
 
 
 def _size(part: slice) -> int:

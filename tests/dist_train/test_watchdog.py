@@ -177,7 +177,7 @@ def test_a_rank_that_has_waited_long_is_not_at_fault_when_the_store_goes(
     began = time.monotonic()
     monkeypatch.setattr(store, "set", refuse)
     assert ending.came.wait(ENOUGH_S)
-    assert time.monotonic() - began >= 1.0
+    assert time.monotonic() - began >= 0.9  # it counts from its last exchange, a little earlier
     assert ending.codes == [EXIT_HUNG]
     watching.end("left")
 

@@ -154,7 +154,7 @@ def test_the_ridge_of_all_is_that_of_all_windows_that_are_trained_on(tmp_path: P
 def test_all_baselines_learn_a_shorter_horizon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # DLinear ends at the first validation that is no better, as one that is no number is not.
     monkeypatch.setattr(baselines, "DLINEAR_PATIENCE", 1)
-    monkeypatch.setattr(baselines, "DLINEAR_CHECK_EVERY", 100)
+    monkeypatch.setattr(baselines, "DLINEAR_CHECK_EVERY", 5)
     data = load_forecast_data(with_a_shorter_horizon(run_over_sources(tmp_path)).data)
     joint, by_source = fit_ridges(data)
     assert [int(fit.weight.any(dim=1).sum()) for fit in by_source] == [12, 5, 12]

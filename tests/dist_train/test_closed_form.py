@@ -286,6 +286,24 @@ def test_where_all_rows_have_one_time_of_day_features_are_without_it(
     assert found.weight.shape[-1] > wanted.weight.shape[-1]
 
 
+def test_a_source_that_has_nothing_to_follow_is_passed_over_quietly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = run_over_sources(tmp_path, held_out="quarter")
+    config = replace(config, model=replace(config.model, anchor_calendar="day"))
+    checked = preflight.check(config)
+    decided, closed = solve(config, checked.data, None)
+    assert closed.extended[2] is closed.by_source[2]  # days
+    files = checked.backbone_files
+    prompts = build_prompt_builder(config, files, checked.data.descriptions)
+    model = build_forecaster(decided, files, torch.float32, prompts, num_sources=3)
+    set_solutions(model, decided, checked.data, closed, None)
+    assert "anchor of daily: the plain ridge" not in capsys.readouterr().out
+    assert model.anchor is not None
+    plain = closed.by_source[2].weight.float()
+    torch.testing.assert_close(model.anchor.weight[2, :, : plain.shape[1]], plain)
+
+
 def test_ridges_of_sources_come_back_too():
     joint, own = fit(1.0, 3), fit(2.0, 3)
     tensors, facts = pack(ClosedForm(ridge=joint, verdict=None, by_source=(own, joint)), 0.5)

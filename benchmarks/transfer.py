@@ -43,6 +43,7 @@ import yaml
 from benchmarks.random_gpt2 import write_random_gpt2
 from benchmarks.retrieval_leak import commit
 from benchmarks.rounding import decimals
+from dist_train.baselines import SOURCE_WINDOWS
 from dist_train.data.collate import Collator
 from dist_train.loading import load_run
 from dist_train.retrieval import Retriever
@@ -61,8 +62,6 @@ MOSTLY_TRAINED = [0.96, 0.02, 0.02]
 """Splits of the sets that are trained on and not asked about."""
 STEPS, QUICK_STEPS = 60, 4
 """Of a training on one set; the joint one makes as many for each."""
-FEATURE_ROWS = 2**16
-"""Windows of each set that its ridge with random features is solved on."""
 
 SETTINGS: dict[str, Any] = {
     "data": {"seq_len": 336, "pred_len": 96, "val_stride": 16, "temperature": 2.0},
@@ -245,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.features:
             more = {"anchor_calendar": "day", "anchor_random_features": options.features}
             settings = settings | {
-                "model": settings["model"] | more | {"anchor_rows": FEATURE_ROWS}
+                "model": settings["model"] | more | {"anchor_rows": SOURCE_WINDOWS}
             }
         names = [Path(one["path"]).stem if "path" in one else one["dataset"] for one in sources]
         if "joint" in options.parts:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dist_train import baselines, distributed, terminal
 from dist_train.config import RunConfig
 from dist_train.data.clock import without_clock
+from dist_train.data.sources import Source
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import score_split, selection_mse
 from dist_train.metrics import ErrorSums
@@ -60,10 +61,7 @@ def solve(
     """Solve the ridges, and replace ``use_gram=auto`` by what validation says; collective."""
     verdict, model, several = None, config.model, len(data.sources) > 1
     individual = model.individual and data.num_variates > 1
-    extensions = [
-        _extension_of(config, data.only(number) if several else data)
-        for number in range(len(data.sources))
-    ]
+    extensions = [_extension_of(config, source) for source in data.sources]
     by_source: tuple[AnchorFit, ...] = ()
     extended: tuple[AnchorFit, ...] = ()
     asked = individual or (any(extensions) and not model.reads_future)
@@ -162,11 +160,11 @@ def set_solutions(
     return selection_mse(sums["ridge"], data)
 
 
-def _extension_of(config: RunConfig, data: ForecastData) -> Extension:
+def _extension_of(config: RunConfig, source: Source) -> Extension:
     """What the closed form may read: not the day where all rows have the same time of it."""
     extension = config.model.anchor_extension
     if extension.calendar == "day":
-        times = (one.dates - one.dates.astype("datetime64[D]") for one in data.series_set.series)
+        times = (one.dates - one.dates.astype("datetime64[D]") for one in source.series_set.series)
         if all((part == part[0]).all() for part in times):
             return dataclasses.replace(extension, calendar="none")
     return extension

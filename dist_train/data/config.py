@@ -6,7 +6,7 @@ Free of torch, so that a configuration is read and refused before anything heavy
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 TooShort = Literal["error", "skip"]
 
@@ -141,6 +141,14 @@ class SourceConfig(SeriesConfig):
         return self.name or (self.dataset if self.path is None else self.path)
 
 
+class HasHorizon(Protocol):
+    """What may be forecast for fewer steps than the others."""
+
+    @property
+    def pred_len(self) -> int | None:
+        """Steps; None: as many as the others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(SeriesConfig):
     """Which series are forecast, and how they are cut."""
@@ -225,8 +233,8 @@ class DataConfig(SeriesConfig):
                 f"{longest}."
             )
 
-    def horizon_of(self, source: SourceConfig) -> int:
-        """Steps that are forecast of one of :attr:`sources`."""
+    def horizon_of(self, source: HasHorizon) -> int:
+        """Steps that are forecast of a source, as it is configured or as it was read."""
         return source.pred_len or self.pred_len
 
     @property

@@ -45,7 +45,7 @@ def long_enough(source: Source, config: DataConfig) -> Source:
     Raises:
         DataError: There is one, or nothing is left.
     """
-    series_set, pred_len = source.series_set, source.pred_len or config.pred_len
+    series_set, pred_len = source.series_set, config.horizon_of(source)
     rows = [
         borders(len(one.values), series_set.borders, f"series {one.id!r}")
         for one in series_set.series
@@ -149,7 +149,7 @@ def _too_short(
     series: Series, rows: dict[Split, tuple[int, int]], source: Source, config: DataConfig
 ) -> DataError:
     series_set, seq_len = source.series_set, config.seq_len
-    key, pred_len = _key(source), source.pred_len or config.pred_len
+    key, pred_len = _key(source), config.horizon_of(source)
     lengths = "/".join(str(end - begin) for begin, end in rows.values())
     if all(isinstance(part, int) for part in series_set.borders):
         remedy = "shorten them, or set data.splits"

@@ -405,7 +405,7 @@ def build_from_sources(
     dates = [one.dates for one in series_set.series] if with_dates else None
     counts = [len(source.series_set.series) for source in sources]
     number_of_source = np.repeat(np.arange(len(sources), dtype=np.int64), counts)
-    own = [source.pred_len or config.pred_len for source in sources]
+    own = [config.horizon_of(source) for source in sources]
     horizons = np.repeat(own, counts).tolist()
 
     def windows_of(split: str, stride: int) -> WindowSet:

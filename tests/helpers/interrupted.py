@@ -1,6 +1,7 @@
 """Runs that are stopped and go on, each start in processes of its own."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,17 @@ def do_jobs(rank: int, world_size: int, jobs: Sequence[Job]) -> None:
 def run_jobs(jobs: Sequence[Job], world_size: int = 1, timeout_s: float = 400) -> None:
     """Do jobs in fresh processes, one for each rank."""
     run_ranks(do_jobs, world_size, list(jobs), timeout_s=timeout_s)
+
+
+def whole_and_stopped(
+    run_of: Callable[[Path, str], RunConfig], folder: Path, cut: int
+) -> dict[str, RunConfig]:
+    """Run whole on one rank and on two, and stopped on two after ``cut`` steps and on with one."""
+    configs = {name: run_of(folder, name) for name in ("one", "two", "stopped")}
+    stop, go_on = interrupted(configs["stopped"], cut)
+    run_jobs([(configs["two"], None, None), stop], 2)
+    run_jobs([(configs["one"], None, None), go_on])
+    return configs
 
 
 def interrupted(config: RunConfig, steps: int) -> tuple[Job, Job]:

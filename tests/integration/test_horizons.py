@@ -24,7 +24,7 @@ from dist_train.prediction import predict
 from dist_train.scoring import Evaluation, evaluate_run
 from model.batch import RetrievedWindows
 from model.config import GramConfig
-from tests.helpers.interrupted import interrupted, run_jobs
+from tests.helpers.interrupted import whole_and_stopped
 from tests.helpers.runs import loaded_and_exported, losses
 from tests.helpers.sources import tiny_corpus_run
 
@@ -58,12 +58,7 @@ def strict(text: str) -> Any:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
     """Whole on one rank and on two, and stopped on two and gone on with on one."""
-    folder = tmp_path_factory.mktemp("horizons")
-    configs = {name: run_of(folder, name) for name in ("one", "two", "stopped")}
-    stop, go_on = interrupted(configs["stopped"], CUT)
-    run_jobs([(configs["two"], None, None), stop], 2)
-    run_jobs([(configs["one"], None, None), go_on])
-    return configs
+    return whole_and_stopped(run_of, tmp_path_factory.mktemp("horizons"), CUT)
 
 
 @pytest.mark.parametrize("name", ["two", "stopped"])

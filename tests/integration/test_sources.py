@@ -15,7 +15,7 @@ from dist_train.loading import load_run
 from dist_train.metric_catalog import METRICS
 from dist_train.scoring import Evaluation, evaluate_run
 from model.pretrained import TimeLLM
-from tests.helpers.interrupted import interrupted, run_jobs
+from tests.helpers.interrupted import whole_and_stopped
 from tests.helpers.runs import losses, numbers
 from tests.helpers.sources import run_over_sources
 
@@ -42,12 +42,7 @@ def result_of(config: RunConfig) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
     """Whole on one rank, whole on two, and stopped on two and gone on with on one."""
-    folder = tmp_path_factory.mktemp("sources")
-    configs = {name: run_of(folder, name) for name in ("one", "two", "stopped")}
-    stop, go_on = interrupted(configs["stopped"], CUT)
-    run_jobs([(configs["two"], None, None), stop], 2)
-    run_jobs([(configs["one"], None, None), go_on])
-    return configs
+    return whole_and_stopped(run_of, tmp_path_factory.mktemp("sources"), CUT)
 
 
 @pytest.mark.parametrize("name", ["two", "stopped"])

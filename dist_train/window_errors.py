@@ -19,7 +19,7 @@ from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import WindowSet
 from dist_train.evaluation import Forecast
 from memory_index.atomic_file import replacing, write_tensors
-from model.horizons import fill_unknown, stretch
+from model.horizons import squared_errors
 
 
 class WindowErrors:
@@ -70,8 +70,8 @@ class WindowErrors:
             predicted_BHN = forecast(batch)
             valid = batch.num_valid  # the rest are repeats, of windows that another rank scores
             predicted, target = predicted_BHN[:valid].double(), batch.target[:valid].double()
-            errors_BHN = (predicted - fill_unknown(target, predicted)).square() * stretch(target)
-            errors_W[batch.window_ids[:valid].cpu()] = errors_BHN.mean(dim=(1, 2)).cpu()
+            errors_B = squared_errors(predicted, target).mean(dim=(1, 2))
+            errors_W[batch.window_ids[:valid].cpu()] = errors_B.cpu()
             return predicted_BHN
 
         return watched

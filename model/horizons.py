@@ -5,7 +5,6 @@ Shape legend (this file):
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,6 +18,19 @@ def fill_unknown(target: Tensor, forecast: Tensor) -> Tensor:
     return torch.where(target.isnan(), forecast.detach().to(target.dtype), target)
 
 
+def squared_errors(forecast: Tensor, target: Tensor) -> Tensor:
+    """Squared errors whose mean over all steps is each window's own over the known ones.
+
+    Args:
+        forecast: The steps second. Shape (..., H, ...).
+        target: NaN where it is not known. Of the same shape.
+
+    Returns:
+        0 where the target is not known. Of the same shape.
+    """
+    return (forecast - fill_unknown(target, forecast)).square() * stretch(target)
+
+
 def mean_squared_error(forecast: Tensor, target: Tensor) -> Tensor:
     """Mean over windows of each one's mean over the steps that are known.
 
@@ -29,8 +41,7 @@ def mean_squared_error(forecast: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar.
     """
-    errors = F.mse_loss(forecast, fill_unknown(target, forecast), reduction="none")
-    return (errors * stretch(target)).mean()
+    return squared_errors(forecast, target).mean()
 
 
 def stretch(target: Tensor) -> Tensor:

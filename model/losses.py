@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.batch import TrendPrediction
 from model.config import GramConfig, TaprConfig
-from model.horizons import fill_unknown, stretch
+from model.horizons import squared_errors
 from model.trend_labels import TrendLabels
 
 # Keeps the logarithms of the gate's entropy finite where the sigmoid saturates.
@@ -53,8 +53,7 @@ def forecast_loss(forecast: Tensor, target: Tensor) -> dict[str, LossTerm]:
             f"forecast and target must have one shape, got {tuple(forecast.shape)} and "
             f"{tuple(target.shape)}: both are (B, H, N)."
         )
-    errors = (forecast.float() - fill_unknown(target.float(), forecast)).square()
-    value = (errors * stretch(target)).sum() / max(1, forecast.numel())
+    value = squared_errors(forecast.float(), target.float()).sum() / max(1, forecast.numel())
     return {"forecast": LossTerm(value=value, weight=1.0, warms_up=False)}
 
 

@@ -20,6 +20,7 @@ from dist_train.retrieval import Retriever
 from dist_train.retrieval_ridge import anchor_forecast
 from model.anchor_fit import AnchorFit
 from model.forecaster import Forecaster
+from model.linear_anchor import LinearAnchor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,8 @@ def score_beside_baselines(
         watch: Puts something between each forecaster and its scoring, by name.
 
     Returns:
-        The model first; then, where its anchor is more than the ridge, that anchor alone, and the
-        baselines.
+        The model first; then, where its anchor is more than the ridge, that anchor alone, by a
+        name that says what it reads; and the baselines.
     """
     score = partial(
         score_split,
@@ -77,16 +78,9 @@ def score_beside_baselines(
     )
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed, by_source)
-    model = config.model
-    individual = module.anchor is not None and module.anchor.num_variates > 1
-    if model.reads_future or model.anchor_extension or individual:
-        assert module.anchor is not None
-        name = "individual ridge" if individual else "ridge"
-        name += " + retrieval" * model.reads_future
-        name += f" + {model.anchor_calendar}" * model.reads_dates
-        name += " + random features" * bool(model.anchor_random_features)
+    if module.anchor is not None and (name := anchor_name(module.anchor)) not in others:
         retrieve = None
-        if model.reads_future:
+        if config.model.reads_future:
             assert retriever is not None
             retrieve = retriever.forecast
         others = {name: anchor_forecast(module.anchor, retrieve, split)} | others
@@ -96,3 +90,16 @@ def score_beside_baselines(
         scores=finish_scores(sums, data),
         by_source=scores_by_source(sums, data) if several else {},
     )
+
+
+def anchor_name(anchor: LinearAnchor) -> str:
+    """Of the row of an anchor: validation may have taken less than it may read."""
+    parts, weight = anchor.parts, anchor.weight
+    own = anchor.num_variates > 1 and bool((weight != weight[0]).any())
+    more = {
+        "retrieval": parts.retrieved,
+        anchor.extension.calendar: parts.calendar,
+        "random features": parts.random_features,
+    }
+    read = [name for name, weights in more.items() if weights.any()]
+    return " + ".join(["individual ridge" if own else "ridge", *read])

@@ -12,7 +12,7 @@ Shape legend (this file):
        :mod:`model.calendar_inputs` and :mod:`model.random_features`
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,15 @@ from model.float32_buffers import KeepsBufferPrecision
 from model.random_features import random_features, random_projection
 
 Norm = Literal["mean", "last"]
+
+
+class AnchorParts(NamedTuple):
+    """Weights by what they are multiplied with; each (..., H, its inputs), 0 inputs where none."""
+
+    window: Tensor
+    retrieved: Tensor
+    calendar: Tensor
+    random_features: Tensor
 
 
 class LinearAnchor(KeepsBufferPrecision):
@@ -182,16 +191,22 @@ class LinearAnchor(KeepsBufferPrecision):
                 )
             return loc_R1 + change_RH
 
+    @property
+    def parts(self) -> AnchorParts:
+        """Views of the weights; those of what validation did not take are 0."""
+        calendar = num_calendar_inputs(self.extension.calendar, self.seq_len)
+        features = self.extension.random_features
+        retrieved = self.weight.shape[-1] - self.seq_len - calendar - features
+        sizes = [self.seq_len, retrieved, calendar, features]
+        return AnchorParts(*torch.split(self.weight, sizes, dim=-1))
+
     def _reads_calendar(self) -> Tensor:
         """Whether any weight does; features of a source that was solved without it have no waves.
 
         Returns:
             Shape (), or (S,) with several sources; bool.
         """
-        features = self.extension.random_features
-        end = self.weight.shape[-1] - features
-        begin = end - self.extension.num_inputs(self.seq_len) + features
-        read = self.weight[..., begin:end] != 0
+        read = self.parts.calendar != 0
         return read.flatten(1).any(dim=1) if self.num_sources > 1 else read.any()
 
     def centre(self, rows: Tensor) -> Tensor:

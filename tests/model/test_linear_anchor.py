@@ -104,6 +104,17 @@ def test_each_variate_is_forecast_with_its_own_weights(norm: Norm):
         together.set_solution(weights[:2], norm)
 
 
+def test_its_parts_are_what_each_input_is_multiplied_with():
+    extension = Extension(calendar="day", random_features=5)
+    anchor = LinearAnchor(L, H, reads_future=True, extension=extension)
+    for number, part in enumerate(anchor.parts, start=1):
+        part.fill_(number)
+    sizes = [L, H, extension.num_inputs(L) - 5, 5]
+    wanted = torch.repeat_interleave(torch.arange(1.0, 5.0), torch.tensor(sizes))
+    assert torch.equal(anchor.weight, wanted.expand(H, -1))
+    assert [part.numel() for part in LinearAnchor(L, H).parts] == [L * H, 0, 0, 0]
+
+
 def test_a_source_that_was_solved_without_the_calendar_reads_none_of_it():
     rows, _ = random_walks(12)
     whole, bare = Extension(calendar="day", random_features=5), Extension(random_features=5)

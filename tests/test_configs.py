@@ -14,7 +14,7 @@ def test_loads(path: Path):
     config = load_run_config(path)
     assert config.name == path.stem
     first = path.read_text().splitlines()[0]
-    assert first.startswith(("# make ", "# timellm ", "# launch/"))
+    assert first.startswith(("# make ", "# timellm ", "# launch/", "# python -m benchmarks."))
 
 
 def test_there_are_configs():

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +19,8 @@ from dist_train.config import (
     config_to_dict,
     parse_run_config,
 )
-from dist_train.data.config import SourceConfig
+from dist_train.data.catalog import CATALOG, ROOT_VARIABLE
+from dist_train.data.config import DataConfig, SeriesConfig, SourceConfig
 from dist_train.run_folder import flat_settings, may_differ
 from model.config import LANGUAGE_MODELS
 
@@ -27,7 +30,7 @@ BUDGET = (
 )  # fmt: skip
 """What a row may spend; equal for all rows, unless the grid itself varies it."""
 
-_DECIDES_HERE = {*BUDGET, "data.path"}
+_DECIDES_HERE = {*BUDGET, "data.path", "data.sources.path"}
 """Keys in which a resumed run may differ, and a cell may not."""
 
 _UNREAD = (  # section or key, and when nothing reads it
@@ -41,9 +44,12 @@ _UNREAD = (  # section or key, and when nothing reads it
     ("backbone.llm_layers", lambda config: config.backbone.kind not in LANGUAGE_MODELS),
     ("backbone.attention", lambda config: config.backbone.kind not in LANGUAGE_MODELS),
 )
-_OF_RETRIEVAL = ("gram.top_k", "gram.temperature", "gram.d_repr", "bank.")
+_UNREAD_BY_BASELINES = (
+    ("gram.retrieval_scope", lambda config: len(config.data.sources or ()) < 2),
+)
+_OF_RETRIEVAL = ("gram.top_k", "gram.temperature", "gram.d_repr", "gram.retrieval_scope", "bank.")
 _BASELINES_READ = {
-    "ridge_retrieval": _OF_RETRIEVAL,
+    "ridge_retrieval": (*_OF_RETRIEVAL, "model.anchor_rows"),
     "retrieval": _OF_RETRIEVAL,
     "patchtst": (*BUDGET, "train.weight_decay", "train.gradient_clipping"),
 }
@@ -83,7 +89,7 @@ class Cell:
 
     def has_settings_of(self, saved: RunConfig) -> bool:
         """Whether a run of these settings would be this cell's."""
-        same = settings_hash(saved, self.names) == settings_hash(self.config, self.names)
+        same = _hash_of_cell(saved, self.names) == _hash_of_cell(self.config, self.names)
         return same and saved.train.seed == self.config.train.seed
 
     @property
@@ -160,7 +166,7 @@ def make_plan(
     for row in grid.rows:
         row = replace(row, keys=_fit_anchor(arguments, base, row))
         for rate in learning_rates or (None,):
-            keys = row.keys if rate is None else (*row.keys, f"--train.learning_rate={rate:g}")
+            keys = row.keys if rate is None else (*row.keys, _rate_key(rate))
             config = _parse([*arguments, *keys], row.name)
             cells = _cells(config, (*overrides, *keys), folder, row.name, seeds, folders)
             variants.append(Variant(row=row, learning_rate=config.train.learning_rate, cells=cells))
@@ -179,6 +185,7 @@ def settings_hash(config: RunConfig, baselines: Sequence[str] = ()) -> str:
     """Hash what decides the numbers of a cell, its seed and what nothing reads aside.
 
     Only what is not the default counts, so that a key which a later version adds changes nothing.
+    ``data.root`` does not: the catalog's files are the same on other machines, in other folders.
 
     Args:
         config: Settings of the cell.
@@ -188,20 +195,50 @@ def settings_hash(config: RunConfig, baselines: Sequence[str] = ()) -> str:
     kept = {
         key: value
         for key, value in flat_settings(config_to_dict(config)).items()
-        if (key in _DECIDES_HERE or not may_differ(key))
+        if (re.sub(r"\[\d+\]", "", key) in _DECIDES_HERE or not may_differ(key))
         and key != "train.seed"
         and value != (defaults[key] if key in defaults else _default_of_source(key))
     }
     if config.data.sources is not None:
         kept["data.sources"] = len(config.data.sources)
-    for prefix, is_unread in () if baselines else _UNREAD:
+    for prefix, is_unread in _UNREAD_BY_BASELINES if baselines else _UNREAD:
         if is_unread(config):
             kept = {k: v for k, v in kept.items() if k in _SWITCHES or not k.startswith(prefix)}
     if baselines:
         read = tuple(key for name in baselines for key in ("data.", *_BASELINES_READ.get(name, ())))
         kept = {key: value for key, value in kept.items() if key.startswith(read)}
-    text = json.dumps([kept, " ".join(baselines)], sort_keys=True)
+    return _short_hash([kept, " ".join(baselines)])
+
+
+def _hash_of_cell(config: RunConfig, baselines: Sequence[str] = ()) -> str:
+    """Hash as :func:`settings_hash`, and where ``data.root`` names another folder, that too."""
+    settings, root = settings_hash(config, baselines), _own_root(config.data)
+    return settings if root is None else _short_hash([settings, root])
+
+
+def _own_root(data: DataConfig) -> str | None:
+    """Folder that ``data.root`` names; None: nothing is read there, or TIMELLM_DATA_ROOT names it.
+
+    A cell may then be asked for by either of the two.
+    """
+    in_a_folder = {entry.name for entry in CATALOG.values() if entry.file is not None}
+    sources: Sequence[SeriesConfig] = data.sources or [data]
+    if not data.root or not any(s.path is None and s.dataset in in_a_folder for s in sources):
+        return None
+    own, usual = Path(data.root).expanduser().resolve(), os.environ.get(ROOT_VARIABLE)
+    if usual and own == Path(usual).expanduser().resolve():
+        return None
+    return str(own)
+
+
+def _short_hash(content: object) -> str:
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _rate_key(rate: float) -> str:
+    """The argument of a learning rate, at full length: it is read back as the same number."""
+    return f"--train.learning_rate={float(rate)!r}"
 
 
 def _default_of_source(key: str) -> object:
@@ -267,7 +304,7 @@ def _cells(
     seeds: Sequence[int],
     folders: dict[str, Path],
 ) -> tuple[Cell, ...]:
-    place = _place(settings_hash(config), folder, name, folders)
+    place = _place(_hash_of_cell(config), folder, name, folders)
     return tuple(_cell("training", config, keys, place, seed) for seed in seeds)
 
 
@@ -286,9 +323,9 @@ def _baselines(
     rates = learning_rates if "patchtst" in names else ()
     variants = []
     for rate in rates or (base.train.learning_rate,):
-        keys = (*overrides, f"--train.learning_rate={rate:g}") if rates else tuple(overrides)
+        keys = (*overrides, _rate_key(rate)) if rates else tuple(overrides)
         config = replace(base, train=replace(base.train, learning_rate=rate))
-        place = _place(settings_hash(config, names), folder, label, folders)
+        place = _place(_hash_of_cell(config, names), folder, label, folders)
         cells = tuple(
             replace(_cell("baselines", config, keys, place, seed), names=names)
             for seed in (seeds[:1] if once else seeds)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_train.baseline_names import BASELINES
 from dist_train.config import ConfigError
 
 GRIDS = Path("configs") / "ablation"
@@ -65,6 +66,12 @@ def read_grid(name: str) -> Grid:
     twice = sorted({one for one in names if names.count(one) > 1})
     if twice:
         raise ConfigError(f"--grid {name}: two rows are named {twice[0]}; name each anew.")
+    taken = [one for one in names if one in BASELINES.values()]
+    if taken:
+        raise ConfigError(
+            f"--grid {name}: a row is named {taken[0]}, as a baseline of the table is; name it "
+            "anew: what has been trained for it is found again."
+        )
     return Grid(name=re.sub(r"[^A-Za-z0-9._-]", "-", path.stem), rows=rows)
 
 

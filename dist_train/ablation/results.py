@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from dist_train.ablation.cells import Cell, Plan, Variant
 from dist_train.ablation.significance import Difference, diebold_mariano, paired_t_test
 from dist_train.baseline_names import BASELINES, DETERMINISTIC
 from dist_train.config import ConfigError, config_to_yaml, load_saved_config
+from dist_train.data.config import DataConfig, SeriesConfig, SourceConfig
 from dist_train.run_folder import ERRORS_FILE, RESULT_FILE
 
 MODEL = "Time-LLM"
@@ -36,16 +37,17 @@ class Measured:
     windows_per_s: float | None
     num_windows: int
     code: str
-    data: tuple[str, str]
-    """Which series, and the checksum of what was read."""
+    data: DataConfig
+    """Which series, and how they are cut."""
+
+    checksum: str
+    """Of what was read of them."""
 
     errors: Path
     """File with the error of each test window."""
 
     forecaster: str
     """Whose errors there."""
-
-    pred_len: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +112,12 @@ def read_rows(plan: Plan) -> list[RowResult]:
     """Read every row of the grid: of several learning rates the one that validation prefers.
 
     Raises:
-        ConfigError: A cell's folder holds a run of other settings, or of other data than others.
+        ConfigError: A cell's folder holds a run of other settings.
     """
-    rows = []
-    for row in plan.grid.rows:
-        tried = [_read(v, row.name, MODEL) for v in plan.variants if v.row.name == row.name]
-        rows.append(choose(tried))
-    _check_one_data(rows)
-    return rows
+    return [
+        choose([_read(v, row.name, MODEL) for v in plan.variants if v.row.name == row.name])
+        for row in plan.grid.rows
+    ]
 
 
 def read_baselines(plan: Plan) -> list[RowResult]:
@@ -146,20 +146,61 @@ def choose(tried: Sequence[RowResult]) -> RowResult:
     return min((row for row in finished if len(row.measured) == most), key=lambda row: row.val_mse)
 
 
+def check_one_data(rows: Sequence[RowResult]) -> None:
+    """Rows may vary the data set; none may have met another version of the same file.
+
+    Args:
+        rows: Of one table, its baselines too.
+
+    Raises:
+        ConfigError: A file has changed between two runs.
+    """
+    versions: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in rows:
+        for one in row.measured:
+            known = versions.setdefault((one.data.label, _reading(one.data)), {})
+            known.setdefault(one.checksum, []).append(row.folder.name)
+    for (label, _), folders in versions.items():
+        if len(folders) > 1:
+            first, *others = (", ".join(dict.fromkeys(names)) for names in folders.values())
+            raise ConfigError(
+                f"{rows[0].folder.parent}: {first} read another version of {label} than "
+                f"{', '.join(others)}; restore the file, or move away the folders of the version "
+                "that is gone, baselines too, and give the same line again."
+            )
+
+
+def unlike(row: RowResult, base: RowResult) -> str | None:
+    """Say why a row does not answer the question of another; None: it does, or has no result."""
+    if not row.measured or not base.measured:
+        return None
+    mine, other = row.measured[0], base.measured[0]
+    if mine.checksum != other.checksum:
+        return "it is scored on other data"
+    if _columns(mine.data) != _columns(other.data):
+        return "it forecasts other variates"
+    if mine.data.horizons != other.data.horizons:
+        steps, others = (", ".join(map(str, one.data.horizons)) for one in (mine, other))
+        return f"it forecasts {steps} steps, not {others}"
+    if mine.num_windows != other.num_windows:
+        return f"it is scored on {mine.num_windows} test windows, not {other.num_windows}"
+    return None
+
+
 def compare(row: RowResult, base: RowResult) -> Difference | None:
     """Hold a row against another, paired over seeds and over windows; None where it cannot be.
 
     A row without seeds stands beside every seed of the other.
     """
     pairs = _pairs(row, base)
-    if not pairs:
+    if not pairs or unlike(row, base) is not None:
         return None
     values = [mine.test_mse - other.test_mse for mine, other in pairs]
     p_windows = None
     if row.window_errors is not None and base.window_errors is not None:
         (starts, mine), (other_starts, others) = row.window_errors, base.window_errors
         if np.array_equal(starts, other_starts):
-            p_windows = diebold_mariano(mine - others, row.measured[0].pred_len)
+            p_windows = diebold_mariano(mine - others, row.measured[0].data.pred_len)
     return Difference(
         mse=float(np.mean(values)), seeds=len(values),
         p_seeds=paired_t_test(values), p_windows=p_windows,
@@ -251,23 +292,26 @@ def _measured(cell: Cell, result: Mapping[str, Any], forecaster: str) -> Measure
         windows_per_s=own.get("windows_per_s"),
         num_windows=scores["num_windows"],
         code=result["code"],
-        data=(cell.config.data.label, result["data"]),
+        data=cell.config.data,
+        checksum=result["data"],
         errors=cell.folder / ERRORS_FILE,
         forecaster=forecaster,
-        pred_len=cell.config.data.pred_len,
     )
 
 
-def _check_one_data(rows: Sequence[RowResult]) -> None:
-    """Rows may vary the data set; none may have met another version of the same file."""
-    known: dict[str, str] = {}
-    for row in rows:
-        for name, checksum in (one.data for one in row.measured):
-            if known.setdefault(name, checksum) != checksum:
-                raise ConfigError(
-                    f"{row.folder}: was trained on another version of {name} than rows before it; "
-                    "restore the file, or move that folder away to train it again."
-                )
+def _reading(data: DataConfig) -> str:
+    """What is read of which files, as configured: of one version of them it has one checksum."""
+    names = [item.name for item in fields(SeriesConfig)]
+    sources = [(one.label, *(getattr(one, name) for name in names)) for one in _sources(data)]
+    return repr((data.root, sources))
+
+
+def _columns(data: DataConfig) -> list[list[str] | None]:
+    return [one.columns for one in _sources(data)]
+
+
+def _sources(data: DataConfig) -> Sequence[DataConfig | SourceConfig]:
+    return data.sources or [data]
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:

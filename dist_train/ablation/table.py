@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_train.ablation.cells import Plan, differing_budget
-from dist_train.ablation.results import RowResult, compare, read_baselines, read_rows
+from dist_train.ablation.results import (
+    RowResult,
+    check_one_data,
+    compare,
+    read_baselines,
+    read_rows,
+    unlike,
+)
 from dist_train.ablation.significance import LEVEL, Difference
 
 CSV_COLUMNS = (
@@ -29,9 +36,20 @@ class Table:
 
     @property
     def best(self) -> RowResult | None:
-        """The row that validation prefers, of those that have finished all their seeds."""
+        """The row that validation prefers, of those that have finished all their seeds.
+
+        Only rows that can be compared count; None where there is one of them, and others beside.
+        """
         whole = [row for row in self.rows if len(row.measured) == len(self.plan.seeds)]
-        return min(whole, key=lambda row: row.val_mse, default=None)
+        alike = [row for row in whole if unlike(row, self.reference) is None]
+        if len(alike) == 1 < len(whole):
+            return None
+        return min(alike, key=lambda row: row.val_mse, default=None)
+
+    @property
+    def reference(self) -> RowResult:
+        """The first row, or while that has no result the next one with any."""
+        return next((row for row in self.rows if row.measured), self.rows[0])
 
     @property
     def num_failed(self) -> int:
@@ -48,9 +66,11 @@ def make_table(plan: Plan) -> Table:
     """Read what is there, and compare.
 
     Raises:
-        ConfigError: See :func:`dist_train.ablation.results.read_rows`.
+        ConfigError: See :func:`dist_train.ablation.results.read_rows` and
+            :func:`dist_train.ablation.results.check_one_data`.
     """
     rows, baselines = tuple(read_rows(plan)), tuple(read_baselines(plan))
+    check_one_data([*rows, *baselines])
     first = rows[0]
     differences: dict[str, Difference | None] = {first.name: None}
     differences |= {row.name: compare(row, first) for row in (*rows[1:], *baselines)}
@@ -155,14 +175,15 @@ def _line(row: RowResult, difference: Difference | None) -> str:
 
 
 def _notes(table: Table) -> list[str]:
-    rows, first = table.rows, table.rows[0]
+    rows, first, reference = table.rows, table.rows[0], table.reference
+    compared = [one for one in table.differences.values() if one is not None]
     notes = [
         f"Mean and standard deviation over seeds; every test window is scored once. `difference` "
         f"is the row's test MSE less that of `{first.name}`, negative is better. `p (seeds)`: "
         "paired t test over seeds; below "
         f"{LEVEL:g} the difference is called beyond seed noise. `p (windows)`: Diebold and "
         "Mariano's test over test windows, which answers whether other windows would say the "
-        f"same. {max(0, len(table.differences) - 1)} comparisons: at {LEVEL:g}, one in "
+        f"same. {len(compared)} comparisons: at {LEVEL:g}, one in "
         f"{round(1 / LEVEL)} is found by chance alone.",
     ]
     if table.best is not None:
@@ -171,6 +192,10 @@ def _notes(table: Table) -> list[str]:
             f"Validation prefers **{table.best.name}** (MSE {table.best.val_mse:.4f}); its test "
             f"MSE is {_spread((mse, spread))}."
         )
+    for row in (*rows, *table.baselines):
+        why = unlike(row, reference)
+        if why is not None:
+            notes.append(f"**{row.name}** is not compared with `{reference.name}`: {why}.")
     unmoved = [row.name for row in rows
                if row.measured and all(one.best_step == 0 for one in row.measured)]  # fmt: skip
     if unmoved:

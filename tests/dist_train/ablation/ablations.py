@@ -54,6 +54,7 @@ def finish(
     *,
     val_mse: float = 0.5,
     errors: np.ndarray | None = None,
+    num_windows: int = WINDOWS,
     config: RunConfig | None = None,
     **facts: object,
 ) -> None:
@@ -61,7 +62,7 @@ def finish(
     cell.folder.mkdir(parents=True)
     (cell.folder / "config.yaml").write_text(config_to_yaml(config or cell.config))
     costs = {"val_mse": val_mse, "train_s": 2.0, "trained_parameters": 1234}
-    scores = {"mse": mse, "mae": mse / 2, "num_windows": WINDOWS}
+    scores = {"mse": mse, "mae": mse / 2, "num_windows": num_windows}
     result = {
         "run": cell.config.name, "test_mse": mse, "ridge_mse": 0.9, "total_s": 3.0, "ranks": 1,
         "peak_rss_gib": 0.5, "peak_device_gib": None, "code": "c", "data": "d",

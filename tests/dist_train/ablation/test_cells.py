@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from dist_train.ablation.cells import (
+    Plan,
     differing_budget,
     lines_of,
     make_plan,
     settings_hash,
 )
 from dist_train.ablation.grid import Grid, Row, read_grid, split_line
-from dist_train.config import ConfigError, load_run_config
+from dist_train.config import ConfigError, RunConfig, load_run_config
 from dist_train.data.config import DataConfig, SourceConfig
+from model.config import GramConfig, ModelConfig
 from tests.dist_train.ablation.ablations import base_run, plan_of
 from tests.helpers.sources import run_over_sources, with_a_shorter_horizon
 
@@ -85,6 +87,9 @@ def test_what_decides_the_numbers_is_in_the_hash(
         (("patchtst",), "train.max_steps", ("3", "4"), True),
         (("ridge", "retrieval"), "gram.top_k", ("3", "4"), True),  # with the model's memory off
         (("ridge",), "gram.top_k", ("3", "4"), False),
+        (("ridge_retrieval",), "model.anchor_rows", ("100", "200"), True),
+        (("retrieval", "ridge"), "model.anchor_rows", ("100", "200"), False),
+        (("retrieval",), "gram.retrieval_scope", ("source", "both"), False),  # of one source
     ],
 )
 def test_a_baseline_is_run_again_only_for_what_it_reads(
@@ -93,6 +98,22 @@ def test_a_baseline_is_run_again_only_for_what_it_reads(
     one, other = (load_run_config(file, [f"--{key}={value}"]) for value in values)
     assert (settings_hash(one, names) != settings_hash(other, names)) == differ
     assert settings_hash(one, names) != settings_hash(one)
+
+
+@pytest.mark.parametrize("name", ["ridge_retrieval", "retrieval"])
+def test_where_neighbours_come_from_counts_among_several_sources(tmp_path: Path, name: str):
+    run = run_over_sources(tmp_path)
+    own = replace(run, gram=replace(run.gram, retrieval_scope="source"))
+    assert settings_hash(run, [name]) != settings_hash(own, [name])
+    assert settings_hash(run, ["ridge"]) == settings_hash(own, ["ridge"])
+
+
+def test_the_hash_of_a_cell_is_that_of_earlier_versions():
+    run = RunConfig(
+        model=ModelConfig(d_model=8), gram=GramConfig(use_gram=False, retrieval_scope="source")
+    )
+    assert settings_hash(run) == "24d2f933"
+    assert settings_hash(run, ["ridge_retrieval"]) == "e719f286"
 
 
 def test_a_run_of_another_grid_with_the_same_settings_is_found_again(file: Path, tmp_path: Path):
@@ -130,6 +151,16 @@ def test_learning_rates_are_tried_for_every_row_and_for_patchtst(file: Path):
     assert kept == [
         ("baselines", 1, 1e-3), ("dlinear", 2, 1e-3), ("patchtst", 2, 1e-3), ("patchtst", 2, 1e-4),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", [0.000316227766, 1 / 3, 1e-5, 3.0])
+def test_a_run_is_started_with_the_rate_that_was_planned(file: Path, rate: float):
+    plan = plan_of(file, seeds=1, learning_rates=[rate], baselines=[("patchtst",)])
+    for variant in (*plan.variants, *plan.baselines):
+        (cell,) = variant.cells
+        started = load_run_config(file, cell.arguments)
+        assert started.train.learning_rate == cell.config.train.learning_rate == rate
+        assert cell.has_settings_of(started)
 
 
 def test_a_row_that_may_spend_more_is_told(file: Path):
@@ -179,3 +210,63 @@ def test_what_is_said_of_a_source_is_in_the_hash(tmp_path: Path):
     alike = [replace(plain.data, sources=None), replace(plain.data, sources=[default])]
     hashes |= {settings_hash(one) for one in (fewer, *(replace(plain, data=d) for d in alike))}
     assert len(hashes) == 5
+
+
+def over_sources(run: RunConfig, *paths: str) -> RunConfig:
+    """The same run over sources whose names say nothing of where they lie."""
+    sources = [SourceConfig(path=path, name=f"s{n}") for n, path in enumerate(paths)]
+    return replace(run, data=replace(run.data, path=None, sources=sources))
+
+
+def test_a_run_over_other_files_is_no_run_of_the_cell(file: Path):
+    own, other = "[{path: a.csv}, {path: b.csv}]", "[{path: a.csv}, {path: c.csv}]"
+    more = ["--data.path=null"]
+    rows = [Row(name=name, keys=(f"--data.sources={given}",))
+            for name, given in (("own", own), ("other", other))]  # fmt: skip
+    plan = plan_of(file, rows, seeds=1, more=more, baselines=[("ridge",)])
+    first, second = plan.trainings
+    assert not first.has_settings_of(second.config)
+    run = load_run_config(file)
+    for baselines in ([], ["ridge"]):
+        one, two = (settings_hash(over_sources(run, "a", last), baselines) for last in "bc")
+        assert one != two
+
+
+def of_root(file: Path, *keys: str) -> Plan:
+    """Plan a run of a set of the catalog."""
+    more = ["--data.path=null", "--data.dataset=ETTh1", *keys]
+    return plan_of(file, [Row(name="base", keys=())], 1, [("ridge",)], more)
+
+
+def test_a_run_of_the_catalog_in_another_folder_is_another_cell(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("TIMELLM_DATA_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    usual, one, other = (of_root(file, *keys) for keys in (
+        [], ["--data.root=one"], ["--data.root=other"],
+    ))  # fmt: skip
+    for plans in ((usual, one), (one, other)):
+        for mine, its in zip(*((*p.trainings, *p.baselines[0].cells) for p in plans), strict=True):
+            assert mine.folder != its.folder
+            assert not mine.has_settings_of(its.config)
+    again = of_root(file, f"--data.root={tmp_path}/one")
+    assert again.trainings[0].folder == one.trainings[0].folder
+
+
+def test_the_folder_of_the_machine_may_be_named_by_key_or_variable(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("TIMELLM_DATA_ROOT", raising=False)
+    by_variable = of_root(file)
+    monkeypatch.setenv("TIMELLM_DATA_ROOT", str(tmp_path))
+    assert of_root(file, f"--data.root={tmp_path}").trainings[0].folder == (
+        by_variable.trainings[0].folder
+    )
+
+
+def test_a_folder_that_nothing_is_read_from_is_not_in_the_name_of_a_cell(file: Path):
+    plain, rooted = (plan_of(file, seeds=1, more=more) for more in ([], ["--data.root=x"]))
+    embedded = [of_root(file, "--data.dataset=vic_elec", *keys) for keys in ([], ["--data.root=x"])]
+    for one, other in ((plain, rooted), embedded):
+        assert one.trainings[0].folder == other.trainings[0].folder

@@ -97,6 +97,7 @@ def test_rows_take_their_names_from_line_comment_or_keys(tmp_path: Path):
         ("# nothing\n", r"own\.grid holds no rows; give it one line of keys for each"),
         ("--a 1\n--a 'x\n", r"own\.grid:2: No closing quotation: --a 'x; close the quote"),
         ("--a 1\n--a 1\n", "two rows are named a_1; name each anew"),
+        ("--a 1\n--name DLinear --a 2\n", "own.grid: a row is named DLinear, as a baseline of the"),
         ("--name ../x --a 1\n", r"the row's name '\.\./x' must be letters, digits"),
     ],
 )

@@ -2,13 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from dist_train.ablation.cells import Plan
-from dist_train.ablation.results import compare, is_finished, read_baselines, read_rows
+from dist_train.ablation.grid import Row
+from dist_train.ablation.results import (
+    check_one_data,
+    compare,
+    is_finished,
+    read_baselines,
+    read_rows,
+    unlike,
+)
 from dist_train.ablation.running import write_failure
 from dist_train.config import ConfigError
 from tests.dist_train.ablation.ablations import WINDOWS, base_run, finish, plan_of
@@ -135,8 +144,55 @@ def test_another_seed_in_the_folder_is_refused(plan: Plan):
 def test_rows_of_two_versions_of_the_data_are_refused(plan: Plan):
     for number, cell in enumerate(plan.trainings):
         finish(cell, 0.5, data="old" if number < 3 else "new")
-    with pytest.raises(ConfigError, match=r"was trained on another version of .*series\.csv than"):
-        read_rows(plan)
+    rows = read_rows(plan)
+    first, other = (row.folder.name for row in rows)
+    message = rf"cells: {first} read another version of .*series\.csv than {other}; restore the"
+    with pytest.raises(ConfigError, match=message):
+        check_one_data(rows)
+    check_one_data(rows[:1])
+
+
+def test_a_seed_of_another_version_of_the_data_is_refused(plan: Plan):
+    for number, cell in enumerate(plan.trainings[:3]):
+        finish(cell, 0.5, data="old" if number < 2 else "new")
+    with pytest.raises(ConfigError, match="read another version of"):
+        check_one_data(read_rows(plan))
+
+
+def test_rows_that_read_other_files_or_columns_are_no_versions_of_one(tmp_path: Path):
+    keys = ["", "--data.columns=[a]", "--data.dataset=weather", "--data.root=elsewhere"]
+    rows = [Row(name=f"r{n}", keys=tuple(key.split())) for n, key in enumerate(keys)]
+    more = ["--data.path=null", "--data.dataset=ETTh1"]
+    plan = plan_of(base_run(tmp_path), rows, seeds=1, more=more)
+    for number, cell in enumerate(plan.trainings):
+        finish(cell, 0.5, data=f"d{number}")
+    assert len(plan.trainings) == len(rows)
+    check_one_data(read_rows(plan))
+
+
+@pytest.mark.parametrize(
+    ("key", "facts", "why"),
+    [
+        ("--data.seq_len=40", {}, None),
+        ("--data.train_stride=2", {}, None),
+        ("--data.pred_len=5", {}, "it forecasts 5 steps, not 12"),
+        ("--data.percent=50", {"data": "e"}, "it is scored on other data"),
+        ("--data.columns=[a]", {}, "it forecasts other variates"),
+        ("--data.splits=[0.6,0.2,0.2]", {"num_windows": 100},
+         "it is scored on 100 test windows, not 240"),
+    ],
+)  # fmt: skip
+def test_rows_that_answer_another_question_are_not_compared(
+    tmp_path: Path, key: str, facts: dict[str, Any], why: str | None
+):
+    rows = [Row(name="first", keys=("--data.pred_len=12",)), Row(name="other", keys=(key,))]
+    plan = plan_of(base_run(tmp_path), rows, seeds=2, more=["--data.pred_len=12"])
+    for number, cell in enumerate(plan.trainings):
+        finish(cell, 0.5 + number / 100, **(facts if number > 1 else {}))
+    first, other = read_rows(plan)
+    assert unlike(other, first) == why
+    assert (compare(other, first) is None) == (why is not None)
+    assert unlike(first, first) is None
 
 
 def test_a_torn_result_counts_as_none(plan: Plan):

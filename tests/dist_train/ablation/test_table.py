@@ -11,6 +11,7 @@ from dist_train.ablation.cells import Plan
 from dist_train.ablation.grid import Row
 from dist_train.ablation.running import write_failure
 from dist_train.ablation.table import CSV_COLUMNS, make_table, to_csv, to_markdown
+from dist_train.config import ConfigError
 from tests.dist_train.ablation.ablations import ROWS, base_run, finish, plan_of
 
 
@@ -100,3 +101,56 @@ def test_a_row_without_a_result_has_as_many_cells_as_others(plan: Plan):
     finish(plan.trainings[0], 0.5)
     lines = list(csv.reader(io.StringIO(to_csv(make_table(plan)))))
     assert {len(line) for line in lines} == {len(CSV_COLUMNS)}
+
+
+def test_baselines_of_another_version_of_the_data_are_refused(plan: Plan):
+    for cell in plan.trainings:
+        finish(cell, 0.5, data="new")
+    finish(plan.baselines[0].cells[0], 0.45, data="old")
+    baseline = plan.baselines[0].cells[0].folder.parent.name
+    with pytest.raises(
+        ConfigError, match=rf"than {baseline}; restore .* that is gone, baselines too"
+    ):
+        make_table(plan)
+
+
+def of_horizons(folder: Path, *steps: int) -> Plan:
+    """Plan a grid whose rows forecast so many steps, the configuration the first."""
+    rows = [Row(name=f"h{n}_{number}", keys=(f"--data.pred_len={n}", f"--train.max_steps={number}"))
+            for number, n in enumerate(steps, start=1)]  # fmt: skip
+    more = [f"--data.pred_len={steps[0]}"]
+    return plan_of(base_run(folder), rows, seeds=2, more=more, baselines=[("ridge",)])
+
+
+def test_a_row_of_another_horizon_is_told_and_not_judged(tmp_path: Path):
+    plan = of_horizons(tmp_path, 12, 8, 12)
+    for number, cell in enumerate(plan.trainings):
+        finish(cell, 0.5 + number / 100, val_mse=(0.4, 0.4, 0.1, 0.1, 0.3, 0.3)[number])
+    finish(plan.baselines[0].cells[0], 0.45)
+    table = make_table(plan)
+    text = to_markdown(table)
+    assert markdown_row(text, "h8_2")[5:9] == ["", "", "", ""]
+    assert markdown_row(text, "h12_3")[5] == "+0.0400"
+    assert "* **h8_2** is not compared with `h12_1`: it forecasts 8 steps, not 12." in text
+    assert "**h12_3** is not compared" not in text
+    assert "2 comparisons" in text  # a row and the baseline
+    assert table.best is not None
+    assert table.best.name == "h12_3"
+    rows = {row["row"]: row for row in csv.DictReader(io.StringIO(to_csv(table)))}
+    assert [rows["h8_2"][key] for key in ("difference", "p_seeds", "p_windows")] == ["", "", ""]
+
+
+def test_validation_prefers_nothing_where_no_two_rows_can_be_compared(tmp_path: Path):
+    plan = of_horizons(tmp_path, 12, 8, 5)
+    for cell in plan.trainings[2:4]:
+        finish(cell, 0.5)
+    table = make_table(plan)
+    assert table.best is not None  # nothing else is there
+    assert table.best.name == "h8_2"
+    for cell in plan.trainings[4:]:
+        finish(cell, 0.6)
+    table = make_table(plan)  # still without the first row
+    text = to_markdown(table)
+    assert table.best is None
+    assert "Validation prefers" not in text
+    assert "**h5_3** is not compared with `h8_2`: it forecasts 5 steps, not 8." in text

@@ -34,6 +34,7 @@ OWN_KEYS = {
     "gradient_accumulation_steps": "train.micro_batch_size",
     "optimizer": "train.learning_rate and train.weight_decay",
     "scheduler": "train.schedule",
+    "gradient_clipping": "train.gradient_clipping",
     "bf16": "train.precision",
     "fp16": "train.precision",
     "amp": "train.precision",

@@ -9,6 +9,7 @@ configuration accepts. What leaves the numbers as they are is offered beside the
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Any
 
 from dist_train.config import RunConfig
 from model.config import LANGUAGE_MODELS
@@ -78,11 +79,13 @@ def go_down(config: RunConfig, rung: Rung) -> RunConfig:
     Raises:
         ValueError: They contradict others.
     """
+    changes: dict[str, dict[str, Any]] = {}
     for key, value in rung.settings.items():
         section, _, name = key.partition(".")
-        changed = replace(getattr(config, section), **{name: value})
-        config = replace(config, **{section: changed})
-    return config
+        changes.setdefault(section, {})[name] = value
+    # All at once: half of a rung may be refused where the whole is not.
+    changed = {name: replace(getattr(config, name), **own) for name, own in changes.items()}
+    return replace(config, **changed)
 
 
 def same_numbers(

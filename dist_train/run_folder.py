@@ -11,7 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import ConfigError, RunConfig, config_to_dict, load_saved_config
+from dist_train.config import (
+    ConfigError,
+    RunConfig,
+    config_to_dict,
+    config_to_yaml,
+    load_saved_config,
+)
 from memory_index.atomic_file import write_text
 
 RESULT_FILE = "result.json"
@@ -31,6 +37,9 @@ MAY_DIFFER = (
     "gram.leak_alarm", "tracking.",
 )  # fmt: skip
 """Keys, or sections, in which a resumed run may differ: they do not decide what a step does."""
+
+LIMITS = ("train.max_epochs", "train.max_steps", "train.patience")
+"""Those of them that say when a run has finished: with others it may go on."""
 
 
 def check_is_new(config: RunConfig) -> None:
@@ -67,6 +76,70 @@ def check_can_be_resumed(config: RunConfig) -> None:
             f"name={config.name}: {folder} holds something else than a run (no config.yaml); "
             "choose another --name."
         )
+
+
+def admit(config: RunConfig, where: str | None, counter: int | None) -> dict[str, Any] | None:
+    """Let a start begin or go on in the folder of its run, or find that there is nothing to do.
+
+    Args:
+        config: The run.
+        where: ``--resume``: auto, or the path of a checkpoint or of a run; None: a new run.
+        counter: ``--resume_counter``.
+
+    Returns:
+        The result of the run, where auto finds it finished and nothing asks for more of it.
+
+    Raises:
+        ConfigError: The folder is taken, the run has other settings, or it has finished, more of
+            it is asked for, and it holds no checkpoint to go on from.
+    """
+    folder = config.run_folder
+    if where != "auto":
+        if where is None or not is_inside(Path(where), folder):
+            check_is_new(config)
+        return None
+    result = find_result(folder)
+    if result is None:
+        check_can_be_resumed(config)
+        return None
+    check_same_settings(config)
+    asked = _changed_limits(config)
+    if counter is not None:
+        asked.append(f"--resume_counter {counter}")
+    if not asked:
+        return result
+    if not _has_steps(folder):
+        raise ConfigError(
+            f"--resume auto: {folder} has finished, and has kept no step_<n> to go on from with "
+            f"{'; '.join(asked)}. Without that its result is printed; --resume {folder / 'best'} "
+            "goes on from its best model; another --name starts anew."
+        )
+    return None
+
+
+def _changed_limits(config: RunConfig) -> list[str]:
+    """Name what asks for another end of a run than the one it was brought to."""
+    file = config.run_folder / "config.yaml"
+    if not file.exists():
+        return []
+    new, old = (flat_settings(config_to_dict(one)) for one in (config, load_saved_config(file)))
+    return [f"{key} ({old[key]}, now {new[key]})" for key in LIMITS if old[key] != new[key]]
+
+
+def _has_steps(folder: Path) -> bool:
+    """Whether a run has kept a ``step_<n>``, none that is set aside counted."""
+    kept = (manifest.parent.name for manifest in folder.glob("step_*/manifest.json"))
+    return any(re.fullmatch("step_[0-9]+", name) for name in kept)
+
+
+def write_limits(config: RunConfig) -> None:
+    """Bring the config.yaml of a run that has finished up to date; on the main rank.
+
+    A start that went on with other limits than the run was begun with has brought it to its end:
+    the same start again is to find it finished.
+    """
+    if _changed_limits(config):
+        write_text(config.run_folder / "config.yaml", config_to_yaml(config))
 
 
 def differences(now: RunConfig, then: RunConfig) -> list[str]:
@@ -186,29 +259,29 @@ def result_line(result: dict[str, Any]) -> str:
     return json.dumps({key: result[key] for key in RESULT_KEYS})
 
 
-def plan_start(config: RunConfig, identity: str, *, resume: bool = False) -> tuple[str, str]:
+def plan_start(
+    config: RunConfig, identity: str, *, where: str | None = None, counter: int | None = None
+) -> tuple[str, str]:
     """Decide what a start script does.
 
     Args:
         config: The run.
         identity: What :func:`dist_train.preflight.identity` says of it.
-        resume: Whether the run goes on under its own name.
+        where: ``--resume``; with it the run keeps its name, and :func:`admit` decides.
+        counter: ``--resume_counter``.
 
     Returns:
         ``finished`` and the result line where the same run has finished before, else the run's
         name, a free one unless it is resumed, and its folder.
 
     Raises:
-        ConfigError: No folder can be made in ``runs_dir``, or the run that is to go on has other
-            settings.
+        ConfigError: No folder can be made in ``runs_dir``, or :func:`admit` refuses.
     """
     _check_runs_dir(config)
-    if resume:
-        result = find_result(config.run_folder)
+    if where is not None:
+        result = admit(config, where, counter)
         if result is not None:
-            check_same_settings(config)
             return "finished", result_line(result)
-        check_can_be_resumed(config)
         return config.name, str(config.run_folder)
     base = config.name
     number = 1

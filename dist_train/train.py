@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dist_train import out_of_memory, preflight, processes, run_folder, stop_signals, terminal
@@ -50,14 +49,9 @@ def run_training(
     """
     if counter is not None and (where is None or counter < 0):
         raise ConfigError(f"--resume_counter {counter}: needs --resume, and a count of at least 0.")
-    if where == "auto":
-        finished = run_folder.find_result(config.run_folder)
-        if finished is not None:
-            run_folder.check_same_settings(config)
-            return finished
-        run_folder.check_can_be_resumed(config)
-    elif where is None or not run_folder.is_inside(Path(where), config.run_folder):
-        run_folder.check_is_new(config)
+    finished = run_folder.admit(config, where, counter)
+    if finished is not None:
+        return finished
     with stop_signals.checking(), account.phase("data"):
         checked = preflight.check(config)
 
@@ -68,7 +62,11 @@ def run_training(
     try:
         wanted = None if where is None else Resume(where=where, counter=counter)
         with watchdog.watch(config.train.watchdog_s):
-            return train_and_score(config, checked, wanted)
+            result = train_and_score(config, checked, wanted)
+        with distributed.agree_or_raise("Writing down the settings"):
+            if distributed.is_main_rank():
+                run_folder.write_limits(config)
+        return result
     finally:
         distributed.shut_down()
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dist_train.config import fail
-from launch.local import plan_run
+from launch.local import plan_run, read_ranks
 
 FINISHED = 10
 
@@ -18,8 +18,8 @@ FINISHED = 10
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of the module docstring; returns the exit code."""
     ranks, *arguments = sys.argv[1:] if argv is None else argv
-    os.environ["WORLD_SIZE"] = ranks
     try:
+        os.environ["WORLD_SIZE"] = str(read_ranks(ranks))
         plan = plan_run(arguments)
     except (ValueError, OSError) as error:
         return fail(error)

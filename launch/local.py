@@ -9,6 +9,7 @@ sysexits.h: run it again with ``--resume auto``), else that of the launcher.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -62,7 +63,7 @@ def plan_run(argv: Sequence[str]) -> Plan | str:
         The plan; or the result line, where the same run has finished before.
 
     Raises:
-        ValueError: The configuration, the data or the backbone is refused.
+        ValueError: The configuration, the data, the backbone or the run folder is refused.
     """
     parser = build_parser("launch/local.sh")
     add_resume_arguments(parser)
@@ -70,12 +71,24 @@ def plan_run(argv: Sequence[str]) -> Plan | str:
     checked = preflight.check(config)
     ranks = int(os.environ["WORLD_SIZE"])
     identity = preflight.identity(config, checked, ranks)
-    resume = further["resume"] is not None
-    name, rest = run_folder.plan_start(config, identity, resume=resume)
+    name, rest = run_folder.plan_start(
+        config, identity, where=further["resume"], counter=further["resume_counter"]
+    )
     if name == "finished":
         return rest
     named = [] if name == config.name else ["--name", name]
     return Plan(folder=Path(rest), arguments=[*argv, *named])
+
+
+def read_ranks(text: str) -> int:
+    """Read the number of ranks of a command line.
+
+    Raises:
+        ConfigError: It is no whole number of at least 1.
+    """
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise ConfigError(f"RANKS={text}: give the number of ranks, a whole number of at least 1.")
+    return int(text)
 
 
 def deepspeed_command(ranks: int, arguments: Sequence[str]) -> list[str]:
@@ -110,7 +123,9 @@ def _devices(ranks: int) -> list[str]:
     return ["--include", f"localhost:{','.join(numbers[:ranks])}"]
 
 
-def judge(ended: Ended, folder: Path, stopped_before: str | None) -> int:
+def judge(
+    ended: Ended, folder: Path, stopped_before: str | None, finished_before: int | None
+) -> int:
     """Say how a run ended, on stderr, unless it is finished; returns the exit code.
 
     The launcher's own code cannot tell: it is 0 after some signals.
@@ -119,8 +134,9 @@ def judge(ended: Ended, folder: Path, stopped_before: str | None) -> int:
         ended: What became of launcher and ranks.
         folder: The run's folder.
         stopped_before: What :func:`read_stopped` returned before they started.
+        finished_before: What :func:`finished_at` returned then: a finished run may go on.
     """
-    if (folder / run_folder.RESULT_FILE).exists():
+    if finished_at(folder) not in (None, finished_before):
         return ended.code
     stopped = read_stopped(folder)
     if stopped is not None and stopped != stopped_before:
@@ -144,6 +160,14 @@ def judge(ended: Ended, folder: Path, stopped_before: str | None) -> int:
     return ended.code or 1
 
 
+def finished_at(folder: Path) -> int | None:
+    """When the result of a run was written, in ns; None where there is none."""
+    try:
+        return (folder / run_folder.RESULT_FILE).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def read_stopped(folder: Path) -> str | None:
     """Read the mark of a run that stopped for a signal; None where there is none."""
     try:
@@ -155,16 +179,17 @@ def read_stopped(folder: Path) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of the module docstring; returns the exit code."""
-    ranks, *arguments = sys.argv[1:] if argv is None else argv
-    os.environ["WORLD_SIZE"] = ranks
+    given, *arguments = sys.argv[1:] if argv is None else argv
     try:
+        ranks = read_ranks(given)
+        os.environ["WORLD_SIZE"] = given
         with _raised_signals():
             plan = plan_run(arguments)
             if isinstance(plan, str):
                 print(f"This run has finished before; its result:\n{plan}")
                 return 0
-            before = read_stopped(plan.folder)
-            command = deepspeed_command(int(ranks), plan.arguments)
+            before = read_stopped(plan.folder), finished_at(plan.folder)
+            command = deepspeed_command(ranks, plan.arguments)
             grace_s = float(os.environ.get("TIMELLM_STOP_S", GRACE_S))
             ended = supervise(command, grace_s=grace_s)
     except (ValueError, OSError) as error:
@@ -172,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _StoppedError as stopped:
         _say(f"stopped by {stopped} before the training began: nothing was to save.")
         return EXIT_STOPPED
-    return judge(ended, plan.folder, before)
+    return judge(ended, plan.folder, *before)
 
 
 @contextlib.contextmanager

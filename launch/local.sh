@@ -22,19 +22,29 @@ export TIMELLM_STARTED_AT=${TIMELLM_STARTED_AT:-$(date +%s)}
 # Another launcher's rank is none of these.
 unset RANK LOCAL_RANK WORLD_SIZE
 
-if command -v nvidia-smi >/dev/null 2>&1; then
+if ! command -v nvidia-smi >/dev/null 2>&1; then
+    ranks=${RANKS:-2}
+    export DS_ACCELERATOR=cpu
+elif gpus=$(nvidia-smi --list-gpus 2>&1) && grep -q '^GPU ' <<<"$gpus"; then
     if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
         visible=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
     else
-        visible=$(nvidia-smi --list-gpus | wc -l)
+        visible=$(grep -c '^GPU ' <<<"$gpus")
     fi
     ranks=${RANKS:-$visible}
-else
+elif [ "${DS_ACCELERATOR:-}" = cpu ]; then
     ranks=${RANKS:-2}
-    export DS_ACCELERATOR=cpu
+else # torch would train on the CPU and not say so
+    printf 'error: nvidia-smi finds no GPU (it says: %s): mend the driver, or set DS_ACCELERATOR=cpu to train on the CPU.\n' \
+        "$(tr '\n' ' ' <<<"${gpus:-nothing}" | sed 's/ *$//')" >&2
+    exit 2
+fi
+if ! [[ $ranks =~ ^[1-9][0-9]*$ ]]; then
+    printf 'error: RANKS=%s: give the number of ranks, a whole number of at least 1.\n' "$ranks" >&2
+    exit 2
 fi
 # The cores are divided over the ranks; more threads than cores slow every rank down.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ranks > 0 && $(nproc) > ranks ? $(nproc) / ranks : 1 ))}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) > ranks ? $(nproc) / ranks : 1 ))}
 
 # In place of this shell, so that a signal to its process id reaches what can handle it.
 exec python -m launch.local "$ranks" --config "$config" "$@"

@@ -1,6 +1,7 @@
 """Settings with which a run fits a given memory: down the ladder of dist_train/memory_ladder.py.
 
-The batch goes first, as far as it does: smaller micro-batches change no result. Then every other
+The batch goes first, as far as it does: smaller micro-batches keep the batch of a step, though
+dropout draws other numbers and the losses of a memory's gate are of smaller parts. Then every other
 rung is taken once, in the ladder's order, before one is taken twice; a rung that would save less
 than a hundredth of what the run needs is left out, as it would cost and not help.
 """

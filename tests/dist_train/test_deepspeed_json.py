@@ -27,6 +27,7 @@ def test_returns_what_is_written(tmp_path: Path):
         ({"train_batch_size": 1}, "train_batch_size follows from train.batch_size"),
         ({"optimizer": {}}, "optimizer follows from train.learning_rate and train.weight_decay"),
         ({"scheduler": {}}, "scheduler follows from train.schedule"),
+        ({"gradient_clipping": 5}, "gradient_clipping follows from train.gradient_clipping"),
         ({"fp16": {"enabled": True}}, "fp16 follows from train.precision"),
         ("{", "cannot be read as JSON"),
         ([1], "must hold a JSON object"),

@@ -137,6 +137,10 @@ def test_without_memory_the_anchor_that_reads_it_goes_too(tmp_path: Path):
     taken, last = go_down(config, "bank", tmp_path)
     assert taken[-1].options == "--gram.use_gram false --model.anchor ridge"
     assert last.model.anchor == "ridge"
+    # In place too, where one of the two without the other would be refused.
+    without = replace(config.gram, use_gram=False), replace(config.model, anchor="ridge")
+    lower = memory_ladder.go_down(config, taken[-1])
+    assert lower == replace(config, gram=without[0], model=without[1])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from dist_train import run_folder
-from dist_train.config import ConfigError, RunConfig, TrainConfig, config_to_yaml
+from dist_train.config import (
+    ConfigError,
+    RunConfig,
+    TrainConfig,
+    config_to_yaml,
+    load_saved_config,
+)
 from memory_index.atomic_file import write_text
 
 IDENTITY = "the same"
@@ -98,3 +104,100 @@ def test_an_unfinished_run_is_left_alone(tmp_path: Path):
     (tmp_path / "a/metrics.jsonl").write_text("{}")
     assert run_folder.plan_start(config(tmp_path), IDENTITY)[0] == "a-2"
     assert (tmp_path / "a/metrics.jsonl").read_text() == "{}"
+
+
+LIMITS = [{"max_steps": 12}, {"max_epochs": 7}, {"patience": 99}]
+
+
+def keep_a_step(run: RunConfig) -> None:
+    (run.run_folder / "step_6").mkdir()
+    (run.run_folder / "step_6/manifest.json").touch()
+
+
+def limited(run: RunConfig, limits: dict[str, int]) -> RunConfig:
+    return replace(run, train=replace(run.train, **limits))  # type: ignore[arg-type]
+
+
+def test_a_finished_run_has_its_result_where_nothing_more_is_asked_for(tmp_path: Path):
+    run = config(tmp_path)
+    finish(run)
+    keep_a_step(run)
+    result = run_folder.admit(run, "auto", None)
+    assert result == RESULT | {"identity": IDENTITY}
+    # Neither does what has no part in when it ends.
+    assert run_folder.admit(replace(run, train=TrainConfig(log_every=3)), "auto", None) == result
+    assert run_folder.plan_start(run, "other", where="auto")[0] == "finished"
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_a_finished_run_goes_on_with_another_limit_and_has_finished_with_that_then(
+    limits: dict[str, int], tmp_path: Path
+):
+    run = config(tmp_path)
+    finish(run)
+    keep_a_step(run)
+    longer = limited(run, limits)
+    assert run_folder.admit(longer, "auto", None) is None
+    assert run_folder.plan_start(longer, IDENTITY, where="auto") == ("a", str(run.run_folder))
+    run_folder.write_limits(longer)  # as it does when it is through
+    assert run_folder.admit(longer, "auto", None) is not None
+    assert run_folder.admit(run, "auto", None) is None
+
+
+def test_a_finished_run_goes_on_with_another_count(tmp_path: Path):
+    run = config(tmp_path)
+    finish(run)
+    keep_a_step(run)
+    assert run_folder.admit(run, "auto", 0) is None
+    assert run_folder.plan_start(run, IDENTITY, where="auto", counter=0)[0] == "a"
+
+
+@pytest.mark.parametrize(
+    ("limits", "counter", "asked"),
+    [
+        ({"max_steps": 12}, None, r"train.max_steps \(None, now 12\)\."),
+        ({"patience": 99}, 0, r"train.patience \(15, now 99\); --resume_counter 0\."),
+    ],
+)
+def test_a_finished_run_that_kept_no_step_is_refused_with_what_was_asked_for(
+    limits: dict[str, int], counter: int | None, asked: str, tmp_path: Path
+):
+    run = config(tmp_path)
+    finish(run)
+    keep_a_step(run)
+    (run.run_folder / "step_6").rename(run.run_folder / "step_6.set_aside_1")
+    longer = limited(run, limits)
+    message = rf"/a has finished, and has kept no step_<n> .* with {asked} .*--resume .*/a/best "
+    with pytest.raises(ConfigError, match=message):
+        run_folder.admit(longer, "auto", counter)
+    with pytest.raises(ConfigError, match=message):
+        run_folder.plan_start(longer, IDENTITY, where="auto", counter=counter)
+
+
+def test_other_settings_of_a_finished_run_are_refused_whatever_its_limits(tmp_path: Path):
+    finish(config(tmp_path))
+    other = config(tmp_path, train=TrainConfig(seed=1, max_steps=12))
+    with pytest.raises(ConfigError, match=r"holds a run with other settings: train.seed \(2021"):
+        run_folder.admit(other, "auto", None)
+
+
+def test_a_path_in_a_finished_run_goes_on_and_one_elsewhere_finds_the_name_taken(tmp_path: Path):
+    run = config(tmp_path)
+    finish(run)
+    keep_a_step(run)
+    for own in (run.run_folder, run.run_folder / "step_6", tmp_path / "./a/step_6"):
+        assert run_folder.admit(run, str(own), None) is None
+        assert run_folder.plan_start(run, IDENTITY, where=str(own)) == ("a", str(run.run_folder))
+    with pytest.raises(ConfigError, match="already holds a finished run"):
+        run_folder.plan_start(run, IDENTITY, where=str(tmp_path / "b/step_6"))
+
+
+def test_a_config_file_is_written_again_only_for_other_limits(tmp_path: Path):
+    run = config(tmp_path)
+    finish(run)
+    before = (run.run_folder / "config.yaml").read_bytes()
+    run_folder.write_limits(replace(run, train=TrainConfig(log_every=3)))
+    assert (run.run_folder / "config.yaml").read_bytes() == before
+    longer = limited(run, {"max_steps": 12})
+    run_folder.write_limits(longer)
+    assert load_saved_config(run.run_folder / "config.yaml") == longer

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,17 +29,21 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return replace(config, train=replace(config.train, max_steps=3))
 
 
-@pytest.fixture(scope="module")
-def trained(config: RunConfig) -> subprocess.CompletedProcess[str]:
-    """``python -m dist_train.train`` without any launcher."""
+def start(config: RunConfig, *options: str) -> subprocess.CompletedProcess[str]:
     path = Path(config.runs_dir).parent / "run.yaml"
     path.write_text(config_to_yaml(config))
     launched = {*RANK_VARIABLES, "TIMELLM_STARTED_AT"}
     environment = {key: value for key, value in os.environ.items() if key not in launched}
     return subprocess.run(
-        [sys.executable, "-m", "dist_train.train", "--config", str(path)],
+        [sys.executable, "-m", "dist_train.train", "--config", str(path), *options],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(config: RunConfig) -> subprocess.CompletedProcess[str]:
+    """``python -m dist_train.train`` without any launcher."""
+    return start(config)
 
 
 def test_the_last_line_is_the_result(trained: subprocess.CompletedProcess[str], config: RunConfig):
@@ -75,6 +80,29 @@ def test_the_run_folder_says_what_was_run(
 
 def test_nothing_is_left_half_written(trained: subprocess.CompletedProcess[str], config: RunConfig):
     assert [path.name for path in config.run_folder.rglob(".*")] == [".lock"]
+
+
+def test_a_finished_run_is_extended_by_resume_auto_and_has_finished_again_then(
+    trained: subprocess.CompletedProcess[str], config: RunConfig
+):
+    longer = replace(config, name="longer")
+    folder = shutil.copytree(config.run_folder, longer.run_folder)
+    options = ["--resume", "auto", "--train.max_steps", "5"]
+    extended = start(longer, *options)
+    assert extended.returncode == 0, extended.stderr
+    assert "note: the run now has 5 steps, not 3" in extended.stdout
+    assert json.loads((folder / "result.json").read_text())["steps"] == 5
+    assert json.loads((folder / "result.json.set_aside_1").read_text())["steps"] == 3
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = start(longer, *options)
+    assert (again.returncode, again.stdout.strip()) == (0, extended.stdout.splitlines()[-1])
+    for step in folder.glob("step_*"):
+        shutil.rmtree(step)
+    refused = start(longer, "--resume", "auto", "--train.max_steps", "7")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "train.max_steps (5, now 7)" in refused.stderr
+    left = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert left.items() <= before.items() | {(folder, folder.stat().st_mtime_ns)}
 
 
 def raising(error: Exception) -> Callable[[RunConfig], dict[str, Any]]:

@@ -52,6 +52,31 @@ def test_one_that_has_finished_is_not_started(
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
 
 
+def test_one_that_has_finished_is_started_where_more_of_it_is_asked_for(
+    tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
+):
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "config.yaml").write_text(config_to_yaml(config))
+    result = dict.fromkeys(run_folder.RESULT_KEYS, 1)
+    (config.run_folder / run_folder.RESULT_FILE).write_text(json.dumps(result))
+    assert check(tmp_path, "--train.patience", "99") == 2
+    assert "has kept no step_<n> to go on from" in capsys.readouterr().err
+    (config.run_folder / "step_20").mkdir()
+    (config.run_folder / "step_20/manifest.json").touch()
+    assert check(tmp_path) == FINISHED
+    assert check(tmp_path, "--train.patience", "99") == 0
+    assert check(tmp_path, "--resume_counter", "0") == 0
+    assert check(tmp_path, "--resume", str(config.run_folder / "step_20")) == 0
+
+
+@pytest.mark.parametrize("ranks", ["two", "0", "-1"])
+def test_what_is_no_number_of_ranks_is_refused(
+    ranks: str, tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
+):
+    assert check(tmp_path, ranks=ranks) == 2
+    assert f"error: RANKS={ranks}: give the number of ranks" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cores", ["96", "12", ""])
 def test_a_job_that_was_given_the_cores_of_one_task_is_refused_by_its_script(cores: str):
     environment = {

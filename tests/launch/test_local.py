@@ -228,14 +228,21 @@ def run_in(folder: Path, name: str) -> tuple[RunConfig, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "resume", [["--resume", "auto"], ["--resume=auto"], ["--resume_counter", "2", "--resume", "a"]]
+    "resume",
+    [
+        ["--resume", "auto"],
+        ["--resume=auto"],
+        ["--resume_counter", "2", "--resume", "auto"],
+        ["--resume", "FOLDER/step_4"],
+    ],
 )
 def test_with_resume_a_taken_name_is_kept_and_the_options_are_passed_on(
     resume: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
     config, argv = run_in(tmp_path, "taken")
-    argv += [*resume, "--train.seed", "3"]
+    argv += [word.replace("FOLDER", str(config.run_folder)) for word in resume]
+    argv += ["--train.seed", "3"]
     assert local.plan_run(argv) == local.Plan(folder=config.run_folder, arguments=argv)
 
 
@@ -288,11 +295,88 @@ def test_the_files_of_the_run_decide_what_became_of_it(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     number = None if received is None else signal.Signals[received]
-    assert local.judge(Ended(code=code, signal=number), tmp_path, before) == judged
+    assert local.judge(Ended(code=code, signal=number), tmp_path, before, None) == judged
     told = capsys.readouterr()
     assert said in told.err
     assert bool(told.err) == bool(said)
     assert told.out == ""
+
+
+def test_a_result_of_before_the_start_does_not_make_it_a_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    result = tmp_path / "result.json"
+    result.write_text("{}")
+    before = local.finished_at(tmp_path)
+    assert local.judge(Ended(code=0, signal=None), tmp_path, None, before) == 1
+    assert "error: the run did not finish" in capsys.readouterr().err
+    os.utime(result, ns=(0, (before or 0) + 1))  # the run has gone on and finished again
+    assert local.judge(Ended(code=0, signal=None), tmp_path, None, before) == 0
+
+
+NO_RANKS = ["two", "0", "-1", "1.5", "", " 2", "2x"]
+
+
+@pytest.mark.parametrize("ranks", NO_RANKS)
+def test_what_is_no_number_of_ranks_is_refused(ranks: str, capsys: pytest.CaptureFixture[str]):
+    assert local.main([ranks, "--config", "nowhere.yaml"]) == 2
+    message = f"RANKS={ranks}: give the number of ranks, a whole number of at least 1."
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def script(folder: Path, nvidia_smi: str | None = None, **changes: str) -> tuple[int, str, str]:
+    """Call local.sh where ``python`` and ``nvidia-smi`` are stand-ins; the first tells its ranks.
+
+    Returns:
+        Exit code, output and error.
+    """
+    (folder / "python").write_text('#!/bin/sh\necho "ranks=$3 accelerator=$DS_ACCELERATOR"\n')
+    if nvidia_smi is not None:
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+    for tool in folder.iterdir():
+        tool.chmod(0o755)
+    environment = {"PATH": f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin"} | changes
+    done = subprocess.run(
+        [str(ROOT / "launch/local.sh"), "x.yaml"], env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("ranks", ["two", "0", "-1"])
+def test_the_script_refuses_what_is_no_number_of_ranks(ranks: str, tmp_path: Path):
+    error = f"error: RANKS={ranks}: give the number of ranks, a whole number of at least 1.\n"
+    assert script(tmp_path, TWO_GPUS, RANKS=ranks) == (2, "", error)
+
+
+TWO_GPUS = "echo 'GPU 0: A (UUID: GPU-1)'; echo 'GPU 1: A (UUID: GPU-2)'"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "ranks=2 accelerator="),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, "ranks=1 accelerator="),
+        ({"RANKS": "12"}, "ranks=12 accelerator="),
+    ],
+)
+def test_the_script_starts_a_rank_for_each_gpu(
+    changes: dict[str, str], told: str, tmp_path: Path
+):  # fmt: skip
+    assert script(tmp_path, TWO_GPUS, **changes) == (0, f"{told}\n", "")
+
+
+@pytest.mark.parametrize("tool", ["echo 'no driver.'; exit 9", "echo 'no driver.' >&2"])
+@pytest.mark.parametrize("changes", [{}, {"RANKS": "2"}, {"CUDA_VISIBLE_DEVICES": "0"}])
+def test_the_script_says_what_a_failing_nvidia_smi_said(
+    tool: str, changes: dict[str, str], tmp_path: Path
+):
+    code, out, error = script(tmp_path, tool, **changes)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: nvidia-smi finds no GPU (it says: no driver.): mend the driver")
+    assert len(error.splitlines()) == 1
+    on_cpu = script(tmp_path, tool, **changes, DS_ACCELERATOR="cpu")
+    assert on_cpu == (0, "ranks=2 accelerator=cpu\n", "")
 
 
 def test_a_signal_while_the_run_is_checked_is_75_too(

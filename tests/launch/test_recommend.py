@@ -7,6 +7,7 @@ import pytest
 from dist_train.config import RunConfig
 from launch.memory_plan import MemoryPlan
 from launch.recommend import RESERVE, fits, recommend
+from model.config import GramConfig, ModelConfig
 
 GIB = 2**30
 
@@ -60,6 +61,22 @@ def test_another_phase_may_be_the_one_that_needs_most():
     found = recommend(dataclasses.replace(RunConfig(), train=train), plan_of, 20 * GIB)
     assert found.fits
     assert list(found.taken[0].settings) == ["train.eval_batch_size"]
+
+
+def test_a_memory_is_dropped_together_with_the_anchor_that_reads_it():
+    reading = RunConfig(
+        model=ModelConfig(anchor="ridge_retrieval"),
+        gram=GramConfig(use_gram=True, retrieval_key="anchored", top_k=1),
+    )
+
+    def memory_alone(config: RunConfig) -> MemoryPlan:
+        needed = GIB if config.gram.use_gram else GIB / 2
+        return MemoryPlan(device="gpu", phases={"training": {"memory": needed}})
+
+    found = recommend(reading, memory_alone, GIB)
+    assert found.fits
+    assert found.taken[-1].options == "--gram.use_gram false --model.anchor ridge"
+    assert (found.config.gram.use_gram, found.config.model.anchor) == (False, "ridge")
 
 
 def test_settings_that_keep_the_model_are_offered_beside():

@@ -28,7 +28,9 @@ from dist_train.data.sources import naming
 from dist_train.data_info import told
 from memory_index.atomic_file import sweep, write_text
 
-LOCK = ".lock"
+LOCK = ".timellm-build.lock"
+"""Deleted at the end, so it must be nobody else's."""
+
 LONGEST_NAME = 200
 """Bytes; file systems take 255, and files that are being written have longer names."""
 
@@ -143,7 +145,7 @@ def _locked(out: Path) -> Iterator[None]:
             f"--out {out}: another build runs there right now; wait until it has ended."
         ) from error
     try:
-        sweep(out)
+        sweep(out, [CORPUS_FILE])
         yield
     finally:
         (out / LOCK).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Copies of what a run reads, on the node's own disk: for file systems that many ranks wait for.
 
 ``launch/stage.py`` makes them below the folder that ``TIMELLM_LOCAL_COPY`` names, before the ranks
-start; a rank reads the copy where there is one, and the original elsewhere. The configuration
-keeps the original's path, so that the run can be resumed and scored without the copies.
+start; a rank reads the copy where there is one that still fits, and the original elsewhere. The
+configuration keeps the original's path, so that the run can be resumed and scored without copies.
 """
 
 import fcntl
@@ -13,27 +13,29 @@ from pathlib import Path
 
 VARIABLE = "TIMELLM_LOCAL_COPY"
 
+SEAL = "source.json"
+"""File of a built source: holds the checksum of its values."""
 
-def find(path: Path) -> Path:
+
+def find(path: Path, part: str = "") -> Path:
     """The copy of a file or folder on this node; the path itself where there is none.
 
-    A file that has changed since it was copied, by size or time, has none.
+    What has changed since it was copied has none: a built source whose ``source.json`` has other
+    bytes, a file of another size or time, any other folder with such a file, or with a new one.
+
+    Args:
+        path: The original.
+        part: Name of what is read of a folder: the rest may have changed.
     """
     place = _place(path)
-    if place is None or not place.exists():
-        return path
-    if path.is_file():
-        original, copied = path.stat(), place.stat()
-        if (original.st_size, original.st_mtime_ns) != (copied.st_size, copied.st_mtime_ns):
-            return path
-    return place
+    return path if place is None or not _fits(path / part, place / part) else place
 
 
 def make(path: Path) -> Path:
     """Copy a file or folder to this node, once for all of its processes.
 
     Returns:
-        The copy; what lay there already is left as it is, if it still fits.
+        The copy; one that lay there already is left as it is if it still fits, else made anew.
 
     Raises:
         OSError: It cannot be read, or there is no room; nothing is left behind then.
@@ -69,6 +71,31 @@ def _place(path: Path) -> Path | None:
     # Two files of one name, from two folders.
     folder = hashlib.sha256(str(absolute.parent).encode()).hexdigest()[:12]
     return Path(root) / folder / absolute.name
+
+
+def _fits(original: Path, copy: Path) -> bool:
+    """Whether a copy is what would be copied now; nothing is raised."""
+    try:
+        if (original / SEAL).is_file():
+            return (original / SEAL).read_bytes() == (copy / SEAL).read_bytes()
+        return _holds(copy, original)
+    except OSError:  # there is none, or one of the two cannot be read
+        return False
+
+
+def _holds(copy: Path, original: Path) -> bool:
+    """Whether all that is copied of a file or folder lies in the copy, by size and time.
+
+    The copy may hold more: what is measured of a bank is written beside it.
+    """
+    if original.is_dir():
+        return copy.is_dir() and all(
+            _holds(copy / one.name, one)
+            for one in original.iterdir()
+            if not one.name.startswith(".")
+        )
+    now, then = original.stat(), copy.stat()
+    return (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
 
 
 def _remove(path: Path) -> None:

@@ -45,9 +45,11 @@ from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
 from dist_train.score_table import table_rows
 from dist_train.throughput import Throughput
+from dist_train.tracking import FILE as METRICS_FILE
 from dist_train.tracking import WAIT_FOR_WANDB_S, Tracker
 from dist_train.trainer import Trainer
 from dist_train.training_state import TrainingState
+from dist_train.wandb_identity import ID_FILE
 from dist_train.wandb_run import WandbRun
 from memory_index import atomic_file
 from memory_index.atomic_file import write_text
@@ -56,6 +58,12 @@ from model.forecaster import Forecaster
 from model.warm_start import take_over
 
 RESUMES_FILE = "resumes.jsonl"
+REPLACED = (
+    "config.yaml", "environment.json", "deepspeed.json", METRICS_FILE, ID_FILE, calibration.FILE,
+    report.REPORT_FILE, report.FIGURE_FILE, run_folder.RESULT_FILE, run_folder.STOPPED_FILE,
+    run_folder.ERRORS_FILE,
+)  # fmt: skip
+"""Files of a run's folder that are written beside their place first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,7 +406,7 @@ def _decided(config: RunConfig, known: Checkpoint) -> RunConfig:
 def _open_folder(folder: Path, config: RunConfig, resumption: Resumption | None) -> None:
     """Make the folder a run's, or go on in it: nothing that is there is lost."""
     (folder / run_folder.STOPPED_FILE).unlink(missing_ok=True)
-    atomic_file.sweep(folder)
+    atomic_file.sweep(folder, REPLACED)
     checkpoint_writer.sweep(folder)
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", config_to_yaml(config))

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,11 +36,21 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what writers that were killed have left in a folder that nobody else writes to now."""
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
-            path.unlink()
+def leftovers(folder: Path, names: Collection[str]) -> list[Path]:
+    """What writers that were killed have left beside files of these names; see :func:`sweep`."""
+    pattern = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.\d+")
+    return [path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_file()]
+
+
+def sweep(folder: Path, names: Collection[str]) -> None:
+    """Delete what writers that were killed have left in a folder that nobody else writes to now.
+
+    Args:
+        folder: Where they wrote.
+        names: Of the files that they wrote; hidden files of any others are somebody else's.
+    """
+    for path in leftovers(folder, names):
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

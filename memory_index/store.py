@@ -125,13 +125,22 @@ class BankFolder:
         """Read and verify one file of the bank.
 
         Raises:
-            ManifestError: It is missing, altered, or of another bank; the message names it.
+            ManifestError: It is missing, altered, of another bank, or cannot be read; the message
+                names it.
         """
         path = self.path / name
         expected = manifest.files.get(name)
-        if expected is None or not path.is_file():
-            raise ManifestError(f"{path}: missing; copy the whole folder, or build the bank anew.")
-        if sha256_of(path) != expected:
+        try:
+            if expected is None or not path.is_file():
+                raise ManifestError(
+                    f"{path}: missing; copy the whole folder, or build the bank anew."
+                )
+            found = sha256_of(path)
+        except OSError as error:
+            raise ManifestError(
+                f"{path}: cannot be read ({error.strerror}); build the bank anew."
+            ) from error
+        if found != expected:
             version, part = _owner(path) or (self.version, name)
             if version != self.version:
                 raise ManifestError(

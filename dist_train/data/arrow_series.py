@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dist_train import local_copy
 from dist_train.data.catalog import Borders
 from dist_train.data.config import DataError, SeriesConfig, SourceConfig
 from dist_train.data.dates import show
@@ -26,14 +27,21 @@ from dist_train.data.series import Series, SeriesSet
 from dist_train.data.source_files import Joint
 from dist_train.data.splits import Scaler, borders
 from dist_train.data.standardise import Standardised, standardise
-from memory_index.atomic_file import replacing, sha256_of, sweep, sync_folder, write_text
+from memory_index.atomic_file import (
+    leftovers,
+    replacing,
+    sha256_of,
+    sweep,
+    sync_folder,
+    write_text,
+)
 from memory_index.manifest import checksum_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
-FACTS_FILE, SERIES_FILE = "source.json", "series.arrow"
+FACTS_FILE, SERIES_FILE = local_copy.SEAL, "series.arrow"
 CORPUS_FILE = "sources.yaml"
 """Beside the folders of a corpus: the configuration that names them all."""
 
@@ -108,12 +116,16 @@ def make_room(folder: Path) -> None:
     Raises:
         DataError: Something else lies there.
     """
-    if folder.is_dir():
-        sweep(folder)
-    if folder.exists() and not (
-        folder.is_dir() and all(path.name == SERIES_FILE for path in folder.iterdir())
+    if not folder.exists():
+        return
+    ours = (FACTS_FILE, SERIES_FILE)
+    if not (
+        folder.is_dir()
+        and {path.name for path in folder.iterdir()}
+        <= {SERIES_FILE, *(path.name for path in leftovers(folder, ours))}
     ):
         raise DataError(f"{folder} exists and is no source: move it away, or name another folder.")
+    sweep(folder, ours)
 
 
 def write_series(

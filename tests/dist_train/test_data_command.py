@@ -19,7 +19,7 @@ from dist_train.cli import main
 from dist_train.config import ConfigError, RunConfig, load_run_config
 from dist_train.data.arrow_series import verify
 from dist_train.data.windows import load_forecast_data
-from dist_train.data_command import build
+from dist_train.data_command import LOCK, build
 from tests.helpers.corpora import mixed_sources, write_long, write_wide
 from tests.helpers.small_disk import fill, small_disk
 
@@ -220,12 +220,28 @@ def test_two_builds_do_not_write_to_one_folder(
 ):
     out = tmp_path / "corpus"
     out.mkdir()
-    handle = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
+    handle = os.open(out / LOCK, os.O_CREAT | os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_EX)
     said = refused(capsys, "--config", config, "--out", out)
     assert "another build runs there right now; wait until it has ended" in said
     os.close(handle)
     built(capsys, "--config", config, "--out", out)
+
+
+def test_hidden_files_of_the_user_stay_whether_it_refuses_or_builds(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "corpus"
+    names = [".lock", ".notes.2024", ".other.yaml.7", "shops/.notes.2024", "shops/.lock"]
+    (out / "shops").mkdir(parents=True)
+    for name in names:
+        (out / name).write_text("mine")
+    (out / ".sources.yaml.4711").write_text("what a killed build has left")
+    assert "shops exists and is no source" in refused(capsys, "--config", config, "--out", out)
+    assert [(out / name).read_text() for name in names] == ["mine"] * 5
+    (out / "shops").rename(tmp_path / "away")
+    built(capsys, "--config", config, "--out", out)
+    assert {path.name for path in out.iterdir()} == {*names[:3], *NAMES, "sources.yaml"}
 
 
 def test_a_full_disk_is_told_and_what_was_built_stays(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train import preflight
+from dist_train import preflight, session
 from dist_train.baselines import fit_ridge
 from dist_train.build import build_forecaster
 from dist_train.checkpoint import load_checkpoint
@@ -17,7 +17,7 @@ from dist_train.config import RunConfig, load_run_config
 from dist_train.data.windows import load_forecast_data
 from dist_train.leak_alarm import LeakError
 from dist_train.retrieval import Retriever
-from dist_train.session import train_and_score
+from dist_train.session import REPLACED, train_and_score
 from dist_train.trend_fit import training_changes
 from dist_train.window_errors import read_window_errors
 from memory_index.exclusion import Exclusion
@@ -58,6 +58,21 @@ def test_the_error_of_every_test_window_is_kept(finished_run: Path):
     for name, row in result["scores"].items():
         assert len(errors.mse[name]) == row["num_windows"]
         assert errors.mse[name].mean() == pytest.approx(row["mse"], rel=1e-5)
+
+
+def test_what_a_killed_run_left_is_swept_and_nothing_of_the_user(tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (*(f".{name}.4711" for name in REPLACED), ".notes.2024", ".netrc"):
+        (folder / name).touch()
+    session._open_folder(folder, tiny_run(tmp_path), None)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.yaml", "environment.json", ".notes.2024", ".netrc"}
+
+
+def test_every_file_that_a_run_replaces_is_known(finished_run: Path):
+    written = {path.name for path in finished_run.iterdir() if path.is_file()}
+    assert written - {".lock"} <= set(REPLACED)
 
 
 def test_every_term_is_logged_by_name_with_its_weight(finished_run: Path):

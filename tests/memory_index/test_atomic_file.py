@@ -72,9 +72,12 @@ def test_the_file_is_on_disk_before_it_has_its_name(
 
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path):
-    for name in (".a.json.123", ".b.safetensors.7", "a.json", ".lock", ".x.new", "c.12"):
+    others = {
+        "a.json", ".a.json", ".a.json.new", ".a.json.1.2", ".aXjson.3", "a.json.12", ".lock",
+        ".notes.2024", ".2024.12",
+    }  # fmt: skip
+    for name in (".a.json.123", ".b.safetensors.7", *others):
         (tmp_path / name).touch()
-    (tmp_path / ".folder.5").mkdir()
-    sweep(tmp_path)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"a.json", ".lock", ".x.new", "c.12", ".folder.5"}
+    (tmp_path / ".a.json.5").mkdir()
+    sweep(tmp_path, ["a.json", "b.safetensors"])
+    assert {path.name for path in tmp_path.iterdir()} == {*others, ".a.json.5"}

@@ -1,5 +1,6 @@
 """memory_index/store.py: parts are whole or not there, and what is not the bank's is refused."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -162,6 +163,18 @@ def test_what_is_wrong_with_a_chunk_is_said_with_its_name(bank: tuple[BankFolder
     (folder.path / name).unlink()
     refused(folder, manifest, name, "missing; copy the whole folder")
     refused(folder, manifest, "chunk_00007.safetensors", "missing")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("call", ["is_file", "open"])
+def test_a_chunk_that_the_system_cannot_read_is_refused_with_its_words(
+    bank: tuple[BankFolder, Manifest], monkeypatch: pytest.MonkeyPatch, call: str, number: int
+):
+    def failing(path: Path, *given: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, call, failing)
+    refused(*bank, chunk_name(0), rf"cannot be read \({os.strerror(number)}\); build the bank anew")
 
 
 def test_a_bank_under_the_name_of_another_is_refused(bank: tuple[BankFolder, Manifest]):

@@ -201,6 +201,19 @@ def test_only_what_a_build_leaves_is_swept(tmp_path: Path):
     assert (tmp_path / "own.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", [".notes.2024", ".lock", ".series.arrow.old", ".sources.yaml.7"])
+def test_a_hidden_file_of_somebody_else_is_refused_and_nothing_is_swept(tmp_path: Path, name: str):
+    names = {name, f".{SERIES_FILE}.4711", f".{FACTS_FILE}.4711"}
+    for one in names:
+        (tmp_path / one).write_text("mine")
+    with pytest.raises(DataError, match="exists and is no source"):
+        make_room(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    (tmp_path / name).unlink()
+    make_room(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 KILLED = """
 import sys, pathlib
 from dist_train.data import arrow_series

@@ -129,10 +129,7 @@ class CorpusMemoryBuilder:
                 place = self.root / folder_name(name)
                 own = replace(own, path=str(place) if config.path else None)
                 own = own if indexes is None else indexes[name].of(own)
-                assert clock is not None
-                self._of_source[number] = MemoryBuilder(
-                    source, gram, own, place, bank=bank, end_to_end=clock.end_to_end
-                )
+                self._of_source[number] = MemoryBuilder(source, gram, own, place, bank=bank)
                 self.names.append(name)
             banks.append(bank)
         timelines = [None if clock is None else clock.timeline for clock in clocks]

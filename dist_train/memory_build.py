@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -46,6 +47,9 @@ from model.pattern_encoder import AnchoredEncoder, DualEncoder, build_encoder, f
 ENCODE_CHUNK = 1024
 # A progress bar for what takes no time would only be noise.
 ENTRIES_WORTH_A_BAR = 200_000
+
+REFUSALS = (ManifestError, StaleMemoryError, OtherRankError)
+"""What a rank raises that cannot use a bank, or hears that another one cannot."""
 
 FULL_DISK = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 
@@ -78,7 +82,6 @@ class MemoryBuilder:
         root: Path | None,
         *,
         bank: MemoryBank | None = None,
-        end_to_end: bool = False,
     ) -> None:
         """Choose the entries and the index; collective.
 
@@ -88,8 +91,6 @@ class MemoryBuilder:
             config: Which windows, which index, and where.
             root: Folder of the banks where ``bank.path`` names none; None: one that goes away.
             bank: The entries, where they are chosen already; of these series and settings.
-            end_to_end: These are numbered as
-                :attr:`dist_train.data.clock.SharedClock.end_to_end` says, not as without ``bank``.
 
         Raises:
             DataError: Series overlap in time and share no clock, see
@@ -100,7 +101,6 @@ class MemoryBuilder:
         if bank is None:
             check_clock(data.series_set)
             bank = choose_entries(data, config, clock_offsets(data.series_set))
-        self._end_to_end = end_to_end
         self.bank = bank
         self.device = _search_device(config)
         # One to copy: a new one draws random numbers, from the generator of the training's dropout.
@@ -146,6 +146,7 @@ class MemoryBuilder:
             ManifestError: ``bank.build`` is never and there is none that fits, or the folder
                 cannot be used.
             ValueError: A key is not finite.
+            OtherRankError: It failed on another rank.
         """
         # The training of an index gives no marks.
         progress.enter("building the memory", patience=3)
@@ -222,17 +223,21 @@ class MemoryBuilder:
     ) -> ShardedIndex:
         config = self.config
         # Ranks may see a folder at different moments: what the first one sees holds for all.
-        found = self._all.any(distributed.is_main_rank() and folder.exists)
+        with self._all.agree("Looking for the memory bank"):
+            seen = distributed.is_main_rank() and folder.exists
+        found = self._all.any(seen)
         if found and config.build != "always":
             index, failure = None, None
             try:
                 index = self._load(folder, plan, encode, sample)
-            except (ManifestError, StaleMemoryError, OtherRankError) as error:
+            except Exception as error:  # whatever it is, the other ranks wait to hear of it
                 failure = error
             if not self._all.any(failure is not None):
                 assert index is not None
                 return index
-            if config.build == "never":
+            # Only a bank that was refused can be mended by building it: not too little memory.
+            refused = failure is None or isinstance(failure, REFUSALS)
+            if config.build == "never" or self._all.any(not refused):
                 with self._all.agree("Loading the memory bank"):
                     if failure is not None:
                         raise failure
@@ -265,9 +270,8 @@ class MemoryBuilder:
         self, folder: BankFolder, plan: BankPlan, encode: Encode, sample: SampleQueries
     ) -> ShardedIndex:
         config = self.config
-        on_this_node = BankFolder(local_copy.find(self.root), folder.version)
         index = load_index(
-            on_this_node if on_this_node.exists else folder,
+            BankFolder(local_copy.find(self.root, folder.version), folder.version),
             plan,
             encode,
             sample,
@@ -296,7 +300,9 @@ class MemoryBuilder:
     def _identity(self, encoder: str) -> dict[str, Any]:
         """All that the content of a bank depends on, as plain JSON values."""
         train = self.data.windows["train"]
-        return ({"end_to_end": True} if self._end_to_end else {}) | {
+        # Entries are numbered on a clock: other dates of the same values give another order.
+        begins = self.bank.clock_offsets
+        return ({"clock": _hash_of_clock(begins)} if begins and any(begins) else {}) | {
             "data": self.data.series_set.checksum,
             "scalers": _hash_of_scalers(self.data),
             "train_rows": [[int(first), int(end)] for first, end in self.data.memory_rows],
@@ -377,6 +383,10 @@ def _hash_of_scalers(data: ForecastData) -> str:
     for scaler in data.scalers:
         digest.update(scaler.mean.tobytes() + scaler.scale.tobytes())
     return digest.hexdigest()
+
+
+def _hash_of_clock(offsets: Sequence[int]) -> str:
+    return hashlib.sha256(np.array(offsets, dtype=np.int64).tobytes()).hexdigest()
 
 
 def _what_is_there(root: Path, identity: dict[str, Any]) -> str:

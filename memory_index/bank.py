@@ -29,6 +29,7 @@ class MemoryBank:
         num_candidates: Entries before sampling; more than ``len(bank)`` where it was sampled.
         seq_len: L, in time steps.
         pred_len: H, in time steps.
+        clock_offsets: As given: where each series begins on a clock that all share.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class MemoryBank:
         """
         self.seq_len = seq_len
         self.pred_len = pred_len
+        self.clock_offsets = clock_offsets
         self._arrays = [np.asarray(array) for array in series]
         _check_ranges(self._arrays, train_rows)
         shapes = [(len(array), array.shape[1]) for array in self._arrays]

@@ -25,16 +25,20 @@ def clock_offsets(series_set: SeriesSet) -> Ints | None:
 
     Returns:
         Rows between the first time stamp of the set and that of each series. Shape (S,). Series
-        whose irregular stamps are the same share them as they are; such that come after all of
-        them go on from there.
+        whose irregular stamps are the same share them as they are; those of later stamps go on
+        from there.
         None where there is no such clock: one series alone, or time stamps that are irregular or
         lie between those of another series. The rows of two series then say nothing about time.
     """
     if len(series_set.series) == 1:
         return None
-    clock = shared_clock(series_set)
-    # Series one after the other need none, each has its own.
-    return None if clock is None or clock.end_to_end else clock.offsets
+    on_grid = _grid(series_set)
+    if on_grid is not None:
+        return on_grid.offsets
+    groups = _groups(series_set)
+    if _overlapping(series_set, groups) is not None:
+        return None
+    return _end_to_end(series_set, groups)[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,9 +49,6 @@ class SharedClock:
     """Row of the clock that each series begins at. Shape (S,)."""
 
     timeline: Timeline
-
-    end_to_end: bool
-    """Series one after the other, each with stamps of its own: only here do they share a clock."""
 
 
 def shared_clock(series_set: SeriesSet) -> SharedClock | None:
@@ -63,8 +64,8 @@ def shared_clock(series_set: SeriesSet) -> SharedClock | None:
     series = series_set.series
     on_grid = None if len(series) == 1 else _grid(series_set)
     if on_grid is not None:
-        groups, stretch_S, offsets_S = [[0]], np.zeros(len(series), dtype=np.int64), on_grid[1]
-        stretches = [on_grid[0]]
+        stretch_S, offsets_S = np.zeros(len(series), dtype=np.int64), on_grid.offsets
+        stretches = [on_grid.stamps()]
     else:
         groups = _groups(series_set)
         if _overlapping(series_set, groups) is not None:
@@ -75,7 +76,6 @@ def shared_clock(series_set: SeriesSet) -> SharedClock | None:
     return SharedClock(
         offsets=offsets_S,
         timeline=Timeline([_ns(dates) for dates in stretches], following, stretch_S, offsets_S),
-        end_to_end=on_grid is None and 1 < len(series) == len(groups),
     )
 
 
@@ -130,20 +130,59 @@ def without_clock(sources: Sequence[Source]) -> list[int]:
     return [n for n, one in enumerate(sets) if overlapping_without_clock(one) is not None]
 
 
-def _grid(series_set: SeriesSet) -> tuple[Dates, Ints] | None:
-    """The regular clock that all series lie on, and where each begins; None: there is none."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Grid:
+    """A regular clock."""
+
+    first: np.datetime64
+    last: np.datetime64
+    frequency: str
+
+    offsets: Ints
+    """Row of the clock that each series begins at. Shape (S,)."""
+
+    def stamps(self) -> Dates:
+        """All of its rows, also those at which no series has one."""
+        import pandas as pd
+
+        stamps: Dates = pd.date_range(self.first, self.last, freq=self.frequency).to_numpy()
+        return stamps
+
+
+def _grid(series_set: SeriesSet) -> _Grid | None:
+    """The regular clock that all series lie on; None: there is none."""
     if series_set.frequency is None:
         return None
-    import pandas as pd
-
     dates = [series.dates for series in series_set.series]
     first, last = min(part[0] for part in dates), max(part[-1] for part in dates)
-    clock: Dates = pd.date_range(first, last, freq=series_set.frequency).to_numpy()
-    offsets = [int(np.searchsorted(clock, part[0])) for part in dates]
-    for part, offset in zip(dates, offsets, strict=True):
-        if not np.array_equal(clock[offset : offset + len(part)], part):
+    grid = _Grid(
+        first=first, last=last, frequency=series_set.frequency,
+        offsets=np.zeros(len(dates), dtype=np.int64),
+    )  # fmt: skip
+    step = _fixed_step(series_set.frequency)
+    clock = None if step else grid.stamps()
+    for number, part in enumerate(dates):
+        if clock is not None:
+            offset = int(np.searchsorted(clock, part[0]))
+            on_clock = np.array_equal(clock[offset : offset + len(part)], part)
+        else:  # never all rows of the clock: two series may be years apart
+            assert step is not None
+            offset, beside = divmod(int(_ns(part[:1])[0] - _ns(first[None])[0]), step)
+            on_clock = not beside and bool((np.diff(_ns(part)) == step).all())
+        if not on_clock:
             return None
-    return clock, np.array(offsets, dtype=np.int64)
+        grid.offsets[number] = offset
+    return grid
+
+
+def _fixed_step(frequency: str) -> int | None:
+    """Nanoseconds of a step; None for months and other steps of the calendar."""
+    import pandas as pd
+
+    offset = pd.tseries.frequencies.to_offset(frequency)
+    if isinstance(offset, pd.offsets.Day):
+        return int(offset.n * np.timedelta64(1, "D") / np.timedelta64(1, "ns"))
+    return int(offset.nanos) if isinstance(offset, pd.offsets.Tick) else None
 
 
 def _groups(series_set: SeriesSet) -> list[list[int]]:

@@ -1,9 +1,13 @@
 """dist_train/memory_build.py: when a bank is built, loaded, refused or deleted."""
 
 import contextlib
+import errno
 import json
+import os
 import random
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +17,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_train import distributed, memory_build
+from dist_train import distributed, local_copy, memory_build
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
-from memory_index import faiss_gpu, placement
+from memory_index import faiss_gpu, placement, store
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
 from memory_index.groups import OtherRankError
 from memory_index.manifest import ManifestError, StaleMemoryError
-from memory_index.store import versions
+from memory_index.store import BankFolder, versions
 from model.config import GramConfig
 from model.pattern_encoder import build_encoder
-from tests.helpers.forecast_data import wide_data
+from tests.helpers.forecast_data import long_data, wide_data
 from tests.helpers.ranks import run_ranks
 
 L, H = 40, 8
@@ -109,6 +113,17 @@ def test_another_content_is_another_version_beside_it(tmp_path: Path, change: di
     assert set(versions(tmp_path)) == {first, second}
 
 
+def test_other_dates_of_the_same_values_are_another_version(tmp_path: Path):
+    """Entries are numbered on a clock: two columns of dates in one file make two orders."""
+    walk = np.random.default_rng(0).normal(size=300).cumsum()
+    source = long_data([(0, walk), (30, walk[::-1])], L, H)
+    late, early = source.series_set.series
+    moved = replace(early, dates=early.dates + np.timedelta64(20, "h"))
+    other = replace(source, series_set=replace(source.series_set, series=(late, moved)))
+    versions_ = [builder_of(tmp_path, one).open(state(0)).version for one in (source, other)]
+    assert versions_[0] != versions_[1]
+
+
 def test_never_refuses_and_names_what_differs(tmp_path: Path):
     with pytest.raises(ManifestError, match=r"bank.build=never: .* holds no bank; build it"):
         builder_of(tmp_path, build="never").open(state(0))
@@ -145,6 +160,58 @@ def test_a_damaged_bank_is_built_anew_and_the_log_says_why(
     assert again == first
     assert f"{name}: altered since it was built" in capsys.readouterr().out
     builder_of(tmp_path, build="never").open(state(0))
+
+
+@contextlib.contextmanager
+def unreadable(root: Path) -> Iterator[None]:
+    """Let the disk fail for one chunk of the banks below a root, until they are built anew."""
+    broken = {path.stat().st_ino for path in root.glob("*/chunk_00001.*")}
+    assert broken
+    read = store.sha256_of
+
+    def failing(path: Path) -> str:
+        if path.stat().st_ino in broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "sha256_of", failing)
+        yield
+
+
+def test_a_bank_that_the_disk_does_not_give_is_built_anew_and_the_log_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(placement, "SMALLEST_CHUNK", 64)
+    builder_of(tmp_path).open(state(0))
+    message = r"chunk_00001.safetensors: cannot be read (Input/output error); build the bank anew"
+    with unreadable(tmp_path):
+        with pytest.raises(ManifestError, match=re.escape(message)):
+            builder_of(tmp_path, build="never").open(state(0))
+        builder_of(tmp_path).open(state(0))
+    assert message in capsys.readouterr().out
+
+
+def test_the_copy_of_a_bank_is_read_until_the_bank_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(local_copy.VARIABLE, str(tmp_path / "node"))
+    root = tmp_path / "banks"
+    version = builder_of(root).open(state(0)).version
+    copy = local_copy.make(root)
+    opened, load = [], memory_build.load_index
+
+    def seen(folder: BankFolder, *given: Any, **options: Any) -> Any:
+        opened.append(folder.root)
+        return load(folder, *given, **options)
+
+    monkeypatch.setattr(memory_build, "load_index", seen)
+    builder_of(root).open(state(1))  # another version beside it, which was not copied
+    (copy / version / "recall.json").touch()  # what is measured is kept beside the copy
+    builder_of(root).open(state(0))
+    builder_of(root, build="always").open(state(0))
+    builder_of(root).open(state(0))
+    assert opened == [root, copy, root, root]
 
 
 def test_keys_of_another_encoder_are_refused_as_stale_or_made_anew(tmp_path: Path):
@@ -292,6 +359,54 @@ def refuse_on_the_second_rank(rank: int, world_size: int, root: Path) -> None:
 @pytest.mark.ranks
 def test_a_rank_that_alone_cannot_read_its_copy_does_not_leave_the_others_waiting(tmp_path: Path):
     run_ranks(refuse_on_the_second_rank, 2, tmp_path)
+
+
+def open_where_the_second_rank_cannot_read(rank: int, world_size: int, root: Path) -> None:
+    placement.SMALLEST_CHUNK = 64
+    for shard_group in ("world", "rank"):
+        folder = root / shard_group
+        bank = {"shard_group": shard_group, "index": "ivf_flat"}
+        made = builder_of(folder, **bank).open(state(0))
+        distributed.barrier()
+        with unreadable(folder) if rank == 1 else contextlib.nullcontext():
+            with pytest.raises(
+                (OtherRankError, ManifestError)[rank], match=r"cannot be read \(Input/output error"
+            ):
+                builder_of(folder, build="never", **bank).open(state(0))
+            assert builder_of(folder, **bank).open(state(0)).version == made.version
+
+
+@pytest.mark.ranks
+def test_a_disk_that_fails_on_one_rank_makes_all_refuse_or_build(tmp_path: Path):
+    run_ranks(open_where_the_second_rank_cannot_read, 2, tmp_path)
+
+
+def fail_on_one_rank(rank: int, world_size: int, root: Path) -> None:
+    load = memory_build.load_index
+    builder_of(root).open(state(0))
+    distributed.barrier()
+
+    def too_little(*given: Any, **options: Any) -> Any:
+        if rank == 1:
+            raise MemoryError("no room")
+        return load(*given, **options)
+
+    def lost(folder: BankFolder) -> bool:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder.path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_build, "build_bank", None)  # which would help with neither
+        patch.setattr(memory_build, "load_index", too_little)
+        with pytest.raises((OtherRankError, MemoryError)[rank], match="no room"):
+            builder_of(root).open(state(0))
+        patch.setattr(BankFolder, "exists", property(lost))
+        with pytest.raises((OSError, OtherRankError)[rank], match="Stale file handle"):
+            builder_of(root).open(state(0))
+
+
+@pytest.mark.ranks
+def test_whatever_fails_on_one_rank_ends_all_of_them(tmp_path: Path):
+    run_ranks(fail_on_one_rank, 2, tmp_path)
 
 
 def close_while_the_other_reads(rank: int, world_size: int) -> None:

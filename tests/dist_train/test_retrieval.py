@@ -144,11 +144,11 @@ def test_series_that_overlap_without_a_common_clock_are_refused():
         make(replace(data, series_set=replace(data.series_set, frequency=None)))
 
 
-def test_series_one_after_the_other_need_no_clock():
+def test_irregular_series_one_after_the_other_follow_on_one_clock():
     data = long_data([(0, noise(300, 1)[:, 0]), (300, noise(300, 1)[:, 0])], L, H)
     apart = make(replace(data, series_set=replace(data.series_set, frequency=None)))
     clocks_R, rows_R = apart.bank.on_clock(torch.tensor([0, 1]), torch.tensor([7, 7]))
-    assert (clocks_R.tolist(), rows_R.tolist()) == ([0, 1], [7, 7])
+    assert (clocks_R.tolist(), rows_R.tolist()) == ([0, 0], [7, 307])
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -1,5 +1,8 @@
 """dist_train/data/clock.py: which series can be told apart in time, and which are refused."""
 
+import tracemalloc
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,6 +37,41 @@ def test_series_on_one_grid_share_its_clock():
     check_clock(data)
 
 
+def test_series_years_apart_cost_no_more_than_their_own_rows():
+    data = series_set(
+        irregular("a", ["1970-01-01 00:00:00", "1970-01-01 00:00:01", "1970-01-01 00:00:02"]),
+        irregular("b", ["2020-01-01 00:00:00", "2020-01-01 00:00:01", "2020-01-01 00:00:02"]),
+        frequency="s",
+    )
+    tracemalloc.start()
+    offsets = clock_offsets(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert offsets is not None
+    assert offsets.tolist() == [0, 1577836800]
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize(
+    ("frequency", "first", "late", "row"),
+    [
+        ("15min", "2020-01-01 00:00", "2020-01-02 00:15", 97),
+        ("D", "2020-01-01", "2021-01-01", 366),
+        ("2D", "2020-01-01", "2020-01-05", 2),
+        ("MS", "2020-01-01", "2021-03-01", 14),
+        ("B", "2020-01-01", "2020-01-13", 8),
+    ],
+)
+def test_a_grid_counts_steps_of_any_kind(frequency: str, first: str, late: str, row: int):
+    starts = (first, late)
+    stamps = [pd.date_range(start, periods=4, freq=frequency).astype(str) for start in starts]
+    data = series_set(*map(irregular, "ab", stamps), frequency=frequency)
+    offsets = clock_offsets(data)
+    assert offsets is not None
+    assert offsets.tolist() == [0, row]
+    assert not overlapping_without_clock(data)
+
+
 def test_one_series_needs_no_clock():
     data = series_set(series("a", "2020-01-01", 10), frequency=None)
     assert clock_offsets(data) is None
@@ -62,7 +100,7 @@ def test_a_short_series_inside_a_long_one_is_found():
     assert overlapping_without_clock(data) == ("long", "b")
 
 
-def irregular(name: str, stamps: list[str]) -> Series:
+def irregular(name: str, stamps: Sequence[str]) -> Series:
     dates = np.array(stamps, dtype="datetime64[ns]")
     return Series(id=name, dates=dates, values=np.zeros((len(dates), 1)), columns=("y",))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dist_train.config import load_run_config
 from dist_train.data.arrow_series import Built, is_source, read_facts, verify
-from dist_train.data.config import DataConfig, DataError
+from dist_train.data.config import DataConfig, DataError, SourceConfig
 from dist_train.data.lengths import fits, num_windows
 from dist_train.data.source_files import name_of
 from dist_train.data.splits import borders
@@ -64,7 +64,7 @@ def _describe(folder: Path, data: DataConfig | None, *, verify_bytes: bool) -> d
         built = verify(folder) if verify_bytes else read_facts(folder)
     except DataError as error:
         return {"source": folder.name, "path": str(folder), "damage": str(error)}
-    counted = {} if data is None else _count_windows(built, data)
+    counted = {} if data is None else _count_windows(folder, built, data)
     return {
         "source": folder.name,
         "path": str(folder),
@@ -80,11 +80,11 @@ def _describe(folder: Path, data: DataConfig | None, *, verify_bytes: bool) -> d
     }
 
 
-def _count_windows(built: Built, data: DataConfig) -> dict[str, int]:
+def _count_windows(folder: Path, built: Built, data: DataConfig) -> dict[str, int]:
     """Training windows of all long enough series, and how many series are not."""
     windows, too_short = 0, 0
-    own = [one for one in data.sources or [] if name_of(one) == built.name]
-    pred_len = data.horizon_of(own[0]) if own else data.pred_len
+    own = _entry_of(folder, built, data)
+    pred_len = data.pred_len if own is None else data.horizon_of(own)
     for rows in built.rows:
         split = borders(rows, built.borders)
         if fits(split, data.seq_len, pred_len):
@@ -93,6 +93,15 @@ def _count_windows(built: Built, data: DataConfig) -> dict[str, int]:
         else:
             too_short += 1
     return {"windows": windows, "too_short": too_short}
+
+
+def _entry_of(folder: Path, built: Built, data: DataConfig) -> SourceConfig | None:
+    """What a configuration says of a source: of its folder, or of what it was built from."""
+    sources = data.sources or []
+    for one in sources:
+        if one.path is not None and Path(one.path).expanduser().resolve() == folder.resolve():
+            return one
+    return next((one for one in sources if name_of(one) == built.name), None)
 
 
 def _size(number: float) -> str:

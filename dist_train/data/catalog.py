@@ -65,7 +65,7 @@ class DatasetEntry:
     """Where the published file can be downloaded; empty: the user has to bring it."""
 
     missing_sentinels: tuple[float, ...] = ()
-    """Numbers that stand for a missing value; kept unless ``data.missing=interpolate``."""
+    """Numbers that stand for a missing value; kept where ``data.missing=error``."""
 
     dates: Literal["strict", "as_is"] = "strict"
     """as_is: the published file itself has duplicated or skipped time stamps."""

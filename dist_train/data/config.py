@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 TooShort = Literal["error", "skip"]
+Missing = Literal["error", "interpolate", "forward"]
 
 
 class DataError(ValueError):
@@ -52,8 +53,9 @@ class SeriesConfig:
     percent: int = 100
     """Share of the training windows used, the oldest ones as in Time-LLM, in percent (few-shot)."""
 
-    missing: Literal["error", "interpolate"] = "error"
-    """Missing values: stop and name them, or fill them linearly between their neighbours."""
+    missing: Missing = "error"
+    """Missing values: stop and name them, or fill them: interpolate: linearly, from both sides, so
+    that a window which ends in a gap knows what follows it; forward: with the last value before."""
 
     dates: Literal["strict", "as_is"] = "strict"
     """strict: duplicated or skipped time stamps stop the run; as_is: rows are taken in order.

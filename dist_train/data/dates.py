@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,13 @@ from dist_train.data.config import DataError, quote
 
 Dates = npt.NDArray[np.datetime64]
 
+# pandas completes these with the day of this machine's clock.
 _RELATIVE = ("now", "today")
+_TIME_ALONE = (
+    r"\s*\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?\s*(?:[AaPp][Mm])?"
+    r"\s*(?:Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?\s*"
+)
+_MIDNIGHT_AND_OFFSET = r"[T ]0?0:00(?::00(?:\.0+)?)?\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 _DAY_S = 24 * 3600
 _YEAR_S = 365.2425 * _DAY_S
 _NS_PER_DAY = 86_400_000_000_000
@@ -33,12 +39,20 @@ _MEANING = {
 KINDS = tuple(_MEANING)
 # More equal steps than any calendar has in a row (seven years of 365 days around 1900).
 _TELLING_ROWS = 12
+_MOST_KEPT = 2**15
+"""Bytes of time stamps that an answer is remembered for: a service that forecasts frame after frame
+would else keep them all."""
 _NS_PER_HOUR = 3_600_000_000_000
+_AS_IS = "Correct the dates, or take the rows in order with data.dates=as_is."
+_NEWEST_FIRST = "The file is newest first: turn it round, the oldest row first."
 _DAYLIGHT_SAVING = (
     " If the clock was changed for daylight saving there, give the stamps in UTC, or with their "
     "zone."
 )
 _SUNDAY = 3  # days since 1970-01-01, a Thursday, modulo 7
+_OF_BUSINESS_DAYS = {  # frequencies whose first few rows may be those of business days, too
+    "D": "B", "MS": "BMS", "ME": "BME", "QS": "BQS", "QE": "BQE", "YS": "BYS", "YE": "BYE",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +70,15 @@ def parse_dates(column: "pd.Series[str]", name: str) -> Dates:
     """Read a column of dates.
 
     Args:
-        column: Text, time stamps or dates; with a time zone they become UTC.
+        column: Text, time stamps or dates; with a time zone they become UTC, but days stay the
+            days of that zone: see :func:`are_days`.
         name: How the user calls the column.
 
     Returns:
         The stamps, in UTC or without a zone. Shape (T,), datetime64[ns].
 
     Raises:
-        DataError: Numbers, or a cell that is no date, with its row and value.
+        DataError: Numbers, or a cell that is no date, with its row and value; a time is none.
     """
     if pd.api.types.is_numeric_dtype(column):
         raise DataError(
@@ -76,17 +91,21 @@ def parse_dates(column: "pd.Series[str]", name: str) -> Dates:
             parsed = pd.to_datetime(column, errors="coerce")
             if not pd.api.types.is_datetime64_any_dtype(parsed):
                 raise ValueError
-        except ValueError:  # several time zones in one column
-            parsed = pd.to_datetime(column, errors="coerce", utc=True)
-    relative = column.isin(_RELATIVE).to_numpy()  # pandas would ask the clock of this machine
-    bad = np.flatnonzero(parsed.isna().to_numpy() | relative)
+        except ValueError:  # several offsets in one column
+            days = _days_of(column.astype(str))
+            parsed = pd.to_datetime(
+                column if days is None else days, errors="coerce", utc=days is None
+            )
+    bad = np.flatnonzero(parsed.isna().to_numpy() | _has_no_day(column))
     if len(bad):
         raise DataError(
             f"data.date_column={name}: row {bad[0] + 1} has {quote(column.iloc[bad[0]])}, which "
             "is not a date like the first one: write all dates in one format."
         )
     if isinstance(parsed.dtype, pd.DatetimeTZDtype):
-        parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
+        if not are_days(parsed):
+            parsed = parsed.dt.tz_convert("UTC")
+        parsed = parsed.dt.tz_localize(None)
     try:
         return parsed.astype("datetime64[ns]").to_numpy()
     except (pd.errors.OutOfBoundsDatetime, OverflowError) as failure:
@@ -94,6 +113,33 @@ def parse_dates(column: "pd.Series[str]", name: str) -> Dates:
             f"data.date_column={name}: a date is outside the years 1678 to 2261 ({failure}): "
             "correct it."
         ) from failure
+
+
+def are_days(stamps: "pd.Series[Any]") -> bool:
+    """Whether stamps with a zone are days: midnight there, each of them, in summer and winter."""
+    shown = stamps.dt.tz_localize(None)
+    return bool((shown == shown.dt.normalize()).all())
+
+
+def _days_of(text: "pd.Series[str]") -> "pd.Series[str] | None":
+    """The days of stamps that are midnight at offsets of their own; None where one is not."""
+    # A million hours are searched for half a second: mostly two of them tell.
+    for part in (text.iloc[:2], text):
+        if not part.str.contains(_MIDNIGHT_AND_OFFSET, na=False).all():
+            return None
+    return text.str.replace(_MIDNIGHT_AND_OFFSET, "", regex=True)
+
+
+def _has_no_day(column: "pd.Series[Any]") -> npt.NDArray[np.bool_]:
+    """Which cells would be another date every day."""
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return np.zeros(len(column), dtype=bool)
+    text = column.astype(str)
+    found = text.isin(_RELATIVE).to_numpy(dtype=bool, copy=True)
+    # The pattern would take twice as long as parsing; few dates have a colon so early.
+    early = np.flatnonzero(text.str.slice(0, 6).str.contains(":", regex=False, na=False).to_numpy())
+    found[early] |= text.iloc[early].str.fullmatch(_TIME_ALONE).to_numpy(dtype=bool)
+    return found
 
 
 def calendar_phase(dates: Dates) -> npt.NDArray[np.float32]:
@@ -115,13 +161,14 @@ def infer_frequency(dates: Dates) -> str | None:
     """Name the time between rows as a pandas alias; None when it is not regular.
 
     Calendar steps (months, quarters, years, business days) are regular although they differ in
-    length. Fewer than 3 rows have no frequency.
+    length. Fewer than 3 rows have no frequency, and neither have rows that go back.
     """
-    if len(dates) < 3:
+    if len(dates) < 3 or dates[-1] < dates[0]:  # pandas would name a negative one
         return None
     if len(dates) > _TELLING_ROWS and _has_equal_steps(dates):
         dates = dates[:_TELLING_ROWS]
-    return _infer(dates.astype("datetime64[ns]").tobytes())
+    stamps = dates.astype("datetime64[ns]").tobytes()
+    return (_infer if len(stamps) <= _MOST_KEPT else _infer.__wrapped__)(stamps)
 
 
 @lru_cache(maxsize=1024)
@@ -145,7 +192,9 @@ def follows(dates: Dates, frequency: str) -> bool:
     count = len(dates)
     if count > _TELLING_ROWS and _has_equal_steps(dates):
         count = _TELLING_ROWS
-    return _follows(dates[:count].astype("datetime64[ns]").tobytes(), frequency)
+    stamps = dates[:count].astype("datetime64[ns]").tobytes()
+    known = _follows if len(stamps) <= _MOST_KEPT else _follows.__wrapped__
+    return known(stamps, frequency)
 
 
 @lru_cache(maxsize=1024)
@@ -153,6 +202,22 @@ def _follows(stamps: bytes, frequency: str) -> bool:
     dates = np.frombuffer(stamps, dtype="datetime64[ns]")
     expected = pd.date_range(dates[0], periods=len(dates), freq=frequency).as_unit("ns")
     return bool(np.array_equal(expected.to_numpy(), dates))
+
+
+def tells_frequency(dates: Dates, frequency: str | None) -> bool:
+    """Whether the frequency of time stamps is surely theirs, not for want of rows.
+
+    Fewer than 3 rows tell none, and from Monday to Friday days are business days, too.
+
+    Args:
+        dates: Shape (T,).
+        frequency: What was inferred from them; None: there is none.
+    """
+    if len(dates) < 3:
+        return False
+    name, dash, anchor = (frequency or "").partition("-")
+    other = _OF_BUSINESS_DAYS.get(name)
+    return other is None or not follows(dates, f"{other}{dash}{anchor}")
 
 
 def continue_dates(last: np.datetime64, frequency: str, count: int) -> Dates:
@@ -211,7 +276,8 @@ def review_dates(
         rows: Position of each row in the file, for messages; None: 0, 1, 2... Shape (T,).
 
     Raises:
-        DataError: Under strict, the first duplicated, backward, skipped or extra stamp.
+        DataError: Under strict, the first duplicated, backward, skipped or extra stamp; of a file
+            that is newest first, that it is.
     """
     odd, numbers = _odd_steps(dates)
     if not len(odd):
@@ -219,11 +285,14 @@ def review_dates(
     if rule == "strict":
         first = int(odd[0])
         row = first if rows is None else int(rows[first])
+        if (dates[1:] < dates[:-1]).all():
+            remedy = _NEWEST_FIRST  # in order, time would run backward
+        else:
+            remedy = _AS_IS + (_DAYLIGHT_SAVING if _is_clock_change(dates, first) else "")
         raise DataError(
             f"data.dates=strict: row {row + 1}{where} has the time stamp {show(dates[first])} "
             f"after {show(dates[first - 1])}: {_MEANING[KINDS[numbers[0]]]} ({len(odd)} such "
-            "places in all). Correct the dates, or take the rows in order with data.dates=as_is."
-            + (_DAYLIGHT_SAVING if _is_clock_change(dates, first) else "")
+            f"places in all). {remedy}"
         )
     for number, kind in enumerate(KINDS):
         found = odd[numbers == number]

@@ -4,9 +4,11 @@ Shape legend (this file):
     T  rows of the frame     S  series
 """
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import tzinfo
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dist_train.data.config import DataConfig, DataError, quote
-from dist_train.data.dates import Dates, parse_dates
+from dist_train.data.dates import Dates, are_days, parse_dates
 from dist_train.data.frame_gaps import ID_COLUMN, Filled, fill_gaps, newest_filled
 from dist_train.data.frequency import at_frequency
 from dist_train.data.series import SeriesSet, from_table
@@ -44,6 +46,9 @@ class Expected:
     date_column: str | None
     """``data.date_column``; None: ``date`` or ``ds``."""
 
+    frequencies: Mapping[str, str | None] = field(default_factory=dict)
+    """By id of the series, where sources differ in theirs; else empty."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
@@ -55,8 +60,9 @@ class Frame:
     series_set: SeriesSet
     layout: Literal["wide", "long"]
     date_column: str
-    zone: str | None
-    """Time zone of its stamps; those of the series are then in UTC, or what its clocks show."""
+    zone: str | tzinfo | None
+    """Time zone of its stamps, of pandas the object itself; those of the series are then in UTC, or
+    what its clocks show."""
 
     shows_clocks: bool
     first_rows: Mapping[str, int]
@@ -68,46 +74,65 @@ class Frame:
     def give_back(
         self,
         ids: Sequence[str],
-        dates: Mapping[str, Dates],
-        columns: Mapping[str, npt.NDArray[np.floating]],
+        dates: Sequence[tuple[str, Dates]],
+        columns: Sequence[tuple[str, npt.NDArray[np.floating]]],
     ) -> Any:
         """Make a frame of the kind that was given, its ids and stamps of the same types.
 
         Args:
             ids: The series of each row, left out of a wide frame.
-            dates: Columns of time stamps. Shape (rows,) each.
-            columns: The other columns, in order. Shape (rows,) each.
-        """
-        made: dict[str, Any] = {}
-        if self.layout == "long":
-            rows = [self.first_rows[id_] for id_ in ids]
-            made[ID_COLUMN] = self.native[ID_COLUMN][rows].to_native()
-        kind = self.native.implementation
-        if kind.is_pandas():
-            made = {name: column.reset_index(drop=True) for name, column in made.items()}
-            made |= {name: self._pandas_dates(part) for name, part in dates.items()}
-            return pd.DataFrame(made | dict(columns))
-        known = [
-            nw.from_native(column, series_only=True).alias(name) for name, column in made.items()
-        ]
-        stamps = {name: self._to_utc(part) for name, part in dates.items()}
-        new = nw.from_dict({**stamps, **columns}, backend=kind)
-        new = new.with_columns(self._expression(name) for name in dates)
-        return new.select(*known, *new.columns).to_native()
+            dates: Names and columns of time stamps. Shape (rows,) each.
+            columns: Names and the other columns, in order. Shape (rows,) each.
 
-    def make(self, columns: Mapping[str, Any]) -> Any:
+        Raises:
+            DataError: Two columns would have one name.
+        """
+        named = [name for name, _ in (*dates, *columns)]
+        self._refuse_twice([ID_COLUMN, *named] if self.layout == "long" else named)
+        is_pandas = self.native.implementation.is_pandas()
+        typed: Callable[[Dates], Any] = self._pandas_dates if is_pandas else self._to_utc
+        stamps = {name: typed(part) for name, part in dates}
+        return self._frame(ids, {**stamps, **dict(columns)}, list(stamps))
+
+    def make(self, ids: Sequence[str], columns: Mapping[str, Any]) -> Any:
         """Make any other frame of the kind that was given, time stamps without a zone.
 
         Args:
-            columns: Lists or arrays by name, in order.
+            ids: The series of each row; as they were given in a long frame, else as text.
+            columns: The other columns, lists or arrays by name, in order.
         """
-        if self.native.implementation.is_pandas():
-            return pd.DataFrame(dict(columns))
-        plain = {
-            name: part if np.asarray(part).dtype.kind == "M" else list(part)
-            for name, part in columns.items()
-        }
-        return nw.from_dict(plain, backend=self.native.implementation).to_native()
+        if self.layout == "wide":
+            columns = {ID_COLUMN: np.array(ids, dtype=str), **columns}
+        return self._frame(ids, columns)
+
+    def _frame(
+        self, ids: Sequence[str], columns: Mapping[str, Any], stamps: Sequence[str] = ()
+    ) -> Any:
+        """Put columns beside the ids of a long frame; ``stamps`` get type and zone, in polars."""
+        known = []
+        if self.layout == "long":
+            known = [self.native[ID_COLUMN][[self.first_rows[id_] for id_ in ids]]]
+        kind = self.native.implementation
+        if kind.is_pandas():
+            made = pd.DataFrame(dict(columns))
+            for one in known:
+                made.insert(0, ID_COLUMN, one.to_native().reset_index(drop=True))
+            return made
+        new = nw.from_dict(columns, backend=kind)
+        new = new.with_columns(self._expression(name) for name in stamps)
+        return new.select(*known, *new.columns).to_native()
+
+    def _refuse_twice(self, names: Sequence[str]) -> None:
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is None:
+            return
+        remedy = "train the model under another name of that variate"
+        if twice == self.date_column:
+            remedy = f"rename the dates to {'ds' if self.layout == 'long' else 'date'!r}"
+        raise DataError(
+            f"column {quote(twice)}: two columns of what is given back would have this name: "
+            f"{remedy}."
+        )
 
     def _pandas_dates(self, dates: Dates) -> "pd.Series[Any]":
         column = pd.Series(pd.DatetimeIndex(self._to_utc(dates)))
@@ -131,7 +156,7 @@ class Frame:
         """The stamps with zone and type of those given, for other kinds than pandas."""
         column = nw.col(name)
         if self.zone is not None:
-            column = column.dt.replace_time_zone("UTC").dt.convert_time_zone(self.zone)
+            column = column.dt.replace_time_zone("UTC").dt.convert_time_zone(str(self.zone))
         if _is_time(self.native, self.date_column):
             column = column.cast(self.native.schema[self.date_column])
         return column
@@ -161,8 +186,13 @@ def read_frame(
         _check_numbers(native, name)
     kept = [*([ID_COLUMN] if layout == "long" else []), date_column, *columns]
     table = native.select(kept).to_pandas().reset_index(drop=True)
-    zone = getattr(native.schema[date_column], "time_zone", None)
-    shows_clocks = zone is not None and is_daily_or_longer(expected.frequency)
+    if expected.frequencies:
+        expected = replace(expected, frequency=_frequency_of(table[ID_COLUMN], expected))
+    table[date_column] = _as_numpy(table[date_column])
+    zone = _zone_of(native, table, date_column)
+    shows_clocks = zone is not None and (
+        is_daily_or_longer(expected.frequency) or are_days(table[date_column])
+    )
     if shows_clocks:
         table[date_column] = table[date_column].dt.tz_localize(None)
     elif zone is None:
@@ -176,9 +206,13 @@ def read_frame(
     config = DataConfig(
         path=_LABEL, layout=layout, date_column=date_column, columns=columns, missing=missing
     )
-    series_set = from_table(
-        table, config, name=expected.name, rows=rows, frequency=expected.frequency
-    )
+    try:
+        series_set = from_table(
+            table, config, name=expected.name, rows=rows, frequency=expected.frequency
+        )
+    except DataError as refusal:  # a frame has no settings, its remedy is an argument
+        told = re.sub(r"set data\.missing=[\w ]+", 'say missing="interpolate"', str(refusal))
+        raise DataError(told) from None
     series_set = at_frequency(series_set, expected.frequency, _LABEL)
     # A "y" stands for the one variate of the training, whatever that was called.
     named = tuple(replace(one, columns=expected.columns) for one in series_set.series)
@@ -293,7 +327,32 @@ def _check_numbers(native: Any, name: str) -> None:
     raise DataError(f"column {quote(name)} holds {what}, not numbers: {remedy}.")
 
 
+def _frequency_of(ids: "pd.Series[Any]", expected: Expected) -> str | None:
+    """The one frequency of the series of a frame; None where theirs differ, or none is known."""
+    known = expected.frequencies
+    found = {known[id_] for id_ in ids.astype(str).unique() if id_ in known}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _as_numpy(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Time stamps and dates that Arrow holds for pandas as numpy's; any other column as it is."""
+    if isinstance(column.dtype, pd.ArrowDtype) and pd.api.types.is_datetime64_any_dtype(column):
+        return pd.Series(pd.DatetimeIndex(column), index=column.index)
+    return column
+
+
+def _zone_of(native: Any, table: pd.DataFrame, name: str) -> str | tzinfo | None:
+    """Zone of a column, as far as its type tells it."""
+    if native.implementation.is_pandas():
+        # Not the schema's: narwhals reads it out of the type's text, and not every zone's name.
+        zone: str | tzinfo | None = getattr(table[name].dtype, "tz", None)
+        return zone
+    return getattr(native.schema[name], "time_zone", None)
+
+
 def _is_time(native: Any, name: str) -> bool:
+    if native.implementation.is_pandas():
+        return pd.api.types.is_datetime64_any_dtype(native[name].to_native().dtype)
     return isinstance(native.schema[name], (nw.Datetime, nw.Date))
 
 

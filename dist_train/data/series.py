@@ -18,7 +18,7 @@ import pandas as pd
 from dist_train import local_copy
 from dist_train.data.catalog import Borders, DatasetEntry, find_file, lookup
 from dist_train.data.config import DataConfig, DataError, SeriesConfig
-from dist_train.data.dates import Dates, follows, infer_frequency, season_of
+from dist_train.data.dates import Dates, follows, infer_frequency, season_of, tells_frequency
 from dist_train.data.layout import split_table
 from dist_train.data.standardise import Standardised
 from dist_train.data.tables import read_table
@@ -224,14 +224,13 @@ def _common_frequency(
         else infer_frequency(one.dates)
         for one in series
     }
-    known = {found for found in frequencies.values() if found is not None}
-    if len(known) == 1:  # fewer than 3 rows have no frequency, and may follow that of the others
+    telling = {one.id for one in series if tells_frequency(one.dates, frequencies[one.id])}
+    known = {frequencies[id_] for id_ in telling or frequencies} - {None}
+    if len(known) == 1:  # series too short to tell theirs may follow that of the others
         common = next(iter(known))
-        frequencies |= {
-            one.id: common
-            for one in series
-            if frequencies[one.id] is None and follows(one.dates, common)
-        }
+        assert common is not None
+        short = (one for one in series if one.id not in telling)
+        frequencies |= {one.id: common for one in short if follows(one.dates, common)}
     if len(set(frequencies.values())) == 1:
         return next(iter(frequencies.values()))
     if config.dates == "strict":

@@ -10,11 +10,13 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dist_train.data.config import DataConfig, DataError, SourceConfig
-from dist_train.data.dates import follows
+from dist_train.data.dates import follows, tells_frequency
 from dist_train.data.series import (
     Series,
     SeriesSet,
@@ -56,6 +58,8 @@ def names_of(sources: Sequence[SourceConfig]) -> list[str]:
 def files_of(source: SourceConfig) -> list[Path]:
     """The files that a source's ``path`` names, in the order of their names.
 
+    Names that begin with a dot are left out, unless the pattern says the dot.
+
     Raises:
         DataError: There is none.
     """
@@ -70,8 +74,13 @@ def files_of(source: SourceConfig) -> list[Path]:
             )
         return found
     if glob.has_magic(source.path) and not path.exists():
-        fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        found = sorted(file for file in fixed.glob(str(path.relative_to(fixed))) if file.is_file())
+        fixed = next(parent for parent in path.parents if parent.is_dir())
+        pattern = path.relative_to(fixed)
+        found = sorted(
+            file
+            for file in fixed.glob(str(pattern))
+            if file.is_file() and not _is_hidden(file.relative_to(fixed), pattern)
+        )
         if not found:
             raise DataError(f"path={source.path} matches no file: check the pattern.")
         return found
@@ -91,26 +100,21 @@ def parts_of(config: DataConfig, source: SourceConfig) -> Iterator[SeriesSet]:
         The series of each file, univariate.
 
     Raises:
-        DataError: A file cannot be used, or has another frequency than the first; the message
-            names it.
+        DataError: A file cannot be used, or has another frequency than the first that tells one;
+            the message names it.
     """
     own, name = config.of_source(source), name_of(source)
     if source.path is None:
         yield _flat(load_series(own), name, name)
         return
     files = files_of(source)
-    labels = _labels(files)
-    frequency: str | None = None
-    for number, (file, label) in enumerate(zip(files, labels, strict=True)):
-        try:
-            part = load_series(replace(own, path=str(file)))
-            if number == 0:
-                frequency = part.frequency
-            part = _at_frequency(part, frequency, files[0], strict=own.dates == "strict")
-        except DataError as error:
-            if str(file) in str(error):
-                raise
-            raise DataError(f"{file}: {error}") from error
+    rhythm: _Rhythm | None = None
+    for file, label in zip(files, _labels(files), strict=True):
+        part = _load(own, file)
+        if rhythm is None:
+            rhythm = _rhythm_of(part, own, files)
+        with _naming(file):
+            part = _at_rhythm(part, rhythm, strict=own.dates == "strict")
         if len(files) == 1:
             yield _flat(part, name, name)
         else:
@@ -171,6 +175,60 @@ class Joint:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Rhythm:
+    """What the files of a source have to have in common."""
+
+    frequency: str | None
+    seasonal_period: int
+    told_by: Path
+
+
+def _load(own: DataConfig, file: Path) -> SeriesSet:
+    with _naming(file):
+        return load_series(replace(own, path=str(file)))
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Say in front of what is refused inside which file it is of."""
+    try:
+        yield
+    except DataError as error:
+        if str(file) in str(error):
+            raise
+        raise DataError(f"{file}: {error}") from error
+
+
+def _rhythm_of(first: SeriesSet, own: DataConfig, files: Sequence[Path]) -> _Rhythm:
+    """The frequency of the first file that surely tells one, so that their order is all the same.
+
+    Files before it are read here and again later; they have a few rows.
+
+    Args:
+        first: What the first file holds.
+        own: How files are read.
+        files: All of them.
+    """
+    unsure: _Rhythm | None = None
+    for number, file in enumerate(files):
+        part = first if number == 0 else _load(own, file)
+        rhythm = _Rhythm(part.frequency, part.seasonal_period, file)
+        if any(tells_frequency(one.dates, part.frequency) for one in part.series):
+            return rhythm
+        if unsure is None or unsure.frequency is None:
+            unsure = rhythm
+    assert unsure is not None, "no file"
+    return unsure
+
+
+def _is_hidden(file: Path, pattern: Path) -> bool:
+    """Whether a name on the way to a file begins with a dot that the pattern does not say."""
+    said = [part for part in pattern.parts if part.startswith(".")]
+    dotted = [part for part in file.parts if part.startswith(".")]
+    return not all(any(fnmatchcase(part, one) for one in said) for part in dotted)
+
+
 def _is_readable(file: Path) -> bool:
     # A name that begins with a dot is the system's, or a file that is still being written.
     return file.suffix.lower() in READABLE and not file.name.startswith(".")
@@ -189,18 +247,17 @@ def _labelled(label: str, checksum: str) -> str:
     return checksum_of_parts([label, checksum])
 
 
-def _at_frequency(
-    part: SeriesSet, frequency: str | None, first: Path, *, strict: bool
-) -> SeriesSet:
+def _at_rhythm(part: SeriesSet, rhythm: _Rhythm, *, strict: bool) -> SeriesSet:
     """Refuse a file of another frequency; a few rows may follow several."""
+    frequency = rhythm.frequency
     if part.frequency == frequency:
         return part
     if frequency is not None and all(follows(one.dates, frequency) for one in part.series):
-        return replace(part, frequency=frequency)
+        return replace(part, frequency=frequency, seasonal_period=rhythm.seasonal_period)
     if strict:
         raise DataError(
-            f"its frequency is {part.frequency}, that of {first.name} is {frequency}: make them "
-            "sources of their own, or take rows in order with dates=as_is."
+            f"its frequency is {part.frequency}, that of {rhythm.told_by.name} is {frequency}: "
+            "make them sources of their own, or take rows in order with dates=as_is."
         )
     return part
 

@@ -6,10 +6,13 @@ import re
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from dist_train.data.config import DataError, quote
+
+_ID_COLUMN = "unique_id"
 
 _COMPRESSED = {".gz", ".bz2", ".zip", ".xz", ".zst", ".tar", ".tgz", ".7z"}
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
@@ -17,6 +20,10 @@ _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # UTF-16 and
 _BYTES_PER_CELL = 8
 # Arrow's table, pandas', and the float64 values that are made of it.
 _COPIES = 3
+_MISSING = [  # what pandas takes for a missing cell
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+]  # fmt: skip
 
 
 def read_table(path: Path, label: str) -> tuple[pd.DataFrame, list[str]]:
@@ -31,7 +38,7 @@ def read_table(path: Path, label: str) -> tuple[pd.DataFrame, list[str]]:
 
     Raises:
         DataError: Missing, a folder, empty, only a header, one row, repeated column names, not
-            readable in its format.
+            separated by commas, not readable in its format.
     """
     try:
         return _read(path, label)
@@ -123,14 +130,14 @@ def _read_csv(path: Path, label: str, notes: list[str]) -> pd.DataFrame:
     encoding = "utf-8-sig"  # Excel opens a UTF-8 file with a byte order mark
     try:
         header = _header(path, label, encoding)
-        table = _parse_csv(path, label, encoding)
+        table = _parse_csv(path, label, encoding, header)
     except UnicodeDecodeError:
         # Latin-1 accepts any bytes. Only column names can be spelt wrongly by it: numbers and
         # dates are ASCII. The published weather.csv is such a file.
         encoding = "latin-1"
         notes.append(f"{path.name} is not UTF-8; it was read as Latin-1")
         header = _header(path, label, encoding)
-        table = _parse_csv(path, label, encoding)
+        table = _parse_csv(path, label, encoding, header)
     refuse_repeated(label, header)
     return table
 
@@ -138,18 +145,37 @@ def _read_csv(path: Path, label: str, notes: list[str]) -> pd.DataFrame:
 def _header(path: Path, label: str, encoding: str) -> list[str]:
     with path.open(encoding=encoding, newline="") as file:
         try:
-            return next(csv.reader(file), [])
+            rows = csv.reader(file)  # pandas, too, skips blank lines before the header
+            header = next((row for row in rows if len(row) > 1 or "".join(row).strip()), [])
         except csv.Error as failure:
             raise _unreadable(label, failure) from failure
+    for mark, named in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise DataError(
+                f"{label} is separated by something else than commas, {named}: its header is "
+                f"{quote(header[0])}. Save it with commas between fields, and points in numbers."
+            )
+    return header
 
 
-def _parse_csv(path: Path, label: str, encoding: str) -> pd.DataFrame:
+def _parse_csv(path: Path, label: str, encoding: str, header: list[str]) -> pd.DataFrame:
+    """Read the rows; of which type a column is, pandas guesses, but ids stay as they are written.
+
+    It would guess piece by piece of a long file, and call a series 656 here and 00656 there.
+    """
+    options: dict[str, Any] = {}
+    if _ID_COLUMN in header:
+        own = {n: [""] if name == _ID_COLUMN else _MISSING for n, name in enumerate(header)}
+        options = {"dtype": {_ID_COLUMN: str}, "keep_default_na": False, "na_values": own}
     try:
         with warnings.catch_warnings():
             # pandas only warns when it drops the fields of rows longer than the header.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             warnings.simplefilter("ignore", pd.errors.DtypeWarning)
-            return pd.read_csv(path, encoding=encoding, index_col=False, compression=None)
+            table: pd.DataFrame = pd.read_csv(
+                path, encoding=encoding, index_col=False, compression=None, **options
+            )
+            return table
     except UnicodeDecodeError:
         raise
     except (ValueError, OverflowError, pd.errors.ParserWarning) as failure:

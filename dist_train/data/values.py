@@ -4,13 +4,11 @@ Shape legend (this file):
     T  time steps     N  variates
 """
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dist_train.data.config import DataError, quote
+from dist_train.data.config import DataError, Missing, quote
 from dist_train.data.dates import Dates, show
 
 Values = npt.NDArray[np.float64]
@@ -22,7 +20,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 def read_values(
     table: pd.DataFrame,
     dates: Dates,
-    missing: Literal["error", "interpolate"],
+    missing: Missing,
     sentinels: tuple[float, ...] = (),
     notes: list[str] | None = None,
     where: str = "",
@@ -33,10 +31,11 @@ def read_values(
     Args:
         table: One column per variate. T rows.
         dates: Time stamps, for messages. Shape (T,).
-        missing: Refuse missing and infinite values, or fill them linearly (at the ends with the
-            nearest value).
+        missing: Refuse missing and infinite values, or fill them: as
+            :attr:`dist_train.data.config.DataConfig.missing` says, at the ends with the nearest
+            value.
         sentinels: Numbers that stand for a missing value. They are kept, as benchmarks do,
-            unless ``missing`` is interpolate.
+            where ``missing`` is error.
         notes: What was accepted is appended here.
         where: Which series, for messages, such as `` of series 'a'``.
         rows: Position of each row in the file, for messages; None: as in ``table``. Shape (T,).
@@ -56,13 +55,13 @@ def read_values(
     sentinel_TN = np.isin(values_TN, sentinels)
     if sentinel_TN.any():
         t, n = np.argwhere(sentinel_TN)[0]
-        treatment = "filled" if missing == "interpolate" else "kept as published"
+        treatment = "kept as published" if missing == "error" else "filled"
         accepted.append(
             f"{sentinel_TN.sum()} values{where} stand for a missing one "
             f"({', '.join(f'{number:g}' for number in sentinels)}), {treatment}; the first in "
             f"column {table.columns[n]!r}, row {file_rows[t] + 1} ({show(dates[t])})"
         )
-        if missing == "interpolate":
+        if missing != "error":
             missing_TN |= sentinel_TN
     for n, column in enumerate(table.columns):
         gaps_T = missing_TN[:, n]
@@ -79,11 +78,17 @@ def read_values(
             raise DataError(
                 f"column {quote(column)}{where} has {what} at row {file_rows[t] + 1} "
                 f"({show(dates[t])}), and {gaps_T.sum()} missing or infinite values in all: fill "
-                "them, or set data.missing=interpolate."
+                "them, or set data.missing=interpolate or forward."
             )
-        known = np.flatnonzero(~gaps_T)
-        values_TN[gaps_T, n] = np.interp(np.flatnonzero(gaps_T), known, values_TN[known, n])
-        accepted.append(f"{gaps_T.sum()} missing values of column {column!r}{where} interpolated")
+        known, gaps = np.flatnonzero(~gaps_T), np.flatnonzero(gaps_T)
+        if missing == "forward":
+            newest = np.searchsorted(known, gaps) - 1
+            values_TN[gaps, n] = values_TN[known[newest.clip(min=0)], n]
+            how = "filled with the last one before"
+        else:
+            values_TN[gaps, n] = np.interp(gaps, known, values_TN[known, n])
+            how = "interpolated: a window that ends in such a gap knows what follows it"
+        accepted.append(f"{len(gaps)} missing values of column {column!r}{where} {how}")
     _refuse_too_large(values_TN, table, where, file_rows)
     return values_TN
 

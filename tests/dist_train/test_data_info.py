@@ -104,6 +104,27 @@ def test_sizes_are_readable(corpus: Path, size: int, shown: str):
     assert line == f"2 series, 160 rows, h, 2020-01-01 00:00:00 to 2020-01-04 07:00:00, {shown}"
 
 
+def test_a_source_that_the_run_renames_is_found_by_its_folder(
+    tmp_path: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config = tmp_path / "run.yaml"
+    for long, wide in (("beta", "alpha"), ("wide", "long")):  # the second pair is exchanged
+        config.write_text(
+            f"data: {{seq_len: 16, pred_len: 4, sources: ["
+            f"{{path: {corpus}/../corpus/long, name: {long}, too_short: skip, pred_len: 2}}, "
+            f"{{path: {corpus / 'wide'}, name: {wide}}}]}}"
+        )
+        data = load_forecast_data(load_run_config(config).data)
+        counts = data.windows["train"].count_by_series_range(data.first_series).tolist()
+        monkeypatch.chdir(tmp_path)
+        for folder in (corpus, "corpus"):
+            _, found = told(capsys, folder, "--config", config)
+            assert [one["windows"] for one in found["sources"]] == counts
+
+
 def test_windows_of_a_source_that_the_run_names_are_of_its_horizon(
     tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -164,7 +164,7 @@ PARQUET_INPUTS = (
 SETTINGS = st.fixed_dictionaries(
     {
         "layout": st.sampled_from(["auto", "auto", "wide", "long"]),
-        "missing": st.sampled_from(["error", "interpolate"]),
+        "missing": st.sampled_from(["error", "interpolate", "forward"]),
         "dates": st.sampled_from(["strict", "as_is"]),
         "date_column": st.sampled_from([None, None, None, "a", "when"]),
         "columns": st.sampled_from([None, None, None, ["a"], ["b", "a"], ["zz"]]),

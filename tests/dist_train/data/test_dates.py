@@ -1,6 +1,7 @@
 """dist_train/data/dates.py: regular stamps pass, every irregular one is named."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from dist_train.data.dates import (
     parse_dates,
     review_dates,
     season_of,
+    tells_frequency,
 )
 
 
@@ -73,6 +75,28 @@ def test_dates_that_stand_still_are_all_duplicated():
     assert [defect.kind for defect in defects] == ["duplicated", "duplicated"]
 
 
+@pytest.mark.parametrize("frequency", ["D", "h", "MS", "ME", "B", "W-TUE", "QS-JAN"])
+@pytest.mark.parametrize("rows", [2, 3, 40])
+def test_a_file_that_is_newest_first_is_refused_as_one(frequency: str, rows: int):
+    dates = pd.date_range("2020-01-01", periods=rows, freq=frequency)[::-1]
+    dates = dates.to_numpy("datetime64[ns]")
+    assert infer_frequency(dates) is None
+    with pytest.raises(
+        DataError, match="row 2 .*the dates go back .*newest first: turn it round"
+    ) as refusal:
+        review_dates(dates, "strict", [])
+    assert "as_is" not in str(refusal.value)  # would train with time reversed
+    notes: list[str] = []
+    review_dates(dates, "as_is", notes)
+    assert notes[0].startswith(f"{rows - 1} backward time step")
+
+
+def test_rows_in_disorder_are_not_newest_first():
+    with pytest.raises(DataError, match="the dates go back") as refusal:
+        review_dates(stamps("2020-01-03", "2020-01-02", "2020-01-04"), "strict", [])
+    assert "newest first" not in str(refusal.value)
+
+
 def test_a_missing_month_is_named_and_short_months_are_not():
     dates = pd.date_range("2020-01-01", periods=14, freq="MS").delete(6)
     defects = find_defects(dates.to_numpy("datetime64[ns]"))
@@ -112,6 +136,55 @@ def test_a_word_that_means_another_date_every_day_is_no_date(word: str):
         parse_dates(pd.Series(["2020-01-01", word]), "date")
 
 
+@pytest.mark.parametrize(
+    "time", ["10:30", "9:05", "10:30:00", "10:30:00.5", "10:30 PM", " 00:00", "00:30Z",
+             "10:30+01:00", "10:30 UTC"],
+)  # fmt: skip
+def test_a_time_without_a_date_is_no_date(time: str):
+    """pandas gives it the date of today."""
+    for cells in ([time] * 3, pd.Categorical([time] * 3), np.array([time] * 3, dtype=object)):
+        with pytest.raises(DataError, match="row 1 has .*, which is not a date"):
+            parse_dates(pd.Series(cells), "date")
+    with pytest.raises(DataError, match="row 2 has .*, which is not a date"):
+        parse_dates(pd.Series(["2020-01-01 10:00", time]), "date")
+
+
+def test_a_date_may_begin_with_its_time():
+    got = parse_dates(pd.Series(["10:30 2020-01-01", "10:30 2020-01-02"]), "date")
+    np.testing.assert_array_equal(got, stamps("2020-01-01T10:30", "2020-01-02T10:30"))
+
+
+DAYS = pd.date_range("2020-03-20", periods=20, freq="D")  # clocks are changed on March 29
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize("form", ["zoned", "%Y-%m-%d %H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "str"])
+def test_days_of_a_zone_stay_days_when_clocks_change(zone: str, form: str):
+    zoned = pd.Series(DAYS.tz_localize(zone))
+    column = zoned
+    if form == "str":
+        column = zoned.astype(str)
+    elif form != "zoned":
+        column = zoned.dt.strftime(form)
+    np.testing.assert_array_equal(parse_dates(column, "date"), DAYS.to_numpy("datetime64[ns]"))
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_hours_of_a_zone_become_utc_although_some_are_midnight(as_text: bool):
+    hours = pd.date_range("2020-03-28", periods=60, freq="h", tz="Europe/Berlin")
+    for stamps_of in (hours, hours[[0, 24, 25]], hours[[1, 25]]):
+        column = pd.Series(stamps_of.astype(str) if as_text else stamps_of)
+        expected = stamps_of.tz_convert("UTC").tz_localize(None).to_numpy("datetime64[ns]")
+        np.testing.assert_array_equal(parse_dates(column, "date"), expected)
+
+
+def test_a_missing_day_among_zoned_ones_is_named():
+    column = pd.Series(DAYS.tz_localize("Europe/Berlin").astype(str))
+    column[3] = None
+    with pytest.raises(DataError, match="row 4 has '(None|nan)', which is not a date"):
+        parse_dates(column, "date")
+
+
 def test_a_long_cell_is_not_repeated_whole():
     with pytest.raises(DataError) as caught:
         parse_dates(pd.Series(["2020-01-01", "x" * 10**6]), "date")
@@ -134,6 +207,25 @@ def test_stamps_follow_their_frequency_and_are_continued(frequency: str):
     assert not follows(np.delete(dates[:40], 20), frequency)
     assert not follows(dates[:40], "7min")
     np.testing.assert_array_equal(continue_dates(dates[39], frequency, 5), dates[40:])
+
+
+@pytest.mark.parametrize(
+    ("begin", "rows", "frequency", "is_told"),
+    [("2024-01-01", 2, "D", False), ("2024-01-01", 5, "D", False), ("2024-01-01", 6, "D", True),
+     ("2024-01-03", 4, "D", True), ("2024-01-03", 4, "B", True), ("2020-04-01", 3, "MS", False),
+     ("2020-04-01", 5, "MS", True), ("2020-04-01", 3, "QS-JAN", False),
+     ("2024-01-01", 3, "h", True)],
+)  # fmt: skip
+def test_a_few_rows_do_not_tell_their_frequency(
+    begin: str, rows: int, frequency: str, is_told: bool
+):
+    dates = pd.date_range(begin, periods=rows, freq=frequency).to_numpy("datetime64[ns]")
+    assert tells_frequency(dates, infer_frequency(dates)) == is_told
+
+
+def test_rows_without_a_frequency_tell_that_there_is_none():
+    dates = stamps("2024-01-01", "2024-01-02", "2024-01-09")
+    assert tells_frequency(dates, infer_frequency(dates))
 
 
 def test_what_many_series_share_cannot_be_changed():
@@ -177,3 +269,21 @@ def test_the_year_is_a_circle():
     np.testing.assert_allclose(phase[1], [-1, 0], atol=1e-4)  # half a mean year later
     np.testing.assert_allclose(phase[[2, 3]], [[0, 1], [0, -1]], atol=0.03)
     np.testing.assert_allclose(phase[4], [1, 0], atol=0.03)  # a century later it is still new year
+
+
+def test_long_stamps_are_not_kept_in_memory():
+    """Of every frame that a service forecasts."""
+    gappy = pd.date_range("2020", periods=50_000, freq="min").delete(100).to_numpy()
+
+    def look(number: int) -> None:
+        dates = gappy + np.timedelta64(number, "D")
+        assert infer_frequency(dates) is None
+        assert not follows(dates, "min")
+
+    look(0)
+    tracemalloc.start()
+    for number in range(1, 6):
+        look(number)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < gappy.nbytes

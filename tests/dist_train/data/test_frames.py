@@ -1,5 +1,7 @@
 """dist_train/data/frames.py: frames are read like files, in any order, and given back in kind."""
 
+from dataclasses import replace
+from datetime import timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from dateutil.tz import gettz
 
 from dist_train.data.config import DataError
 from dist_train.data.dates import continue_dates
@@ -46,8 +49,8 @@ def continued(frame: Frame, steps: int = 3) -> Any:
     dates = [continue_dates(one.dates[-1], frame.series_set.frequency, steps) for one in series]
     return frame.give_back(
         [one.id for one in series for _ in range(steps)],
-        {frame.date_column: np.concatenate(dates)},
-        {"TimeLLM": np.tile(np.arange(steps) * 1.0, len(series))},
+        [(frame.date_column, np.concatenate(dates))],
+        [("TimeLLM", np.tile(np.arange(steps) * 1.0, len(series)))],
     )
 
 
@@ -162,6 +165,16 @@ def test_days_are_those_of_the_zone(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_days_are_those_of_the_zone_where_the_training_had_no_frequency(kind: str):
+    table = wide(freq="D", start="2024-03-20", tz="Europe/Berlin")
+    read = read_frame(table if kind == "pandas" else pl.from_pandas(table), like(WIDE, None))
+    assert read.series_set.frequency == "D"
+    assert [str(stamp) for stamp in continued(read)["date"]] == [
+        f"2024-04-{day:02d} 00:00:00+02:00" for day in (9, 10, 11)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
 def test_a_midnight_that_clocks_skip_is_the_first_hour_there_is(kind: str):
     table = wide(freq="D", start="2023-04-07", tz="Africa/Cairo")  # no midnight on April 28
     given = table if kind == "pandas" else pl.from_pandas(table)
@@ -169,6 +182,41 @@ def test_a_midnight_that_clocks_skip_is_the_first_hour_there_is(kind: str):
     assert [str(stamp) for stamp in result["date"].to_list()] == [
         "2023-04-27 00:00:00+02:00", "2023-04-28 01:00:00+03:00", "2023-04-29 00:00:00+03:00",
     ]  # fmt: skip
+
+
+ZONES = [
+    "America/New_York", "Etc/GMT+3", "EST5EDT", gettz("America/Port-au-Prince"),
+    timezone(timedelta(hours=5, minutes=45)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", ZONES, ids=str)
+@pytest.mark.parametrize("freq", ["h", "D"])
+def test_every_zone_that_pandas_knows_is_kept(zone: Any, freq: str):
+    dates = pd.date_range("2024-03-01", periods=230, freq=freq, tz=zone)  # over a change of clocks
+    table = wide(rows=227).assign(date=dates[:227])
+    result = continued(read_frame(table, like(WIDE, freq)))
+    assert result["date"].dtype == table["date"].dtype
+    assert list(result["date"]) == list(dates[227:])
+
+
+ARROW = [
+    ("timestamp[us][pyarrow]", "h"), ("timestamp[ms, tz=America/New_York][pyarrow]", "h"),
+    ("timestamp[s, tz=America/New_York][pyarrow]", "D"), ("date32[day][pyarrow]", "D"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "freq"), ARROW)
+def test_time_that_arrow_holds_for_pandas_goes_on_as_in_polars(dtype: str, freq: str):
+    zone = "America/New_York" if "tz" in dtype else None
+    table = wide(rows=40, freq=freq, start="2024-03-01", tz=zone).astype({"date": dtype})
+    expected = like(WIDE, freq)
+    result = continued(read_frame(table.sample(frac=1, random_state=2), expected))
+    assert result["date"].dtype == table["date"].dtype
+    twin = continued(read_frame(pl.from_pandas(table), expected))
+    assert [str(one) for one in result["date"]] == [
+        str(pd.Timestamp(one) if freq == "h" or zone else one) for one in twin["date"].to_list()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -209,6 +257,82 @@ def test_gaps_are_filled_on_request():
     (first, second) = read_frame(long().drop(index=[7, 30]), LONG, "interpolate").series_set.series
     np.testing.assert_allclose(second.values[:, 0], np.arange(20))
     np.testing.assert_allclose(first.values[:, 0], np.arange(20) + 100)
+
+
+MIXED = replace(
+    LONG, frequency=None, frequencies={"x": "h", "w": "h", "day": "D", "any": None}, num_series=4
+)
+
+
+def test_a_frame_has_the_frequency_of_its_own_series_where_sources_differ():
+    whole = read_frame(long(), MIXED).series_set.series
+    gaps = read_frame(long().drop(index=[7, 30]), MIXED, "interpolate").series_set.series
+    for one, other in zip(gaps, whole, strict=True):
+        np.testing.assert_allclose(one.values, other.values)
+        np.testing.assert_array_equal(one.dates, other.dates)
+    hourly = long(ids=("day",))
+    with pytest.raises(DataError, match="have the frequency h, the model was trained on D"):
+        read_frame(hourly, MIXED)
+    assert len(read_frame(hourly.assign(unique_id="any"), MIXED).series_set.series) == 1
+
+
+def test_days_of_a_zone_are_days_where_sources_differ():
+    dates = pd.date_range("2024-03-20 08:00", periods=23, freq="D", tz="America/New_York")
+    table = long(ids=("day",)).assign(ds=dates[:20])
+    assert list(continued(read_frame(table, MIXED))["ds"]) == list(dates[20:])
+
+
+def test_series_of_several_frequencies_are_refused_also_where_sources_differ():
+    days = long(ids=("day",)).assign(ds=pd.date_range("2024-01-01", periods=20, freq="D"))
+    with pytest.raises(DataError, match="series 'day' has the frequency D, series 'w' h"):
+        read_frame(pd.concat([long(), days]), MIXED)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_two_columns_of_one_name_are_refused(kind: str):
+    def read(table: pd.DataFrame, expected: Expected) -> Frame:
+        return read_frame(table if kind == "pandas" else pl.from_pandas(table), expected)
+
+    numbers = np.zeros(1)
+    day = np.array(["2024-01-21"], dtype="datetime64[ns]")
+    own = read(wide().rename(columns={"a": "cutoff"}), replace(WIDE, columns=("cutoff", "b")))
+    dates = [("date", day), ("cutoff", day)]
+    with pytest.raises(DataError, match="column 'cutoff': two columns .* another name of that var"):
+        own.give_back(["own"], dates, [("cutoff", numbers), ("b", numbers)])
+    assert own.give_back(["own"], dates[:1], [("cutoff", numbers)]).columns[1] == "cutoff"
+    for layout, expected, other in (("wide", WIDE, "date"), ("long", LONG, "ds")):
+        table = (wide() if layout == "wide" else long()).rename(columns={other: "cutoff"})
+        named = read(table, replace(expected, date_column="cutoff"))
+        with pytest.raises(
+            DataError, match=f"'cutoff': two columns .*rename the dates to {other!r}"
+        ):
+            named.give_back(["x"], [("cutoff", day), ("cutoff", day)], [("b", numbers)])
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_another_frame_has_ids_as_they_were_given(kind: str):
+    given: Any = long(ids=(7, 3)) if kind == "pandas" else pl.from_pandas(long(ids=(7, 3)))
+    read = read_frame(given, LONG)
+    made = read.make(["3", "7", "7"], {"what": ["p", "q", "r"]})
+    assert isinstance(made, type(given))
+    assert list(made.columns) == ["unique_id", "what"]
+    assert list(made["unique_id"]) == [3, 7, 7]
+    one: Any = wide() if kind == "pandas" else pl.from_pandas(wide())
+    assert list(read_frame(one, WIDE).make(["own"], {"what": [1]})["unique_id"]) == ["own"]
+
+
+def test_columns_without_rows_keep_their_types_in_polars():
+    empty = {"text": np.array([], dtype=str), "rank": np.array([], dtype=np.int64)}
+    for given, expected, id_type in (
+        (wide(), WIDE, pl.String), (long(ids=(7, 3)), LONG, pl.Int64),
+    ):  # fmt: skip
+        made = read_frame(pl.from_pandas(given), expected).make([], empty)
+        assert made.schema == {"unique_id": id_type, "text": pl.String, "rank": pl.Int64}
+
+
+def test_the_remedy_for_a_missing_value_is_the_argument():
+    with pytest.raises(DataError, match=r'fill them, or say missing="interpolate"\.$'):
+        read_frame(changed(wide(), "a", 3, np.nan), WIDE)
 
 
 def changed(table: pd.DataFrame, column: str, row: int, value: Any) -> pd.DataFrame:

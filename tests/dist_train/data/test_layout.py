@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from dist_train.data.config import DataConfig
+from dist_train.data.config import DataConfig, DataError
 from dist_train.data.layout import split_table
 
 DATES = pd.date_range("2020-01-01", periods=3, freq="h")
@@ -26,6 +26,23 @@ def test_the_header_or_the_user_decides(columns: list[str], keys: dict[str, str]
         two = two.iloc[:3]
     parts = list(split_table(two, DataConfig(**keys), "own", (), []))  # type: ignore[arg-type]
     assert [id_ for id_, *_ in parts] == ids
+
+
+def test_one_column_is_told_to_be_separated_by_something_else():
+    table = pd.DataFrame({"date|a": ["2020-01-01|1", "2020-01-02|2"]})
+    with pytest.raises(DataError, match=r"the columns are date\|a: .*something else than commas"):
+        list(split_table(table, DataConfig(), "own", (), []))
+
+
+def test_rows_of_a_series_that_is_newest_first_are_refused_or_kept_in_order():
+    table = pd.DataFrame({"date": DATES[::-1], "y": [3.0, 2.0, 1.0]})
+    with pytest.raises(DataError, match="row 2 .* newest first: turn it round"):
+        list(split_table(table, DataConfig(), "own", (), []))
+    notes: list[str] = []
+    ((_, dates, values, _),) = split_table(table, DataConfig(dates="as_is"), "own", (), notes)
+    assert values[:, 0].tolist() == [3, 2, 1]
+    assert list(dates) == list(DATES[::-1].to_numpy("datetime64[ns]"))
+    assert len(notes) == 1
 
 
 def test_the_values_of_clean_series_are_those_of_each_looked_at_alone():

@@ -74,7 +74,8 @@ def test_missing_values_are_refused_or_filled(write_csv: WriteCsv):
         load_series(DataConfig(path=str(path)))
     loaded = load_series(DataConfig(path=str(path), missing="interpolate"))
     assert loaded.series[0].values[1, 0] == 1.0
-    assert loaded.notes == ("1 missing values of column 'a' interpolated",)
+    (note,) = loaded.notes
+    assert note.startswith("1 missing values of column 'a' interpolated: a window")
 
 
 def long_table() -> pd.DataFrame:
@@ -124,6 +125,16 @@ def test_long_tables_that_cannot_be_read_are_refused():
 def test_an_unused_long_column_is_noted():
     loaded = from_table(long_table().assign(x=1), DataConfig(), name="own")
     assert loaded.notes == ("columns not used: x (a long file is one variate per series)",)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_days_of_one_week_are_business_days_or_not_as_the_other_series_are(order: int):
+    for frequency in ("D", "B"):
+        days = {"short": pd.date_range("2024-01-01", periods=5, freq="B"),
+                "long": pd.date_range("2024-01-01", periods=30, freq=frequency)}  # fmt: skip
+        parts = [pd.DataFrame({"unique_id": id_, "ds": own, "y": 1.0}) for id_, own in days.items()]
+        loaded = from_table(pd.concat(parts[::order]), DataConfig(), name="own")
+        assert loaded.frequency == frequency
 
 
 def test_series_of_different_frequency_are_refused_or_have_none():

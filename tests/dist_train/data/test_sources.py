@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_train.data.arrow_series import verify
 from dist_train.data.config import DataConfig, DataError, SourceConfig
 from dist_train.data.sources import load_sources, union
 from dist_train.data.windows import ForecastData, load_forecast_data
@@ -157,7 +158,9 @@ def test_half_a_copy_is_refused(tmp_path: Path):
         load_sources(windows_of([SourceConfig(path=str(folder))]))
 
 
-def test_a_copy_on_the_node_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_copy_on_the_node_is_read_until_the_source_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from dist_train import local_copy
 
     folder = tmp_path / "built"
@@ -165,6 +168,10 @@ def test_a_copy_on_the_node_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(local_copy.VARIABLE, str(tmp_path / "node"))
     copy = local_copy.make(folder)
     assert copy != folder
-    (folder / "source.json").write_text("{}")
+    (folder / "series.arrow").unlink()
     (source,) = load_sources(windows_of([SourceConfig(path=str(folder))]))
     assert source.name == "built"
+    (folder / "source.json").unlink()
+    build_one(SourceConfig(path=str(write_wide(tmp_path / "own.csv", seed=1))), folder)
+    (new,) = load_sources(windows_of([SourceConfig(path=str(folder))]))
+    assert new.series_set.checksum == verify(folder).checksum != source.series_set.checksum

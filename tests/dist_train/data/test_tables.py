@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from pandas._libs.parsers import STR_NA_VALUES
 from pyarrow import parquet
 
 from dist_train.data.config import DataError
@@ -23,6 +24,11 @@ REFUSALS = [
     pytest.param("date,a\n", "has 0 rows below its header", id="header only"),
     pytest.param("date,a\n2020-01-01,1\n", "has 1 rows below its header", id="one row"),
     pytest.param("date,a,a\n2020-01-01,1,2\n", "more than one column named 'a'", id="same name"),
+    pytest.param("\n \ndate,a,a\n2020-01-01,1,2\n", "column named 'a'", id="same name, lower"),
+    pytest.param("date;a\n2020-01-01;0,5\n2020-01-02;1,5\n", "something else than commas, "
+                 "semicolons: its header is 'date;a'. Save it with commas", id="European"),
+    pytest.param("date\ta\n2020-01-01\t1\n2020-01-02\t2\n", "than commas, tabs", id="tabs"),
+    pytest.param("date;\u00b5\n2020-01-01;0,5\n".encode("latin-1"), "semicolons", id="Excel"),
     pytest.param("date,a\n2020-01-01,1\n2020-01-02,1,7,8\n", "as the header", id="long line"),
     pytest.param("date,a\n".encode("utf-16"), "is UTF-16 or UTF-32 text: save it", id="UTF-16"),
     pytest.param("date," + "x" * 200_000 + "\n", "field larger than field limit", id="long name"),
@@ -34,6 +40,47 @@ REFUSALS = [
 def test_a_broken_csv_is_refused(tmp_path: Path, text: str | bytes, message: str):
     with pytest.raises(DataError, match=rf"data.path=.*own.csv .*{message}"):
         read_text(tmp_path / "own.csv", text)
+
+
+IDS = ["NA", "007", "7", "1e5", "1.0", "null", " x", "True", "2020-01-01"]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_ids_stay_as_they_are_written(tmp_path: Path, at: int):
+    rows = [["2020-01-01", "1"], ["2020-01-02", "2"]]
+    lines = [["ds", "y"], *(list(row) for _ in IDS for row in rows)]
+    for line, id_ in zip(lines, ["unique_id", *(id_ for id_ in IDS for _ in rows)], strict=True):
+        line.insert(at, id_)
+    table = read_text(tmp_path / "own.csv", "\n".join(",".join(line) for line in lines))
+    assert list(table["unique_id"][::2]) == IDS
+
+
+def test_a_series_of_a_long_file_is_not_cut_in_two(tmp_path: Path):
+    """pandas reads piece by piece: what are numbers in one piece is text in the next."""
+    ids = [f"{number:05d}" for number in range(300)] + ["0001A"]
+    others = [f"c{number}" for number in range(1000)]  # the more columns, the shorter a piece
+    text = ",".join(["unique_id", "ds", "y", *others]) + "\n"
+    text += "".join(f"{id_},2020-01-01,1{',' * len(others)}\n" * 8 for id_ in ids)
+    table = read_text(tmp_path / "own.csv", text)
+    with pytest.warns(pd.errors.DtypeWarning, match="unique_id"):
+        pd.read_csv(tmp_path / "own.csv")
+    counts = table["unique_id"].value_counts()
+    assert sorted(counts.index) == sorted(ids)
+    assert set(counts) == {8}
+
+
+def test_an_empty_id_is_missing(tmp_path: Path):
+    table = read_text(tmp_path / "own.csv", "unique_id,ds,y\na,2020-01-01,1\n,2020-01-02,2\n")
+    assert table["unique_id"].isna().tolist() == [False, True]
+
+
+def test_what_is_missing_beside_ids_is_what_pandas_says_is(tmp_path: Path):
+    cells = [*sorted(STR_NA_VALUES), "nul", "-", "1.5"]
+    text = "unique_id,ds,y,,text\n" + "".join(f"a,{c},{c},{c},x{c}\n" for c in cells)
+    table = read_text(tmp_path / "own.csv", text).drop(columns="unique_id")
+    expected = pd.read_csv(tmp_path / "own.csv", index_col=False).drop(columns="unique_id")
+    pd.testing.assert_frame_equal(table, expected)
+    assert table["y"].isna().sum() == len(STR_NA_VALUES)
 
 
 def test_what_is_not_a_file_is_refused(tmp_path: Path):

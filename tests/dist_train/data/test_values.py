@@ -33,10 +33,20 @@ def test_gaps_are_filled_linearly_and_edges_with_the_nearest():
     got = read_values(table(None, 2.0, np.nan, -np.inf, 8.0), DATES, "interpolate", notes=notes)
     np.testing.assert_array_equal(got[:, 1], [2, 2, 4, 6, 8])
     np.testing.assert_array_equal(got[:, 0], [1, 2, 3, 4, 5])
-    assert notes == ["3 missing values of column 'b' interpolated"]
+    assert notes == [
+        "3 missing values of column 'b' interpolated: a window that ends in such a gap knows what "
+        "follows it"
+    ]
 
 
-@pytest.mark.parametrize("missing", ["error", "interpolate"])
+def test_fills_with_what_was_known_by_then():
+    notes: list[str] = []
+    got = read_values(table(None, 2.0, np.nan, -np.inf, 8.0), DATES, "forward", notes=notes)
+    assert got[:, 1].tolist() == [2.0, 2.0, 2.0, 2.0, 8.0]
+    assert notes == ["3 missing values of column 'b' filled with the last one before"]
+
+
+@pytest.mark.parametrize("missing", ["error", "interpolate", "forward"])
 def test_a_column_without_any_value_is_refused(missing: str):
     with pytest.raises(DataError, match="column 'b' has no value at all: leave it out"):
         read_values(table(*[None] * 5), DATES, missing)  # type: ignore[arg-type]

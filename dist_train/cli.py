@@ -75,10 +75,17 @@ def predict(argv: Sequence[str]) -> int:
     Writes forecast.csv and forecast.png, and retrieved.csv where the model has a memory: which
     histories it found. docs/forecasting.md explains them.
     """
+    from dist_train.data.config import Missing
+
     parser = _parser("timellm predict", predict)
     parser.add_argument("--run", type=Path, required=True, help="Folder of a run or an export.")
     parser.add_argument("--out", type=Path, required=True, help="Folder for tables and picture.")
     parser.add_argument("--data.path", type=str, help="CSV or Parquet; default a run's own data.")
+    parser.add_argument("--data.missing", type=Missing, help="Of the file; default as trained.")
+    parser.add_argument(
+        "--data.dates", choices=["strict", "as_is"], help="Of the file; default as trained."
+    )
+    parser.add_argument("--data.date_column", type=str, help="Of the file; default as trained.")
     parser.add_argument("--data.root", type=str, help="Folder of the catalog's files.")
     parser.add_argument("--horizon", type=int, help="Steps; default all the model was trained for.")
     parser.add_argument(
@@ -90,10 +97,12 @@ def predict(argv: Sequence[str]) -> int:
     from dist_train.export import open_run
     from dist_train.forecast_files import PredictOptions, predict_file
 
-    path = options["data"]["path"]
-    run = open_run(options["run"], options["data"]["root"], needs_data=path is None)
+    path, root = options["data"].pop("path"), options["data"].pop("root")
+    reading = {key: value for key, value in options["data"].items() if value is not None}
+    run = open_run(options["run"], root, needs_data=path is None)
     wanted = PredictOptions(
-        out=options["out"], path=path, horizon=options["horizon"], levels=options["level"],
+        out=options["out"], path=path, reading=reading, horizon=options["horizon"],
+        levels=options["level"],
     )  # fmt: skip
     for path in predict_file(run, wanted):
         print(path)

@@ -13,6 +13,7 @@ Shape legend (this file):
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -176,9 +177,10 @@ class Calibration:
         Raises:
             ValueError: It is no percentage, or validation has too few windows for it.
         """
-        if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 100:
+        # Numbers of numpy are real ones too.
+        if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 100:
             raise ValueError(
-                f"level={level}: an interval's level is a percentage above 0 and below 100, such "
+                f"level={level!r}: an interval's level is a percentage above 0 and below 100, such "
                 "as 80 or 95."
             )
         if level > self.levels[-1]:

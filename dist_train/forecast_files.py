@@ -4,8 +4,8 @@ Shape legend (this file):
     L  seq_len   H  pred_len   h  horizon   N  variates
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class PredictOptions:
     path: str | None = None
     """File to forecast; None: the run's own data."""
 
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """See :func:`dist_train.prediction.load_newest`."""
+
     horizon: int | None = None
     levels: Sequence[float] | None = None
     """None: see :meth:`dist_train.loading.LoadedRun.choose_levels`."""
@@ -50,7 +53,7 @@ def predict_file(run: LoadedRun, options: PredictOptions) -> list[Path]:
         if (options.out / name).exists():
             raise DataError(f"--out {options.out}: {name} already exists; name another folder.")
     levels = run.choose_levels(options.levels)
-    series_set = load_newest(run.config, options.path)
+    series_set = load_newest(run, options.path, options.reading)
     forecasts = predict(
         run,
         series_set,

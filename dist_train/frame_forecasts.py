@@ -31,6 +31,7 @@ from dist_train.prediction import (
     horizons_of,
     predict,
 )
+from dist_train.series_facts import frequencies_by_id
 
 if TYPE_CHECKING:
     from dist_train.loading import LoadedRun
@@ -72,7 +73,7 @@ def predict_frame(
     check_horizon(horizon, run.config.data.pred_len)
     read = read_frame(frame, _expected(run), missing)
     forecasts = predict(run, read.series_set, horizon=horizon, levels=levels)
-    dates = {read.date_column: np.concatenate([one.dates for one in forecasts])}
+    dates = [(read.date_column, np.concatenate([one.dates for one in forecasts]))]
     return read.give_back(_ids(forecasts), dates, _columns(read, forecasts))
 
 
@@ -107,13 +108,12 @@ def cross_validate_frame(
     truth = [one.series.values[one.end : one.end + horizon] for one in forecasts]
     for number, name in enumerate(forecasts[0].series.columns):
         label = "y" if read.layout == "long" else f"{name}-y"
-        columns[label] = np.concatenate([part[:, number] for part in truth])
-    dates = {
-        read.date_column: np.concatenate([one.dates for one in forecasts]),
-        "cutoff": np.concatenate(
-            [np.repeat(one.series.dates[one.end - 1], len(one.dates)) for one in forecasts]
-        ),
-    }
+        columns.append((label, np.concatenate([part[:, number] for part in truth])))
+    cutoff = [np.repeat(one.series.dates[one.end - 1], len(one.dates)) for one in forecasts]
+    dates = [
+        (read.date_column, np.concatenate([one.dates for one in forecasts])),
+        ("cutoff", np.concatenate(cutoff)),
+    ]
     return read.give_back(_ids(forecasts), dates, columns)
 
 
@@ -140,10 +140,7 @@ def explain_frame(run: "LoadedRun", frame: Any, *, missing: Missing) -> Explanat
     read = read_frame(frame, _expected(run), missing)
     forecasts = predict(run, read.series_set, with_evidence=True)
     details = explain(run, forecasts)
-    rows: dict[str, Any] = {
-        "unique_id": [row.series for row in details],
-        "variate": [row.variate for row in details],
-    }
+    rows: dict[str, Any] = {"variate": [row.variate for row in details]}
     for what, names in (("direction", DIRECTIONS), ("magnitude", MAGNITUDES)):
         shares = [getattr(row, f"{what}s") for row in details]
         if all(part is not None for part in shares):
@@ -153,8 +150,12 @@ def explain_frame(run: "LoadedRun", frame: Any, *, missing: Missing) -> Explanat
     for what in ("gate", "match"):
         if all(getattr(row, what) is not None for row in details):
             rows[what] = [getattr(row, what) for row in details]
+    histories = history_columns(details)
+    found = [str(id_) for id_ in histories.pop("unique_id")]
     return Explanation(
-        rows=read.make(rows), histories=read.make(history_columns(details)), details=details
+        rows=read.make([row.series for row in details], rows),
+        histories=read.make(found, histories),
+        details=details,
     )
 
 
@@ -163,7 +164,7 @@ def plot_frame(
     frame: Any,
     path: Path,
     *,
-    unique_id: str | None,
+    unique_id: object,
     level: Sequence[float],
     missing: Missing,
 ) -> None:
@@ -176,7 +177,7 @@ def plot_frame(
         raise DataError(f"path={path}: exists already; name another file.")
     levels = _levels(run, level)
     series_set = read_frame(frame, _expected(run), missing).series_set
-    chosen = [one for one in series_set.series if unique_id in (None, one.id)][:1]
+    chosen = [one for one in series_set.series if unique_id is None or str(unique_id) == one.id][:1]
     if not chosen:
         raise DataError(
             f"unique_id={unique_id!r}: the frame has no such series, but "
@@ -195,6 +196,7 @@ def _expected(run: "LoadedRun") -> Expected:
         num_series=len(series),
         frequency=facts["frequency"],
         date_column=run.config.data.date_column,
+        frequencies=frequencies_by_id(facts) if "sources" in facts else {},
     )
 
 
@@ -202,7 +204,7 @@ def _levels(run: "LoadedRun", level: Sequence[float]) -> list[float]:
     if isinstance(level, (str, bytes)) or not isinstance(level, Sequence):
         raise DataError(f"level={level!r}: must be a list of percentages such as [80, 95], or [].")
     check_levels(run, level)
-    return sorted(set(level))
+    return sorted({float(one) for one in level})
 
 
 def _ids(forecasts: Sequence[SeriesForecast]) -> list[str]:
@@ -211,13 +213,13 @@ def _ids(forecasts: Sequence[SeriesForecast]) -> list[str]:
 
 def _columns(
     read: Frame, forecasts: Sequence[SeriesForecast]
-) -> dict[str, npt.NDArray[np.floating]]:
-    """Forecasts and bounds by the names that the user finds them under."""
-    columns: dict[str, npt.NDArray[np.floating]] = {}
+) -> list[tuple[str, npt.NDArray[np.floating]]]:
+    """Forecasts and bounds, with the names that the user finds them under."""
+    columns: list[tuple[str, npt.NDArray[np.floating]]] = []
     for number, variate in enumerate(forecasts[0].series.columns):
         name = MODEL if read.layout == "long" else variate
-        columns[name] = np.concatenate([one.values[:, number] for one in forecasts])
+        columns.append((name, np.concatenate([one.values[:, number] for one in forecasts])))
         bounds = [one.bounds_of(number) for one in forecasts]
         for side in bounds[0]:
-            columns[f"{name}-{side}"] = np.concatenate([part[side] for part in bounds])
+            columns.append((f"{name}-{side}", np.concatenate([part[side] for part in bounds])))
     return columns

@@ -35,6 +35,9 @@ from model.backbone_files import BackboneFiles, fingerprint, locate_backbone
 from model.batch import ForecastOutput, RetrievedWindows
 from model.forecaster import Forecaster
 
+Levels = Sequence[float] | npt.NDArray[Any]
+"""Percentages; an array of one dimension."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedRun:
@@ -114,7 +117,7 @@ class LoadedRun:
             for name, loaded in self.weights.items()
         )
 
-    def choose_levels(self, asked: Sequence[float] | None) -> Sequence[float]:
+    def choose_levels(self, asked: Levels | None) -> Sequence[float]:
         """Choose the levels of intervals: those asked for, or else what can be had.
 
         What is left out of :data:`~dist_train.coverage.TOLD_LEVELS` is warned of.
@@ -129,6 +132,9 @@ class LoadedRun:
         Raises:
             DataError: Levels are asked for, and the weights were trained on.
         """
+        if isinstance(asked, np.ndarray):
+            numbers: Sequence[float] = asked.tolist()
+            return self.choose_levels(numbers)
         if asked is not None and (not isinstance(asked, Sequence) or not asked):
             return asked
         if self.calibration is None:

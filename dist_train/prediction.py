@@ -7,18 +7,20 @@ Shape legend (this file):
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dist_train.config import RunConfig
+from dist_train import local_copy
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataConfig, DataError, quote
 from dist_train.data.dates import Dates, continue_dates
 from dist_train.data.frequency import at_frequency
-from dist_train.data.series import Series, SeriesSet, load_series
+from dist_train.data.series import Series, SeriesSet, from_table
+from dist_train.data.tables import read_table
 from dist_train.data.windows import load_forecast_data
 from dist_train.retrieval import Neighbours, Retriever
 from dist_train.series_facts import Known, KnownSeries
@@ -224,20 +226,55 @@ def check_levels(run: "LoadedRun", levels: Sequence[float]) -> None:
         run.calibration.check_level(level)
 
 
-def load_newest(config: RunConfig, path: str | None) -> SeriesSet:
-    """Read the file to forecast: ``path``, or else the data the run was trained on."""
+def load_newest(
+    run: "LoadedRun", path: str | None, reading: Mapping[str, Any] | None = None
+) -> SeriesSet:
+    """Read the series to forecast.
+
+    Args:
+        run: Of a wide file its variates are read, and further columns left alone.
+        path: The file; None: the data that the run was trained on.
+        reading: Keys of ``data`` that say how the file is read, where not as in the training.
+
+    Raises:
+        DataError: The file cannot be used, lacks a variate, or there is none to be read so.
+    """
+    config, reading = run.config.data, reading or {}
     if path is None:
-        return load_forecast_data(config.data).series_set
-    return load_series(
-        DataConfig(
-            path=path,
-            missing=config.data.missing,
-            dates=config.data.dates,
-            layout=config.data.layout,
-            date_column=config.data.date_column,
-            columns=config.data.columns,
+        for key, value in reading.items():
+            raise DataError(
+                f"--data.{key}={value}: it says how a file is read; name that with --data.path."
+            )
+        return load_forecast_data(config).series_set
+    label, file = f"data.path={path}", Path(path).expanduser()
+    table, _ = read_table(local_copy.find(file), label)
+    same = ("missing", "dates", "layout", "date_column", "columns")
+    data = DataConfig(path=path, **{key: getattr(config, key) for key in same} | dict(reading))
+    data = replace(data, columns=_columns_to_read(run, data, list(table.columns), label))
+    series_set = from_table(table, data, name=file.stem)
+    # Skipped stamps hinder nobody who asked for it; rows in disorder have no newest window.
+    ends_newest = all(one.dates[-1] == one.dates.max() for one in series_set.series)
+    if data.dates == "as_is" and series_set.frequency is None and ends_newest:
+        return replace(series_set, frequency=run.series["frequency"])
+    return series_set
+
+
+def _columns_to_read(
+    run: "LoadedRun", data: DataConfig, names: list[str], label: str
+) -> list[str] | None:
+    """``data.columns`` of a file with some columns."""
+    is_long = data.layout == "long" or (data.layout == "auto" and {"unique_id", "y"} <= set(names))
+    known = run.series["series"]
+    if is_long or len(known) > 1:
+        return data.columns
+    columns: list[str] = known[0]["columns"]
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise DataError(
+            f"column {quote(missing[0])} is missing in {label}: the model was trained on "
+            f"{', '.join(columns[:12])}; the file has {', '.join(names[:12])}."
         )
-    )
+    return columns
 
 
 def _as_trained(known: KnownSeries, series: Series) -> tuple[Series, Known]:

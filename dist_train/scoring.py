@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dist_train import baselines, calibration, coverage, distributed, saved_forecasts, watchdog
+from dist_train.checkpoint import CheckpointError
 from dist_train.comparison import Comparison, score_beside_baselines
 from dist_train.config import TrainConfig
 from dist_train.coverage import Coverage, CoverageSums
 from dist_train.data.windows import ForecastData
 from dist_train.evaluation import Observer
+from dist_train.export import is_export
 from dist_train.loading import LoadedRun, load_run, training_data_of
 from dist_train.metrics import Scores
 from dist_train.saved_forecasts import ForecastFile
@@ -50,12 +52,17 @@ def evaluate_run(asked: Evaluation) -> dict[str, Any] | None:
         Scores by forecaster and coverage on rank 0, None on the others.
 
     Raises:
-        CheckpointError: The run has no usable checkpoint.
+        CheckpointError: The run has no usable checkpoint, or is an exported folder.
         DataError: The data is missing, or is not what the run was trained on.
         ValueError: A batch of nothing, or no file of forecasts can be made there.
     """
     if asked.batch_size is not None and asked.batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {asked.batch_size}.")
+    if is_export(asked.run):
+        raise CheckpointError(
+            f"--run {asked.run}: an exported folder cannot be scored, for it does not hold the "
+            "series; give the folder of the run that it was exported from."
+        )
     if asked.save_forecasts is not None:
         saved_forecasts.check_path(asked.save_forecasts)
     with _joined():

@@ -54,6 +54,26 @@ def descriptions(facts: Mapping[str, Any]) -> list[str]:
     return [one["description"] for one in facts.get("sources", [facts])]
 
 
+def frequencies_by_id(facts: Mapping[str, Any]) -> dict[str, str | None]:
+    """The frequency of each series, as a pandas alias; None: irregular.
+
+    Args:
+        facts: What :func:`describe` wrote.
+    """
+    sources, numbers = _sources_of(facts)
+    return {
+        entry["id"]: sources[number]["frequency"]
+        for entry, number in zip(facts["series"], numbers, strict=True)
+    }
+
+
+def _sources_of(facts: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Sources, and the number of each series' own."""
+    sources = facts.get("sources", [{"first": 0, "frequency": facts.get("frequency")}])
+    firsts = [one["first"] for one in sources]
+    return sources, [bisect_right(firsts, n) - 1 for n in range(len(facts["series"]))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Known:
     """What a checkpoint knows of one series."""
@@ -75,10 +95,7 @@ class KnownSeries:
 
     def __init__(self, facts: dict[str, Any]) -> None:
         """Take what :func:`describe` wrote."""
-        sources = facts.get("sources", [{"first": 0, "frequency": facts.get("frequency")}])
-        firsts = [one["first"] for one in sources]
-        numbers = range(len(facts["series"]))
-        source_of = [bisect_right(firsts, number) - 1 for number in numbers]
+        sources, source_of = _sources_of(facts)
         self._entries = {
             entry["id"]: Known(
                 number=number,

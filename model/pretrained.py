@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dist_train.loading import LoadedRun
 
 Missing = Literal["error", "interpolate"]
+Levels = Sequence[float] | npt.NDArray[Any]
 
 
 class TimeLLM(nn.Module):
@@ -65,7 +67,13 @@ class TimeLLM(nn.Module):
         """
         from dist_train.export import open_run
 
-        place = Path(folder).expanduser()
+        # Also where it lies after this process has gone to another folder.
+        place = Path(folder).expanduser().resolve()
+        if not place.is_dir():
+            raise ValueError(
+                f"from_pretrained: {folder}: no such folder; give the folder of a run, or of an "
+                "export. Nothing is downloaded."
+            )
         name = None if backbone is None else str(backbone)
         model = cls(open_run(place, backbone=name), place)
         return model.eval() if device is None else model.eval().to(device)
@@ -87,7 +95,7 @@ class TimeLLM(nn.Module):
         self,
         df: Any,
         horizon: int | None = None,
-        level: Sequence[float] | None = None,
+        level: Levels | None = None,
         *,
         missing: Missing = "error",
     ) -> Any:
@@ -120,7 +128,7 @@ class TimeLLM(nn.Module):
         step_size: int = 1,
         *,
         horizon: int | None = None,
-        level: Sequence[float] | None = None,
+        level: Levels | None = None,
         missing: Missing = "error",
     ) -> Any:
         """Forecast parts of a frame from what comes before them; the weights stay as they are.
@@ -174,8 +182,8 @@ class TimeLLM(nn.Module):
         df: Any,
         path: str | Path,
         *,
-        unique_id: str | None = None,
-        level: Sequence[float] | None = None,
+        unique_id: str | int | None = None,
+        level: Levels | None = None,
         missing: Missing = "error",
     ) -> None:
         """Draw a forecast with its intervals and what followed the histories found, as PNG.

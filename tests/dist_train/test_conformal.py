@@ -105,13 +105,14 @@ def test_between_two_levels_bounds_are_interpolated():
 
 @pytest.mark.parametrize("level", [0, 100, -5, 101, float("nan"), float("inf"), True, "80", None])
 def test_a_level_that_is_no_percentage_is_refused(level: object):
-    with pytest.raises(ValueError, match=rf"level={level}: an interval's level is a percentage"):
+    with pytest.raises(ValueError, match=rf"level={level!r}: an interval's level is a percentage"):
         calibration().check_level(level)  # type: ignore[arg-type]
 
 
 def test_a_level_that_validation_cannot_support_is_refused_by_name():
     known = calibration(windows=39)
-    known.check_level(95)
+    for level in (95, np.int64(95), np.float32(62.5)):
+        known.check_level(level)
     expected = "level=99: 39 validation windows bound no more than 95 %"
     with pytest.raises(ValueError, match=re.escape(expected)):
         known.offsets(99)

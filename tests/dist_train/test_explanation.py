@@ -20,7 +20,7 @@ def run(further_runs: dict[str, Path]) -> LoadedRun:
 
 @pytest.fixture(scope="module")
 def forecasts(run: LoadedRun) -> list[SeriesForecast]:
-    return predict(run, load_newest(run.config, None), with_evidence=True)
+    return predict(run, load_newest(run, None), with_evidence=True)
 
 
 def rows_of(series: Series, start: np.datetime64, count: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def rows_of(series: Series, start: np.datetime64, count: int) -> np.ndarray:
 
 def test_a_history_is_where_its_dates_say(run: LoadedRun, forecasts: list[SeriesForecast]):
     assert run.retriever is not None
-    by_id = {one.id: one for one in load_newest(run.config, None).series}
+    by_id = {one.id: one for one in load_newest(run, None).series}
     scales = {one["id"]: (one["mean"][0], one["scale"][0]) for one in run.series["series"]}
     for forecast, row in zip(forecasts, explain(run, forecasts), strict=True):
         assert row.series == forecast.series.id
@@ -77,7 +77,7 @@ def test_analogues_lie_on_the_level_of_the_window(run: LoadedRun, forecasts: lis
     drawn = analogues(run, forecast)
     assert drawn.shape == (1, run.config.gram.top_k, 12)
     own = forecast.series.values[-48:, 0]
-    by_id = {one.id: one for one in load_newest(run.config, None).series}
+    by_id = {one.id: one for one in load_newest(run, None).series}
     for values, history in zip(drawn[0], explain(run, [forecast])[0].histories, strict=True):
         found = rows_of(by_id[history.series], history.start, 60)
         # Anchored: it goes on from the last value of the window that is forecast.
@@ -100,7 +100,7 @@ def test_where_nothing_was_found_nothing_is_drawn_and_told(
 
 def test_a_run_without_a_memory_has_no_histories(further_runs: dict[str, Path]):
     run = load_run(further_runs["plain"])
-    forecasts = predict(run, load_newest(run.config, None), with_evidence=True)
+    forecasts = predict(run, load_newest(run, None), with_evidence=True)
     first, second = explain(run, forecasts)
     assert (first.gate, first.match, first.histories) == (None, None, ())
     assert second.directions is not None

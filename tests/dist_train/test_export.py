@@ -68,7 +68,7 @@ def test_it_forecasts_the_same_when_run_and_data_are_gone_and_nothing_trains(
     history = tmp_path / "newest.csv"
     table = pd.read_csv(tmp_path / "data.csv")
     table.to_csv(history, index=False)
-    expected = predict(loaded, load_newest(loaded.config, str(history)), levels=[80])
+    expected = predict(loaded, load_newest(loaded, str(history)), levels=[80])
     out = export_run(run, tmp_path / "out")
     shutil.rmtree(run)
     (tmp_path / "data.csv").unlink()
@@ -119,7 +119,7 @@ def test_the_kept_layers_make_it_self_contained(further_runs: dict[str, Path], t
     assert config["n_layer"] == 2  # of four
     again = load_export(moved)
     assert str(moved) in again.config.backbone.name
-    series_set = load_newest(run.config, None)
+    series_set = load_newest(run, None)
     for one, other in zip(predict(run, series_set), predict(again, series_set), strict=True):
         np.testing.assert_allclose(other.values, one.values, rtol=0, atol=1e-6)
 

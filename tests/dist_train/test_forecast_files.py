@@ -53,6 +53,29 @@ def test_the_command_writes_tables_and_picture_and_never_over_them(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_the_command_accepts_what_its_refusals_advise(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    history = write_series(tmp_path / "new.csv", rows=300, seed=5)
+    table = pd.read_csv(history).assign(note="text")
+    table["v1"] = table["v1"].where(table.index != 30)
+    table.drop(index=[20]).rename(columns={"date": "when"}).to_csv(history, index=False)
+    command = ["predict", "--run", str(finished_run), "--data.path", str(history)]
+    command += ["--out", str(tmp_path / "out")]
+    for advised, option in (
+        ("data.date_column", "when"), ("data.dates", "as_is"), ("data.missing", "interpolate"),
+    ):  # fmt: skip
+        assert main(command) == 2
+        assert (
+            f"set {advised}" in (said := capsys.readouterr().err) or f"{advised}={option}" in said
+        )
+        command += [f"--{advised}", option]
+    assert main(command) == 0
+    assert len(pd.read_csv(tmp_path / "out/forecast.csv")) == 24
+    assert main([*command[:-1], "drop"]) == 2
+    assert "data.missing" in capsys.readouterr().err
+
+
 def test_an_export_forecasts_the_same_file_alike(finished_run: Path, tmp_path: Path):
     history = write_series(tmp_path / "new.csv", rows=300, seed=5)
     exported = export_run(finished_run, tmp_path / "model")

@@ -1,5 +1,6 @@
 """dist_train/frame_forecasts.py: forecasts of frames, named as users of Nixtla expect them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import polars as pl
 import pytest
 from matplotlib.figure import Figure
 
-from dist_train.data.config import DataError
+from dist_train.build import build_prompt_builder
+from dist_train.data.config import DataError, SourceConfig
 from dist_train.frame_forecasts import (
     cross_validate_frame,
     explain_frame,
@@ -18,6 +20,7 @@ from dist_train.frame_forecasts import (
 )
 from dist_train.loading import LoadedRun, load_run
 from dist_train.prediction import load_newest, predict
+from model.backbone_files import locate_backbone
 
 BOUNDS = ["lo-95", "lo-80", "hi-80", "hi-95"]
 
@@ -46,7 +49,7 @@ def test_a_long_frame_gets_the_columns_of_nixtla(long_run: LoadedRun):
     result = forecast(long_run, frame_of(long_run))
     assert list(result.columns) == ["unique_id", "ds", "TimeLLM", *(f"TimeLLM-{b}" for b in BOUNDS)]
     assert list(result["unique_id"]) == ["a"] * 12 + ["b"] * 12 + ["c"] * 12
-    expected = predict(long_run, load_newest(long_run.config, None), levels=[80, 95])
+    expected = predict(long_run, load_newest(long_run, None), levels=[80, 95])
     np.testing.assert_array_equal(
         result["TimeLLM"], np.concatenate([f.values[:, 0] for f in expected])
     )
@@ -68,6 +71,67 @@ def test_levels_are_written_short(wide_run: LoadedRun):
     assert [name for name in result.columns if name.startswith("v0-")] == [
         "v0-lo-90", "v0-lo-62.5", "v0-hi-62.5", "v0-hi-90",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", [np.array([80, 62.5]), [np.int64(80), np.float32(62.5)]])
+def test_levels_may_be_numbers_of_numpy(wide_run: LoadedRun, level: Any):
+    result = forecast(wide_run, frame_of(wide_run), level=wide_run.choose_levels(level))
+    pd.testing.assert_frame_equal(result, forecast(wide_run, frame_of(wide_run), level=[62.5, 80]))
+
+
+def test_sources_of_other_frequencies_are_each_read_at_their_own(long_run: LoadedRun):
+    known = [{"first": 0, "frequency": "h"}, {"first": 2, "frequency": "D"}]
+    config = long_run.config
+    sources = [SourceConfig(path="hours.csv"), SourceConfig(path="days.csv")]
+    mixed = replace(
+        long_run,
+        series={**long_run.series, "frequency": None, "sources": known},
+        config=replace(config, data=replace(config.data, path=None, sources=sources)),
+        prompt_builder=build_prompt_builder(
+            config, locate_backbone(config.backbone.name), ["", ""]
+        ),
+    )
+    table = frame_of(long_run)
+    hours = table[table["unique_id"] != "c"]
+    filled = forecast(mixed, hours.drop(index=[100]), level=[], missing="interpolate")
+    pd.testing.assert_frame_equal(filled, forecast(mixed, hours, level=[]))
+    dates = pd.date_range("2024-01-01 08:00", periods=412, freq="D", tz="America/New_York")
+    days = table[table["unique_id"] == "c"].assign(ds=dates[:400])
+    assert list(forecast(mixed, days, level=[])["ds"]) == list(dates[400:])
+
+
+@pytest.mark.parametrize("dtype", ["timestamp[us, tz=Asia/Ho_Chi_Minh][pyarrow]",
+                                   "timestamp[s][pyarrow]"])  # fmt: skip
+def test_frames_of_arrow_are_forecast_and_validated(wide_run: LoadedRun, dtype: str):
+    table = frame_of(wide_run)
+    plain = table.assign(date=pd.to_datetime(table["date"]))
+    given = plain.astype({"date": dtype.replace(", tz=Asia/Ho_Chi_Minh", "")})
+    if "tz" in dtype:
+        given["date"] = given["date"].dt.tz_localize("Asia/Ho_Chi_Minh")
+    result = forecast(wide_run, given, level=[])
+    assert str(result["date"].dtype) == dtype
+    first = given["date"].iloc[-1] + pd.Timedelta(hours=1)
+    assert result["date"].iloc[0] == first
+    asked: dict[str, Any] = {"n_windows": 2, "step_size": 3, "horizon": 4, "level": []}
+    folds = cross_validate_frame(wide_run, given, **asked, missing="error")
+    expected = cross_validate_frame(wide_run, plain, **asked, missing="error")
+    assert str(folds["cutoff"].dtype) == dtype
+    pd.testing.assert_frame_equal(
+        folds.drop(columns=["date", "cutoff"]), expected.drop(columns=["date", "cutoff"])
+    )
+    assert folds["cutoff"].iloc[-1] == given["date"].iloc[-5]
+
+
+def test_a_variate_called_as_a_column_of_cross_validation_is_refused(wide_run: LoadedRun):
+    (series,) = wide_run.series["series"]
+    asked: dict[str, Any] = {"n_windows": 1, "step_size": 1, "horizon": 2, "level": []}
+    for name in ("cutoff", "v0-y"):
+        known = {**series, "columns": ["v0", name]}
+        run = replace(wide_run, series={**wide_run.series, "series": [known]})
+        table = frame_of(wide_run).rename(columns={"v1": name})
+        assert list(forecast(run, table, level=[]).columns) == ["date", "v0", name]
+        with pytest.raises(DataError, match=f"column '{name}': two columns of what is given back"):
+            cross_validate_frame(run, table, **asked, missing="error")
 
 
 def test_cross_validation_tells_cutoff_and_truth(long_run: LoadedRun):
@@ -161,6 +225,33 @@ def test_an_explanation_is_a_frame_of_the_kind_that_was_given(long_run: LoadedRu
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_ids_of_an_explanation_are_those_of_the_frame(
+    long_run: LoadedRun, kind: str, tmp_path: Path
+):
+    numbered = {"a": 3, "b": 1, "c": 20}
+    facts = [{**one, "id": str(numbered[one["id"]])} for one in long_run.series["series"]]
+    run = replace(long_run, series={**long_run.series, "series": facts})
+    table: Any = frame_of(long_run).assign(unique_id=lambda t: t["unique_id"].map(numbered))
+    table = table if kind == "pandas" else pl.from_pandas(table)
+    explanation = explain_frame(run, table, missing="error")
+    assert list(explanation.rows["unique_id"]) == [1, 20, 3]
+    assert list(explanation.histories["unique_id"]) == [1] * 5 + [20] * 5 + [3] * 5
+    assert set(explanation.histories["history_id"]) <= {"a", "b", "c"}
+    plot_frame(run, table, tmp_path / "p.png", unique_id=20, level=[], missing="error")
+    with pytest.raises(DataError, match="unique_id=2: the frame has no such series, but 1, 20, 3"):
+        plot_frame(run, table, tmp_path / "q.png", unique_id=2, level=[], missing="error")
+
+
+def test_histories_that_were_not_found_have_columns_all_the_same(long_run: LoadedRun):
+    table = frame_of(long_run)
+    early = table.assign(ds=pd.to_datetime(table["ds"]) - pd.Timedelta(days=3650))
+    found = explain_frame(long_run, pl.from_pandas(table), missing="error").histories
+    none = explain_frame(long_run, pl.from_pandas(early), missing="error").histories
+    assert len(none) == 0
+    assert none.schema == found.schema
+
+
 def test_without_a_memory_there_is_no_gate_and_no_history(further_runs: dict[str, Path]):
     run = load_run(further_runs["plain"])
     explanation = explain_frame(run, frame_of(run), missing="error")
@@ -183,6 +274,8 @@ def test_gaps_are_filled_where_it_is_asked_for(wide_run: LoadedRun):
      ({"level": "80"}, "level='80': must be a list"),
      ({"level": [0]}, "level=0: an interval's level is a percentage above 0"),
      ({"level": [True]}, "level=True"),
+     ({"level": ["80"]}, "level='80': an interval's level is a percentage"),
+     ({"level": np.array(80)}, r"level=array\(80\): must be a list"),
      ({"horizon": 13}, "horizon=13: the model was trained for 12 steps")],
 )  # fmt: skip
 def test_what_cannot_be_asked_for_is_named(wide_run: LoadedRun, changes: Any, message: str):

@@ -30,7 +30,7 @@ def file_with(folder: Path, **options: int) -> str:
 def test_continues_dates_and_units(finished_run: Path, tmp_path: Path):
     run = load_run(finished_run)
     path = file_with(tmp_path, rows=100, seed=5)
-    (forecast,) = predict(run, load_newest(run.config, path))
+    (forecast,) = predict(run, load_newest(run, path))
     expected = pd.date_range("2020-01-05 04:00", periods=12, freq="h")
     assert list(forecast.dates) == list(expected.to_numpy())
     assert forecast.values.shape == (12, 2)
@@ -42,7 +42,7 @@ def test_continues_dates_and_units(finished_run: Path, tmp_path: Path):
 def test_is_the_model_on_the_standardised_newest_window(finished_run: Path, tmp_path: Path):
     run = load_run(finished_run)
     path = file_with(tmp_path, rows=300)
-    (forecast,) = predict(run, load_newest(run.config, path))
+    (forecast,) = predict(run, load_newest(run, path))
     facts = run.series["series"][0]
     mean, scale = np.array(facts["mean"]), np.array(facts["scale"])
     values = pd.read_csv(path)[["v0", "v1"]].to_numpy()[-48:]
@@ -75,7 +75,7 @@ def test_only_histories_whose_futures_end_before_the_forecast_are_used(
         return fetch(self, neighbours)
 
     monkeypatch.setattr(Retriever, "fetch", watched)
-    predict(run, load_newest(run.config, file_with(tmp_path, rows=rows)))
+    predict(run, load_newest(run, file_with(tmp_path, rows=rows)))
     (ids,) = seen
     assert run.retriever is not None
     used = ids[ids >= 0]
@@ -92,23 +92,23 @@ def test_a_file_from_after_the_training_may_use_all_of_the_memory(
     frame = pd.read_csv(path)
     frame["date"] = pd.date_range("2031", periods=60, freq="h")
     frame.to_csv(path, index=False)
-    (forecast,) = predict(run, load_newest(run.config, str(path)))
+    (forecast,) = predict(run, load_newest(run, str(path)))
     assert np.isfinite(forecast.values).all()
 
 
 def test_the_order_of_columns_does_not_matter(finished_run: Path, tmp_path: Path):
     run = load_run(finished_run)
     path = file_with(tmp_path, rows=100)
-    (straight,) = predict(run, load_newest(run.config, path))
+    (straight,) = predict(run, load_newest(run, path))
     frame = pd.read_csv(path)
     frame[["date", "v1", "v0"]].to_csv(path, index=False)
-    (swapped,) = predict(run, load_newest(run.config, path))
+    (swapped,) = predict(run, load_newest(run, path))
     np.testing.assert_array_equal(straight.values, swapped.values)
 
 
 def test_without_a_file_the_runs_own_series_is_continued(finished_run: Path):
     run = load_run(finished_run)
-    (forecast,) = predict(run, load_newest(run.config, None))
+    (forecast,) = predict(run, load_newest(run, None))
     assert pd.Timestamp(forecast.dates[0]) == pd.Timestamp("2020-01-26 00:00")
 
 
@@ -116,14 +116,52 @@ def test_refuses_a_short_file(finished_run: Path, tmp_path: Path):
     run = load_run(finished_run)
     path = file_with(tmp_path, rows=30)
     with pytest.raises(DataError, match=r"has 30 rows, the model reads data.seq_len=48"):
-        predict(run, load_newest(run.config, path))
+        predict(run, load_newest(run, path))
 
 
 def test_refuses_a_missing_variate(finished_run: Path, tmp_path: Path):
     run = load_run(finished_run)
     path = file_with(tmp_path, rows=100, variates=1)
-    with pytest.raises(DataError, match="column 'v1' is missing"):
-        predict(run, load_newest(run.config, path))
+    with pytest.raises(DataError, match=r"column 'v1' is missing in data.path=.*trained on v0, v1"):
+        predict(run, load_newest(run, path))
+
+
+def test_further_columns_of_a_wide_file_are_left_alone(finished_run: Path, tmp_path: Path):
+    run = load_run(finished_run)
+    path = file_with(tmp_path, rows=100)
+    (straight,) = predict(run, load_newest(run, path))
+    pd.read_csv(path).assign(note="text", more=1.0).to_csv(path, index=False)
+    (further,) = predict(run, load_newest(run, path))
+    np.testing.assert_array_equal(straight.values, further.values)
+
+
+def test_a_file_may_be_read_otherwise_than_the_training_was(finished_run: Path, tmp_path: Path):
+    run = load_run(finished_run)
+    path = file_with(tmp_path, rows=100)
+    whole = pd.read_csv(path)
+    (straight,) = predict(run, load_newest(run, path))
+    lacking = whole.assign(v0=whole["v0"].where(whole.index != 20))
+    lacking.rename(columns={"date": "when"}).to_csv(path, index=False)
+    with pytest.raises(DataError, match="set data.date_column"):
+        load_newest(run, path)
+    with pytest.raises(DataError, match="'v0' has no value at row 21 .* set data.missing=interpol"):
+        load_newest(run, path, {"date_column": "when"})
+    read = load_newest(run, path, {"date_column": "when", "missing": "interpolate"})
+    np.testing.assert_array_equal(predict(run, read)[0].values, straight.values)
+    whole.drop(index=[20]).to_csv(path, index=False)
+    with pytest.raises(DataError, match="take the rows in order with data.dates=as_is"):
+        load_newest(run, path)
+    (forecast,) = predict(run, load_newest(run, path, {"dates": "as_is"}))
+    np.testing.assert_array_equal(forecast.dates, straight.dates)
+    np.testing.assert_array_equal(forecast.values, straight.values)
+    whole.sample(frac=1, random_state=0).to_csv(path, index=False)
+    with pytest.raises(DataError, match="no constant frequency"):
+        predict(run, load_newest(run, path, {"dates": "as_is"}))
+
+
+def test_how_a_file_is_read_is_refused_without_a_file(finished_run: Path):
+    with pytest.raises(DataError, match="--data.missing=interpolate: it says how a file is read;"):
+        load_newest(load_run(finished_run), None, {"missing": "interpolate"})
 
 
 def test_refuses_dates_without_a_frequency(finished_run: Path, tmp_path: Path):
@@ -144,7 +182,7 @@ def test_refuses_a_file_of_another_frequency(finished_run: Path, tmp_path: Path)
     frame = pd.read_csv(path)
     frame.assign(date=pd.date_range("2031", periods=100, freq="D")).to_csv(path, index=False)
     with pytest.raises(DataError, match=r"of new have the frequency D, the model was trained on h"):
-        predict(run, load_newest(run.config, str(path)))
+        predict(run, load_newest(run, str(path)))
 
 
 def series_of(forecasts: list[SeriesForecast]) -> dict[str, np.ndarray]:
@@ -155,7 +193,7 @@ def series_of(forecasts: list[SeriesForecast]) -> dict[str, np.ndarray]:
 def test_many_series_at_once_are_forecast_as_one_by_one(further_runs: dict[str, Path], size: int):
     run = load_run(further_runs["long"])
     config = replace(run.config, train=replace(run.config.train, eval_batch_size=size))
-    series_set = load_newest(run.config, None)
+    series_set = load_newest(run, None)
     together = series_of(predict(replace(run, config=config), series_set))
     assert list(together) == ["a", "b", "c"]
     for one in series_set.series:
@@ -167,7 +205,7 @@ def test_many_series_at_once_are_forecast_as_one_by_one(further_runs: dict[str, 
 
 def test_a_cutoff_forecasts_as_if_the_rest_had_not_come_yet(further_runs: dict[str, Path]):
     run = load_run(further_runs["long"])
-    series_set = load_newest(run.config, None)
+    series_set = load_newest(run, None)
     forecasts = predict(run, series_set, cutoffs=[30, 7])
     assert [(one.series.id, one.end) for one in forecasts[:3]] == [
         ("a", 370),
@@ -184,7 +222,7 @@ def test_a_cutoff_forecasts_as_if_the_rest_had_not_come_yet(further_runs: dict[s
 
 def test_a_horizon_cuts_the_forecast_and_its_intervals(finished_run: Path):
     run = load_run(finished_run)
-    series_set = load_newest(run.config, None)
+    series_set = load_newest(run, None)
     (whole,) = predict(run, series_set, levels=[80])
     (short,) = predict(run, series_set, levels=[80], horizon=5)
     np.testing.assert_array_equal(short.values, whole.values[:5])
@@ -196,7 +234,7 @@ def test_a_horizon_cuts_the_forecast_and_its_intervals(finished_run: Path):
 def test_intervals_are_those_of_the_calibration_in_original_units(further_runs: dict[str, Path]):
     run = load_run(further_runs["long"])
     assert run.calibration is not None
-    series_set = load_newest(run.config, None)
+    series_set = load_newest(run, None)
     for number, forecast in enumerate(predict(run, series_set, levels=[50, 80])):
         facts = run.series["series"][number]
         mean, scale = facts["mean"][0], facts["scale"][0]
@@ -237,7 +275,7 @@ def test_refuses_a_horizon_that_there_is_not(horizon: int, message: str):
 
 def test_refuses_levels_that_the_calibration_cannot_give(finished_run: Path):
     run = load_run(finished_run)
-    series_set = load_newest(run.config, None)
+    series_set = load_newest(run, None)
     with pytest.raises(ValueError, match=r"level=99.9: 98 validation windows bound no more than"):
         predict(run, series_set, levels=[99.9])
     with pytest.raises(DataError, match=r"no calibration, so no intervals; .* ask for level=\[\]"):
@@ -247,7 +285,7 @@ def test_refuses_levels_that_the_calibration_cannot_give(finished_run: Path):
 
 def test_refuses_a_series_that_was_not_trained_on(further_runs: dict[str, Path]):
     run = load_run(further_runs["long"])
-    series_set = load_newest(run.config, None)
+    series_set = load_newest(run, None)
     stranger = replace(series_set.series[0], id="d")
     with pytest.raises(DataError, match=r"series 'd': the run was not trained on it; it knows 3"):
         predict(run, replace(series_set, series=(stranger,)))
@@ -256,4 +294,4 @@ def test_refuses_a_series_that_was_not_trained_on(further_runs: dict[str, Path])
 def test_refuses_a_cutoff_before_the_first_window(finished_run: Path):
     run = load_run(finished_run)
     with pytest.raises(DataError, match=r"600 rows, and 30 before the cutoff, .* fewer windows"):
-        predict(run, load_newest(run.config, None), cutoffs=[570])
+        predict(run, load_newest(run, None), cutoffs=[570])

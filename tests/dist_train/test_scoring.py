@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from dist_train import calibration
+from dist_train.checkpoint import CheckpointError
 from dist_train.data.config import DataError
+from dist_train.export import export_run
 from dist_train.scoring import Evaluation, evaluate_run
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import claim_other_data
@@ -89,6 +91,12 @@ def test_a_bad_place_for_forecasts_is_refused_before_the_run_is_opened(tmp_path:
     asked = Evaluation(run=tmp_path / "no run", save_forecasts=tmp_path / "f.csv")
     with pytest.raises(ValueError, match="end the name in .parquet"):
         evaluate_run(asked)
+
+
+def test_an_exported_folder_is_not_scored(finished_run: Path, tmp_path: Path):
+    exported = export_run(finished_run, tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"--run .*model: an exported folder cannot be scor"):
+        evaluate_run(Evaluation(run=exported))
 
 
 def test_refuses_data_that_has_changed(finished_run: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 
 from dist_train.data.config import DataConfig, DataError
 from dist_train.data.windows import load_forecast_data
-from dist_train.series_facts import KnownSeries, describe, descriptions
+from dist_train.series_facts import KnownSeries, describe, descriptions, frequencies_by_id
 from tests.helpers.series import write_series
 from tests.helpers.sources import run_over_sources
 
@@ -54,4 +54,7 @@ def test_a_series_is_known_with_its_source(tmp_path: Path):
     assert [one.number for one in places.values()] == [1, 2, 5]
     assert [one.source for one in places.values()] == [0, 1, 2]
     assert [one.frequency for one in places.values()] == ["h", "15min", "D"]
+    frequencies = frequencies_by_id(facts)
+    assert list(frequencies.values()) == ["h"] * 2 + ["15min"] * 3 + ["D"]
+    assert frequencies["quarter/v0"] == "15min"
     assert descriptions(facts) == ["The hourly series", "The quarter series", "The daily series"]

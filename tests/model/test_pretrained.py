@@ -240,5 +240,22 @@ def test_any_number_of_variates_may_be_called_with(plain_model: TimeLLM):
 
 
 def test_a_folder_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="nowhere: no such folder"):
-        TimeLLM.from_pretrained("nowhere")
+    with pytest.raises(ValueError, match="^from_pretrained: user/model: no such folder; give the"):
+        TimeLLM.from_pretrained("user/model")
+
+
+def test_it_is_saved_after_the_process_has_gone_elsewhere(
+    plain_model: TimeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain_model.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    model = TimeLLM.from_pretrained("model")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    model.save_pretrained("again")
+    assert (tmp_path / "below/again/manifest.json").is_file()
+
+
+def test_levels_may_be_an_array(long_model: TimeLLM, long_frame: pd.DataFrame):
+    result = long_model.predict(long_frame, level=np.arange(50, 95, 20))
+    pd.testing.assert_frame_equal(result, long_model.predict(long_frame, level=[50, 70, 90]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_train import baselines
 from dist_train.baselines import fit_ridge
 from dist_train.comparison import anchor_name, score_beside_baselines
 from dist_train.evaluation import score_split
@@ -35,6 +36,13 @@ def test_the_rows_are_those_that_training_reported(finished_run: Path):
         assert row.mse == pytest.approx(reported[name]["mse"], rel=1e-5)
 
 
+@pytest.fixture
+def short_dlinear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is trained in every comparison, and is not what these tests are about."""
+    monkeypatch.setattr(baselines, "DLINEAR_STEPS", 1)
+
+
+@pytest.mark.usefixtures("short_dlinear")
 def test_an_anchor_that_reads_the_memory_has_a_row_of_its_own(finished_run: Path):
     run = load_run(finished_run)
     data = load_training_data(run.config, run.series)
@@ -58,6 +66,7 @@ def test_an_anchor_that_reads_the_memory_has_a_row_of_its_own(finished_run: Path
     assert scores["ridge + retrieval"].mse == pytest.approx(of_memory, rel=1e-5)
 
 
+@pytest.mark.usefixtures("short_dlinear")
 def test_an_anchor_that_is_the_ridge_has_none(finished_run: Path):
     run = load_run(finished_run)
     data = load_training_data(run.config, run.series)

@@ -67,6 +67,7 @@ def test_a_loss_that_is_not_finite_ends_it(run: tuple[RunConfig, ForecastData]):
     assert torch.isfinite(torch.from_numpy(data.windows["train"].values[0])).all()
 
 
+@pytest.mark.slow
 def test_a_shorter_horizon_is_learnt_over_its_own_steps(tmp_path: Path):
     config = with_a_shorter_horizon(run_over_sources(tmp_path))
     longer = replace(config, train=replace(config.train, max_steps=60, eval_every=20))

@@ -267,6 +267,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_a_profile_changes_no_bit_of_the_result(runs: Path):
     plain, profiled = runs / "plain", runs / "profiled"
     assert losses(plain) == losses(profiled)
@@ -279,6 +280,7 @@ def test_a_profile_changes_no_bit_of_the_result(runs: Path):
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_every_rank_writes_its_trace_with_all_parts(runs: Path):
     for rank in (0, 1):
         found = named_parts(runs / f"profiled/profile/trace_rank{rank}.json.gz")

@@ -86,6 +86,7 @@ def test_what_is_logged_is_listed(runs: dict[str, RunConfig]):
             assert any(metric.names(name) for name in names)
 
 
+@pytest.mark.slow
 def test_the_run_is_scored_again_from_its_folder(runs: dict[str, RunConfig]):
     found = evaluate_run(Evaluation(run=runs["one"].run_folder))
     assert found is not None

@@ -7,6 +7,7 @@ to be brought to one of them first, or a window could be shown its own future of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -32,23 +33,31 @@ def clock_offsets(series_set: SeriesSet) -> Ints | None:
     """
     if len(series_set.series) == 1:
         return None
-    on_grid = _grid(series_set)
-    if on_grid is not None:
-        return on_grid.offsets
-    groups = _groups(series_set)
-    if _overlapping(series_set, groups) is not None:
-        return None
-    return _end_to_end(series_set, groups)[1]
+    clock = shared_clock(series_set)
+    return None if clock is None else clock.offsets
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SharedClock:
     """One clock for all series of a set, and when its rows are."""
 
     offsets: Ints
     """Row of the clock that each series begins at. Shape (S,)."""
 
-    timeline: Timeline
+    frequency: str | None
+
+    runs: "Sequence[Dates | _Grid]"
+    """Its rows, in runs that follow each other."""
+
+    run_of_series: Ints
+    """Number of the run that each series lies in. Shape (S,)."""
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """When each row is; where series lie years apart, also the rows between them."""
+        runs = [run.stamps() if isinstance(run, _Grid) else run for run in self.runs]
+        following = [_after(dates, self.frequency) for dates in runs]
+        return Timeline([_ns(dates) for dates in runs], following, self.run_of_series, self.offsets)
 
 
 def shared_clock(series_set: SeriesSet) -> SharedClock | None:
@@ -61,22 +70,19 @@ def shared_clock(series_set: SeriesSet) -> SharedClock | None:
         None where two series overlap in time and share no clock, see
         :func:`overlapping_without_clock`.
     """
-    series = series_set.series
-    on_grid = None if len(series) == 1 else _grid(series_set)
-    if on_grid is not None:
-        stretch_S, offsets_S = np.zeros(len(series), dtype=np.int64), on_grid.offsets
-        stretches = [on_grid.stamps()]
-    else:
-        groups = _groups(series_set)
-        if _overlapping(series_set, groups) is not None:
-            return None
-        stretch_S, offsets_S = _end_to_end(series_set, groups)
-        stretches = [series[members[0]].dates for members in groups]
-    following = [_after(dates, series_set.frequency) for dates in stretches]
-    return SharedClock(
-        offsets=offsets_S,
-        timeline=Timeline([_ns(dates) for dates in stretches], following, stretch_S, offsets_S),
-    )
+    series, frequency = series_set.series, series_set.frequency
+    grid = None if len(series) == 1 else _grid(series_set)
+    if grid is not None:
+        return SharedClock(
+            offsets=grid.offsets, frequency=frequency, runs=[grid],
+            run_of_series=np.zeros(len(series), dtype=np.int64),
+        )  # fmt: skip
+    groups = _groups(series_set)
+    if _overlapping(series_set, groups) is not None:
+        return None
+    run_S, offsets_S = _end_to_end(series_set, groups)
+    runs = [series[members[0]].dates for members in groups]
+    return SharedClock(offsets=offsets_S, frequency=frequency, runs=runs, run_of_series=run_S)
 
 
 def overlapping_without_clock(series_set: SeriesSet) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -340,15 +340,21 @@ def test_damage_that_one_rank_meets_makes_all_refuse_or_build(tmp_path: Path):
     run_ranks(flip_and_open, 2, tmp_path)
 
 
-def refuse_on_the_second_rank(rank: int, world_size: int, root: Path) -> None:
+def loading_that_fails(failure: Exception | None) -> Callable[..., Any]:
+    """What loads an index, or on this rank fails."""
     load = memory_build.load_index
-    builder_of(root).open(state(0))
 
-    def torn(*given: Any, **options: Any) -> Any:
-        if rank == 1:
-            raise ManifestError("torn")
+    def loading(*given: Any, **options: Any) -> Any:
+        if failure is not None:
+            raise failure
         return load(*given, **options)
 
+    return loading
+
+
+def refuse_on_the_second_rank(rank: int, world_size: int, root: Path) -> None:
+    builder_of(root).open(state(0))
+    torn = loading_that_fails(ManifestError("torn") if rank == 1 else None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_build, "load_index", torn)
         expected = (OtherRankError, ManifestError)[rank]
@@ -382,14 +388,9 @@ def test_a_disk_that_fails_on_one_rank_makes_all_refuse_or_build(tmp_path: Path)
 
 
 def fail_on_one_rank(rank: int, world_size: int, root: Path) -> None:
-    load = memory_build.load_index
     builder_of(root).open(state(0))
     distributed.barrier()
-
-    def too_little(*given: Any, **options: Any) -> Any:
-        if rank == 1:
-            raise MemoryError("no room")
-        return load(*given, **options)
+    too_little = loading_that_fails(MemoryError("no room") if rank == 1 else None)
 
     def lost(folder: BankFolder) -> bool:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder.path))

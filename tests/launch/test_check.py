@@ -41,13 +41,19 @@ def test_a_bad_one_is_refused(
     assert check(tmp_path, "--data.path", "no-such-file.csv") == 2
 
 
-def test_one_that_has_finished_is_not_started(
-    tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
-):
+def finish(config: RunConfig) -> dict[str, int]:
+    """Lay down what a finished run leaves; its result."""
     config.run_folder.mkdir(parents=True)
     (config.run_folder / "config.yaml").write_text(config_to_yaml(config))
     result = dict.fromkeys(run_folder.RESULT_KEYS, 1)
     (config.run_folder / run_folder.RESULT_FILE).write_text(json.dumps(result))
+    return result
+
+
+def test_one_that_has_finished_is_not_started(
+    tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
+):
+    result = finish(config)
     assert check(tmp_path) == FINISHED
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
 
@@ -55,10 +61,7 @@ def test_one_that_has_finished_is_not_started(
 def test_one_that_has_finished_is_started_where_more_of_it_is_asked_for(
     tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
 ):
-    config.run_folder.mkdir(parents=True)
-    (config.run_folder / "config.yaml").write_text(config_to_yaml(config))
-    result = dict.fromkeys(run_folder.RESULT_KEYS, 1)
-    (config.run_folder / run_folder.RESULT_FILE).write_text(json.dumps(result))
+    finish(config)
     assert check(tmp_path, "--train.patience", "99") == 2
     assert "has kept no step_<n> to go on from" in capsys.readouterr().err
     (config.run_folder / "step_20").mkdir()

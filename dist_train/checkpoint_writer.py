@@ -4,7 +4,6 @@ A save that fails, on a full disk say, is reported and costs nothing but itself:
 that are there stay, and the training goes on.
 """
 
-import re
 import shutil
 import sys
 from concurrent.futures import Future
@@ -13,22 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint import CheckpointError, Content, read_manifest, save_checkpoint
+from dist_train.run_folder import step_folders
 from dist_train.worker import OrderedWorker
 
 BEST = "best"
-
-
-def step_name(step: int) -> str:
-    """Folder of the checkpoint after a step."""
-    return f"step_{step}"
-
-
-def step_folders(run_folder: Path) -> list[Path]:
-    """Folders ``step_<n>`` of a run, the newest first; whole or not."""
-    # As step_name() writes it, and nothing that only looks like it: what is old is deleted.
-    name = re.compile("step_(0|[1-9][0-9]*)")
-    found = [p for p in run_folder.glob("step_*") if name.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 class CheckpointWriter:

@@ -12,9 +12,15 @@ from pathlib import Path
 
 from dist_train import distributed
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from dist_train.checkpoint_writer import BEST, step_folders
+from dist_train.checkpoint_writer import BEST
 from dist_train.config import ConfigError, RunConfig, load_saved_config
-from dist_train.run_folder import RESULT_FILE, check_same_settings, differences, is_inside
+from dist_train.run_folder import (
+    RESULT_FILE,
+    check_same_settings,
+    differences,
+    is_inside,
+    step_folders,
+)
 
 AUTO = "auto"
 

@@ -42,6 +42,19 @@ LIMITS = ("train.max_epochs", "train.max_steps", "train.patience")
 """Those of them that say when a run has finished: with others it may go on."""
 
 
+def step_name(step: int) -> str:
+    """Folder of the checkpoint after a step."""
+    return f"step_{step}"
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Folders ``step_<n>`` of a run, the newest first; whole or not."""
+    # As step_name() writes it, and nothing that only looks like it: what is old is deleted.
+    name = re.compile("step_(0|[1-9][0-9]*)")
+    found = [p for p in folder.glob("step_*") if name.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
 def check_is_new(config: RunConfig) -> None:
     """Refuse a run folder that holds something already: nothing is ever overwritten.
 
@@ -128,8 +141,7 @@ def _changed_limits(config: RunConfig) -> list[str]:
 
 def _has_steps(folder: Path) -> bool:
     """Whether a run has kept a ``step_<n>``, none that is set aside counted."""
-    kept = (manifest.parent.name for manifest in folder.glob("step_*/manifest.json"))
-    return any(re.fullmatch("step_[0-9]+", name) for name in kept)
+    return any((path / "manifest.json").is_file() for path in step_folders(folder))
 
 
 def write_limits(config: RunConfig) -> None:

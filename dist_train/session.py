@@ -27,7 +27,7 @@ from dist_train import (
 )
 from dist_train.build import build_forecaster, build_prompt_builder
 from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
+from dist_train.checkpoint_writer import BEST, CheckpointWriter
 from dist_train.config import RunConfig, config_to_dict, config_to_yaml, count_steps
 from dist_train.data.config import DataError
 from dist_train.data.sampler import GlobalBatchSampler
@@ -43,6 +43,7 @@ from dist_train.profiler import build_profiler
 from dist_train.reproducibility import code_fingerprint, environment, seed_everything
 from dist_train.resume import Resumption
 from dist_train.retrieval import Retriever
+from dist_train.run_folder import step_name
 from dist_train.score_table import table_rows
 from dist_train.throughput import Throughput
 from dist_train.tracking import FILE as METRICS_FILE

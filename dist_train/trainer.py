@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dist_train import distributed, forecast_panel, histograms, progress, stop_signals
 from dist_train.checkpoint import Checkpoint, Content, check_is_finite
-from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_name
+from dist_train.checkpoint_writer import BEST, CheckpointWriter
 from dist_train.config import RunConfig
 from dist_train.conformal import Calibration
 from dist_train.data.collate import WindowBatch
@@ -27,6 +27,7 @@ from dist_train.nonfinite import NonFiniteSteps
 from dist_train.objective import TrainingSums, Work, loss_terms
 from dist_train.profiler import NoProfiler
 from dist_train.retrieval import Retriever
+from dist_train.run_folder import step_name
 from dist_train.selection import gain_in_standard_errors, may_replace, selection_blocks
 from dist_train.series_facts import describe
 from dist_train.step_feed import Neighbours, RefreshSchedule, micro_batches, with_neighbours

@@ -10,7 +10,8 @@ import torch
 
 from dist_train import checkpoint_writer
 from dist_train.checkpoint import Content, load_checkpoint
-from dist_train.checkpoint_writer import BEST, CheckpointWriter, step_folders, step_name
+from dist_train.checkpoint_writer import BEST, CheckpointWriter
+from dist_train.run_folder import step_folders, step_name
 from tests.helpers.small_disk import fill, small_disk
 
 

@@ -32,10 +32,10 @@ import torch
 from jsonargparse import ArgumentParser
 
 from dist_train.checkpoint import load_checkpoint
-from dist_train.checkpoint_writer import BEST, step_folders
+from dist_train.checkpoint_writer import BEST
 from dist_train.config import CheckpointConfig, DeepSpeedConfig, RunConfig, config_to_yaml
 from dist_train.resume import find_newest
-from dist_train.run_folder import LOCK_FILE
+from dist_train.run_folder import LOCK_FILE, step_folders
 from memory_index.config import BankConfig
 from model.config import GramConfig
 from tests.faults.rank import VARIABLE, Fault, draw_fault

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from dist_train.checkpoint import Checkpoint, load_checkpoint
-from dist_train.checkpoint_writer import step_folders
 from dist_train.config import RunConfig
 from dist_train.data.collate import Collator
 from dist_train.explanation import analogues, explain
 from dist_train.export import export, export_run, load_export
 from dist_train.loading import LoadedRun, load_run
 from dist_train.prediction import predict
+from dist_train.run_folder import step_folders
 from memory_index.bank_union import BankUnion
 from memory_index.store import bank_folders
 from model.config import GramConfig

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dist_train import preflight, trainer
 from dist_train.checkpoint import load_checkpoint
-from dist_train.checkpoint_writer import step_folders
 from dist_train.config import CheckpointConfig, DeepSpeedConfig, RunConfig
 from dist_train.data.sampler import GlobalBatchSampler
 from dist_train.data.windows import load_forecast_data
+from dist_train.run_folder import step_folders
 from dist_train.session import train_and_score
 from dist_train.trainer import Trainer
 from model.config import GramConfig, TaprConfig

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dist_train.checkpoint import load_checkpoint
-from dist_train.checkpoint_writer import step_folders
 from dist_train.config import DeepSpeedConfig, RunConfig
+from dist_train.run_folder import step_folders
 from dist_train.session import Resume
 from memory_index.config import BankConfig
 from model.config import GramConfig

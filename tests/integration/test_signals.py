@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dist_train.checkpoint import load_checkpoint
-from dist_train.checkpoint_writer import step_folders
 from dist_train.config import RunConfig, config_to_yaml
+from dist_train.run_folder import step_folders
 from dist_train.stop_signals import EXIT_STOPPED
 from model.config import GramConfig
 from tests.helpers.interrupted import run_jobs

@@ -3,6 +3,7 @@
 Shape legend (this file):
     M  entries of the bank     L  seq_len       T  rows of a series
     ...  any shape of ids      H  pred_len      N  variates of a series
+    S  steps that are read of a window and its future
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from memory_index.time_major import TimeMajorIds
 
 # The floor of the forecaster's own instance norm: both must scale a window alike.
 VARIANCE_FLOOR = 1e-5
+
+READ_AT_ONCE = 1024
+"""Futures that are normalised at a time: what lies between stays in the cache of a core."""
 
 
 class MemoryBank:
@@ -173,7 +178,7 @@ class MemoryBank:
         Raises:
             ValueError: An id names no window of the series.
         """
-        return self._values(ids)[..., : self.seq_len]
+        return self._values(ids, self.seq_len)
 
     def futures(self, ids: Tensor, *, anchored: bool = False) -> Tensor:
         """Read the futures, normalised by their own windows.
@@ -189,13 +194,20 @@ class MemoryBank:
         Raises:
             ValueError: An id names no window of the series.
         """
+        parts = torch.split(ids.flatten(), READ_AT_ONCE)
+        futures = torch.cat([self._normalised_futures(part, anchored) for part in parts])
+        return futures.reshape(*ids.shape, self.pred_len)
+
+    def _normalised_futures(self, ids: Tensor, anchored: bool) -> Tensor:
+        """See :meth:`futures`. (M,) -> (M, H)."""
         values = self._values(ids)
         context, future = values[..., : self.seq_len], values[..., self.seq_len :]
         mean = context.mean(dim=-1, keepdim=True)
         # From the centred values, as the forecaster's norm does: a constant window has no residue.
-        scale = ((context - mean).square().mean(dim=-1, keepdim=True) + VARIANCE_FLOOR).sqrt()
+        scale = ((context - mean).square_().mean(dim=-1, keepdim=True) + VARIANCE_FLOOR).sqrt()
         loc = context[..., -1:] if anchored else mean
-        return (future - loc) / scale
+        futures: Tensor = (future - loc) / scale
+        return futures
 
     def _entry_starts(self, rows: tuple[int, int], stride: int) -> Tensor:
         """Starts whose window and future lie inside ``rows``; none where these are too few."""
@@ -217,19 +229,20 @@ class MemoryBank:
         chosen = starts[order * len(starts) // max(1, size)]
         return self._places.ids(series, chosen, order % num_variates).sort().values
 
-    def _values(self, ids: Tensor) -> Tensor:
-        """Context and future in one read. (...) -> (..., L + H), float32."""
+    def _values(self, ids: Tensor, steps: int | None = None) -> Tensor:
+        """The first steps of context and future, all without. (...) -> (..., steps), float32."""
         flat = ids.flatten()
         span = self.seq_len + self.pred_len
-        values = np.zeros((len(flat), span), dtype=np.float32)
+        steps = span if steps is None else steps
+        values = np.zeros((len(flat), steps), dtype=np.float32)
         if len(flat) and int(flat.max()) >= self._places.end:
             raise ValueError(
                 f"id {int(flat.max())} is beyond the {self._places.end} values of the "
                 "series: it belongs to another bank."
             )
-        series, starts, variates = self._places.locate(flat)
-        for index in torch.unique(series[series >= 0]).tolist():
-            array, where = self._arrays[index], series == index
+        series, starts, variates = (place.numpy() for place in self._places.locate(flat))
+        for index in np.unique(series[series >= 0]):
+            array, where = self._arrays[index], np.flatnonzero(series == index)
             first, last = int(starts[where].min()), int(starts[where].max())
             if first < 0 or last + span > len(array):
                 wrong = first if first < 0 else last
@@ -238,9 +251,10 @@ class MemoryBank:
                     f"{wrong} of series {index}, which has {len(array)} rows: "
                     f"its window and future need {span}."
                 )
-            rows = starts[where].numpy()[:, None] + np.arange(span)
-            values[where.numpy()] = array[rows, variates[where].numpy()[:, None]]
-        return torch.from_numpy(values).reshape(*ids.shape, span)
+            # A view whose entries are whole rows of the answer: one copy each, not one per value.
+            every_TNS = sliding_window_view(array, steps, axis=0)
+            values[where] = every_TNS[starts[where], variates[where]]
+        return torch.from_numpy(values).reshape(*ids.shape, steps)
 
 
 def _check_ranges(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_index.bank import MemoryBank
+from memory_index.bank import READ_AT_ONCE, MemoryBank
 from memory_index.config import BankConfig
 from memory_index.exclusion import Exclusion, visible
 
@@ -85,6 +85,19 @@ def test_anchored_futures_subtract_the_last_value_of_their_window():
     expected = (future - context[-1]) / np.sqrt(context.var() + 1e-5)
     got = bank.futures(torch.tensor(4 * 2 + 1), anchored=True)
     torch.testing.assert_close(got, torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1, READ_AT_ONCE + 1])
+def test_many_futures_are_those_of_one_id_at_a_time(extra: int):
+    bank = make_bank(make_series((200, 3), (90, 1)), [(0, 200), (0, 90)])
+    few = torch.cat([bank.ids, torch.tensor([-1])])
+    ids = few[torch.arange(READ_AT_ONCE + extra) * 7 % len(few)]
+
+    got = bank.futures(ids, anchored=True)
+
+    one_by_one = torch.stack([bank.futures(one, anchored=True) for one in few])
+    expected = one_by_one[torch.arange(len(ids)) * 7 % len(few)]
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("offsets", [None, [0, 4]])

@@ -43,7 +43,9 @@ _MOST_KEPT = 2**15
 """Bytes of time stamps that an answer is remembered for: a service that forecasts frame after frame
 would else keep them all."""
 _NS_PER_HOUR = 3_600_000_000_000
-_AS_IS = "Correct the dates, or take the rows in order with data.dates=as_is."
+_AS_IS = "or take the rows in order with data.dates=as_is."
+_CORRECT = f"Correct the dates, {_AS_IS}"
+_INSERT = f"Insert the rows that are not there, empty, for data.missing to fill, {_AS_IS}"
 _NEWEST_FIRST = "The file is newest first: turn it round, the oldest row first."
 _DAYLIGHT_SAVING = (
     " If the clock was changed for daylight saving there, give the stamps in UTC, or with their "
@@ -288,7 +290,9 @@ def review_dates(
         if (dates[1:] < dates[:-1]).all():
             remedy = _NEWEST_FIRST  # in order, time would run backward
         else:
-            remedy = _AS_IS + (_DAYLIGHT_SAVING if _is_clock_change(dates, first) else "")
+            remedy = _INSERT if KINDS[numbers[0]] == "skipped" else _CORRECT
+            if _is_clock_change(dates, first):
+                remedy = _CORRECT + _DAYLIGHT_SAVING
         raise DataError(
             f"data.dates=strict: row {row + 1}{where} has the time stamp {show(dates[first])} "
             f"after {show(dates[first - 1])}: {_MEANING[KINDS[numbers[0]]]} ({len(odd)} such "

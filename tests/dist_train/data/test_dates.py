@@ -56,12 +56,14 @@ DEFECTS = [
 
 @pytest.mark.parametrize(("hours", "row", "kind"), DEFECTS)
 def test_strict_names_the_row_and_as_is_notes_it(hours: list[str], row: int, kind: str):
+    remedy = "Insert the rows that are not there" if kind == "skipped" else "Correct the dates"
     dates = stamps(*(f"2020-05-04 {hour}" for hour in hours))
     assert [(defect.row + 1, defect.kind) for defect in find_defects(dates)] == [(row, kind)]
-    with pytest.raises(
-        DataError,
-        match=rf"data.dates=strict: row {row} .*{hours[row - 1]}:00 after .*data.dates=as_is",
-    ):
+    refusal = (
+        rf"data.dates=strict: row {row} .*{hours[row - 1]}:00 after .*\. {remedy}, .*or take the "
+        r"rows in order with data.dates=as_is"
+    )
+    with pytest.raises(DataError, match=refusal):
         review_dates(dates, "strict", [])
     notes: list[str] = []
     review_dates(dates, "as_is", notes)

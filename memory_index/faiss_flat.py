@@ -1,21 +1,23 @@
 """Exact nearest neighbours with FAISS's brute force, on CPU or GPU; the exclusion costs nothing.
 
-Ids are time-major, so what a query must not see is one range of rows. The rows are searched in
-blocks of time: a query searches a block it does not overlap together with all the others, its own
-border blocks up to and from its range, and none inside it.
+Ids are time-major, so what a query must not see is one range of rows. The rows are halved again
+and again into blocks of time: a query searches the largest blocks that it does not overlap together
+with all the others, the smallest at its borders up to and from its range, and none inside it.
 
 Shape legend (this file):
     Q  queries     M  entries of the shard     Z2  width of a key     C  candidates per query
 """
 
+from collections.abc import Iterator
+
 import faiss
 import torch
 from torch import Tensor
 
-from memory_index.exact_shard import ExactShard, tiles
+from memory_index.exact_shard import ExactShard
 from memory_index.exclusion import visible
 
-# A query's border blocks are searched for its window alone, so they should be few of many.
+# A query's border blocks are searched for its window alone, so they should be small ones of many.
 SMALLEST_BLOCK, LARGEST_BLOCK = 2048, 65536
 BLOCKS_WANTED = 32
 
@@ -37,15 +39,14 @@ class FlatShard(ExactShard):
         end_Q = end_Q.maximum(first_Q)
         best_QC = queries.new_full((len(queries), count), torch.inf)
         rows_QC = torch.full_like(best_QC, -1, dtype=torch.int64)
-        rows = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, len(self) // BLOCKS_WANTED))
-        for block in tiles(len(self), rows):
-            for chosen, part in _segments(block, first_Q, end_Q):
-                some = torch.tensor(chosen, device=queries.device)
-                found, places = _nearest(queries[some], self.keys[part], count)
-                both = torch.cat([best_QC[some], found], dim=1)
-                both_rows = torch.cat([rows_QC[some], places + part.start], dim=1)
-                kept_QC, kept = both.topk(count, largest=False, sorted=True)
-                best_QC[some], rows_QC[some] = kept_QC, both_rows.gather(1, kept)
+        smallest = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, len(self) // BLOCKS_WANTED))
+        for chosen, part in _segments(slice(0, len(self)), first_Q, end_Q, smallest):
+            some = torch.tensor(chosen, device=queries.device)
+            found, places = _nearest(queries[some], self.keys[part], count)
+            both = torch.cat([best_QC[some], found], dim=1)
+            both_rows = torch.cat([rows_QC[some], places + part.start], dim=1)
+            kept_QC, kept = both.topk(count, largest=False, sorted=True)
+            best_QC[some], rows_QC[some] = kept_QC, both_rows.gather(1, kept)
         return best_QC.double(), rows_QC.masked_fill(best_QC.isinf(), -1)
 
     def _scores(self, queries: Tensor, hidden: Tensor, tile: slice) -> Tensor:
@@ -64,26 +65,38 @@ class FlatShard(ExactShard):
         return farthest.double() * (1 + 2 * torch.finfo(torch.float32).eps) + error_Q
 
 
-def _segments(block: slice, first: Tensor, end: Tensor) -> list[tuple[list[int], slice]]:
-    """Who searches which rows of a block: pairs of query numbers and rows, no pair empty.
+def _segments(
+    block: slice, first: Tensor, end: Tensor, smallest: int, queries: Tensor | None = None
+) -> Iterator[tuple[list[int], slice]]:
+    """Who searches which rows of a block, and once each: query numbers and rows, no pair empty.
 
     Args:
         block: Rows of the block.
         first: First hidden row of each query. Shape (Q,), int64.
         end: End of its hidden rows. Shape (Q,), int64.
+        smallest: Rows of a block that is not halved.
+        queries: Numbers of the queries; None: 0, 1, 2... Shape (Q,), int64.
     """
-    segments: list[tuple[list[int], slice]] = []
+    queries = torch.arange(len(first)) if queries is None else queries
     apart = (end <= block.start) | (first >= block.stop) | (first == end)
     if apart.any():
-        segments.append((apart.nonzero()[:, 0].tolist(), block))
+        yield queries[apart].tolist(), block
+    borders = ~apart & ((first > block.start) | (end < block.stop))
+    if not borders.any():
+        return
+    queries, first, end = queries[borders], first[borders], end[borders]
+    if block.stop - block.start > smallest:
+        middle = (block.start + block.stop) // 2
+        for half in (slice(block.start, middle), slice(middle, block.stop)):
+            yield from _segments(half, first, end, smallest, queries)
+        return
     groups: dict[tuple[int, int], list[int]] = {}
-    for query in (~apart).nonzero()[:, 0].tolist():
-        groups.setdefault((int(first[query]), int(end[query])), []).append(query)
+    for query, *hidden in torch.stack([queries, first, end], dim=1).tolist():
+        groups.setdefault((hidden[0], hidden[1]), []).append(query)
     for (begin, stop), chosen in groups.items():
         for part in (slice(block.start, begin), slice(stop, block.stop)):
             if part.start < part.stop:
-                segments.append((chosen, part))
-    return segments
+                yield chosen, part
 
 
 def _nearest(queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:

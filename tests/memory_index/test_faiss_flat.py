@@ -76,23 +76,36 @@ def test_ranges_that_begin_or_end_at_the_border_of_a_block(
 @settings(deadline=None)
 @given(
     first=st.integers(0, 60),
-    ranges=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=5),
+    size=st.integers(1, 80),
+    smallest=st.integers(1, 30),
+    ranges=st.lists(st.tuples(st.integers(0, 150), st.integers(0, 150)), min_size=1, max_size=5),
 )
-def test_a_block_is_searched_once_per_visible_row(first: int, ranges: list[tuple[int, int]]):
-    block = slice(first, first + BLOCK)
+def test_every_visible_row_is_searched_once(
+    first: int, size: int, smallest: int, ranges: list[tuple[int, int]]
+):
+    block = slice(first, first + size)
     begin, end = torch.tensor([(low, max(low, high)) for low, high in ranges]).T
     seen: list[tuple[int, int]] = []
-    for queries, rows in faiss_flat._segments(block, begin, end):
+    for queries, rows in faiss_flat._segments(block, begin, end, smallest):
         assert queries
         assert rows.start < rows.stop
-        seen += [(query, row) for query in queries for row in range(100)[rows]]
+        seen += [(query, row) for query in queries for row in range(200)[rows]]
     expected = [
         (query, row)
         for query in range(len(ranges))
-        for row in range(100)[block]
+        for row in range(200)[block]
         if not begin[query] <= row < end[query]
     ]
     assert sorted(seen) == expected
+
+
+def test_queries_that_see_all_search_all_at_once():
+    hidden = torch.tensor([[40, 40], [200, 300], [10, 20], [300, 300]])
+    segments = list(faiss_flat._segments(slice(0, 100), *hidden.T, 25))
+    assert segments[0] == ([0, 1, 3], slice(0, 100))
+    assert segments[1:] == [
+        ([2], slice(0, 10)), ([2], slice(20, 25)), ([2], slice(25, 50)), ([2], slice(50, 100)),
+    ]  # fmt: skip
 
 
 def test_near_ties_far_from_the_origin_keep_their_order():

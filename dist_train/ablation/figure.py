@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_train.ablation.results import RowResult
+from dist_train.ablation.results import RowResult, unlike
 from dist_train.ablation.table import Table
 from dist_train.figures import style
 
 if TYPE_CHECKING:
     from dist_train.figures.style import Axes
 
-FIRST, ROW, BASELINE = "#000000", style.BLUE, style.VERMILION
+FIRST, ROW, BASELINE, APART = "#000000", style.BLUE, style.VERMILION, "#888888"
 FURTHEST = 0.6
 """A baseline further from the rows than this many times their whole width leaves the picture."""
 
@@ -29,12 +29,14 @@ def save_ablation_figure(path: Path, table: Table) -> bool:
     baselines, left_out = shown_baselines(rows, [row for row in table.baselines if row.measured])
     drawn = [*rows, *baselines]
     figure, (axes,) = style.panels(1, heights=[(1.4 + 0.42 * len(drawn)) / style.PANEL_SIZE[1]])
+    apart = [row for row in drawn if unlike(row, table.reference) is not None]
     for place, row in enumerate(drawn):
         colour = BASELINE if row in baselines else FIRST if row is table.rows[0] else ROW
-        _draw_row(axes, place, row, colour)
+        _draw_row(axes, place, row, APART if row in apart else colour)
     if table.rows[0].measured:
         axes.axvline(table.rows[0].mse[0], color=FIRST, lw=0.8, ls=":", zorder=0)
-    axes.set_yticks(range(len(drawn)), [_label(row) for row in drawn])
+    labels = [_label(row) + (" (not compared)" if row in apart else "") for row in drawn]
+    axes.set_yticks(range(len(drawn)), labels)
     axes.set_ylim(len(drawn) - 0.4, -0.6)
     # The numbers stand right of the dots, and need room there.
     axes.margins(x=0.18)

@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from dist_train.ablation.cells import Plan
-from dist_train.ablation.figure import save_ablation_figure
+from dist_train.ablation.figure import APART, FIRST, save_ablation_figure
 from dist_train.ablation.table import make_table
 from tests.dist_train.ablation.ablations import base_run, finish, plan_of
 
@@ -62,3 +62,13 @@ def test_dots_stand_at_their_numbers_and_what_is_far_is_told(
 def test_without_a_result_there_is_no_picture(plan: Plan, tmp_path: Path):
     assert not save_ablation_figure(tmp_path / "a.png", make_table(plan))
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_row_that_is_not_compared_says_so(plan: Plan, tmp_path: Path, drawn: list[Figure]):
+    for number, cell in enumerate(plan.trainings):
+        finish(cell, SEEDS[number], num_windows=10 if number < 3 else 11)
+    save_ablation_figure(tmp_path / "a.png", make_table(plan))
+    (axes,) = drawn[0].axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["first", "other (not compared)"]
+    assert [text.get_color() for text in axes.texts] == [FIRST, APART]

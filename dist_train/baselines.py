@@ -228,6 +228,8 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     val_rows = _rows(val, np.concatenate([val.even_sample(wanted, part) for part in parts]))
     batch = min(DLINEAR_BATCH, len(train), max(1, DLINEAR_MAX_ROWS // train.num_variates))
     optimizer = torch.optim.Adam(module.parameters(), lr=DLINEAR_LEARNING_RATE)
+    # At a constant rate its last steps would only wander about the least squares.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=DLINEAR_STEPS)
     best, best_state, bad = float("inf"), module.state_dict(), 0
     progress.enter("training DLinear")
     for step in range(1, DLINEAR_STEPS + 1):
@@ -238,6 +240,7 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        schedule.step()
         if step % DLINEAR_CHECK_EVERY == 0:
             with torch.no_grad():
                 mse = float(mean_squared_error(module(val_rows[0]), val_rows[1]))

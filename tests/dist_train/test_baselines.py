@@ -105,6 +105,23 @@ def test_dlinear_learns_the_cycle(tmp_path: Path):
     assert mse["ridge"] < 0.5 * mse["repeat last"]
 
 
+def test_the_learning_rate_of_dlinear_falls_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rates: list[float] = []
+
+    class Watched(torch.optim.Adam):
+        def step(self, closure: None = None) -> None:
+            rates.extend(group["lr"] for group in self.param_groups)
+            super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "Adam", Watched)
+    monkeypatch.setattr(baselines, "DLINEAR_STEPS", 20)
+    fit_dlinear(small_data(tmp_path), seed=1)
+    falling = [baselines.DLINEAR_LEARNING_RATE * (1 - step / 20) for step in range(20)]
+    assert rates == pytest.approx(falling)
+
+
 @pytest.mark.slow
 def test_dlinear_is_the_same_for_the_same_seed_and_leaves_the_generator_alone(tmp_path: Path):
     data = small_data(tmp_path)

@@ -200,7 +200,7 @@ class MemoryBank:
 
     def _normalised_futures(self, ids: Tensor, anchored: bool) -> Tensor:
         """See :meth:`futures`. (M,) -> (M, H)."""
-        values = self._values(ids)
+        values = self._values(ids, self.seq_len + self.pred_len)
         context, future = values[..., : self.seq_len], values[..., self.seq_len :]
         mean = context.mean(dim=-1, keepdim=True)
         # From the centred values, as the forecaster's norm does: a constant window has no residue.
@@ -229,11 +229,10 @@ class MemoryBank:
         chosen = starts[order * len(starts) // max(1, size)]
         return self._places.ids(series, chosen, order % num_variates).sort().values
 
-    def _values(self, ids: Tensor, steps: int | None = None) -> Tensor:
-        """The first steps of context and future, all without. (...) -> (..., steps), float32."""
+    def _values(self, ids: Tensor, steps: int) -> Tensor:
+        """The first steps of context and future in one read. (...) -> (..., steps), float32."""
         flat = ids.flatten()
         span = self.seq_len + self.pred_len
-        steps = span if steps is None else steps
         values = np.zeros((len(flat), steps), dtype=np.float32)
         if len(flat) and int(flat.max()) >= self._places.end:
             raise ValueError(

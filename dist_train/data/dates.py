@@ -289,10 +289,10 @@ def review_dates(
         row = first if rows is None else int(rows[first])
         if (dates[1:] < dates[:-1]).all():
             remedy = _NEWEST_FIRST  # in order, time would run backward
+        elif _is_clock_change(dates, first):
+            remedy = _CORRECT + _DAYLIGHT_SAVING
         else:
             remedy = _INSERT if KINDS[numbers[0]] == "skipped" else _CORRECT
-            if _is_clock_change(dates, first):
-                remedy = _CORRECT + _DAYLIGHT_SAVING
         raise DataError(
             f"data.dates=strict: row {row + 1}{where} has the time stamp {show(dates[first])} "
             f"after {show(dates[first - 1])}: {_MEANING[KINDS[numbers[0]]]} ({len(odd)} such "

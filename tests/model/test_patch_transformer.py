@@ -30,6 +30,13 @@ def test_the_last_map_reads_each_patch_by_itself(module: PatchTransformer):
     assert module.network.head.projection.in_features == num_patches * D_MODEL
 
 
+def test_it_is_small_and_all_of_it_is_trained(module: PatchTransformer):
+    fixed = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    assert fixed == ["network.model.encoder.positional_encoder.position_enc"]
+    sizes = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+    assert sum(sizes) == 17_420
+
+
 def test_a_window_of_less_than_two_patches_is_refused():
     with pytest.raises(ValueError, match=r"data\.seq_len=20: the baseline patchtst cuts patches"):
         PatchTransformer(20, 4)

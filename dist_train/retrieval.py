@@ -186,6 +186,12 @@ class Retriever:
         self._building.close()
         self.builder.close()
 
+    def abandon(self) -> None:
+        """End the threads, as :meth:`~dist_train.worker.OrderedWorker.abandon`. Not collective."""
+        self._searching.abandon()
+        self._building.abandon()
+        self.builder.close()
+
     def search(
         self, context: Tensor, series: np.ndarray, starts: np.ndarray, *, past_only: bool
     ) -> Neighbours:

@@ -116,7 +116,11 @@ def train_and_score(
         run = _Run(config, checked, prompt_builder, resumption, wanted, held)
         try:
             return run.train(run_identity)
+        except stop_signals.StopRequestedError:
+            run.leave_memory()
+            raise
         except (FloatingPointError, LeakError) as error:  # on all ranks alike
+            run.leave_memory()
             run.close_tracker(error)
             raise
 
@@ -134,6 +138,7 @@ class _Run:
         held: ExitStack,
     ) -> None:
         self.held, self.tracker = held, Tracker(config.run_folder, enabled=False)
+        self.retriever: Retriever | None = None
         self.config, self.data, self.files = config, checked.data, checked.backbone_files
         self.prompt_builder, self.resumption, self.wanted = prompt_builder, resumption, wanted
         self.folder, self.main = config.run_folder, distributed.is_main_rank()
@@ -171,6 +176,7 @@ class _Run:
         retriever = None
         if config.gram.use_gram is True:
             retriever = Retriever(self.data, config.gram, config.bank, banks, off=closed.off)
+            self.retriever = retriever
             if not retriever.needs_refresh:
                 retriever.refresh({})
         if self.known is not None:
@@ -213,6 +219,11 @@ class _Run:
                 self._say(*write(self.folder, config, self.data, result, outcome))
                 self._finish_tracker(fit.steps, result, outcome.scores)
         return result
+
+    def leave_memory(self) -> None:
+        """End what builds the next memory in the folder, before another job may run there."""
+        if self.retriever is not None:
+            self.retriever.abandon()
 
     def close_tracker(self, error: Exception) -> None:
         """Close the run of wandb before any rank ends: a launcher ends the others then."""

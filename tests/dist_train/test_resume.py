@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
-from dist_train import preflight, run_folder, train
+from dist_train import memory_build, preflight, run_folder, train
 from dist_train.checkpoint import (
     FILES_OF_FORMAT_2,
     CheckpointError,
@@ -35,6 +36,7 @@ from dist_train.run_folder import MAY_DIFFER, differences
 from dist_train.session import Resume, train_and_score
 from dist_train.stop_signals import StopRequestedError
 from memory_index.atomic_file import write_text
+from memory_index.store import BankFolder
 from model.config import GramConfig, TaprConfig
 from tests.helpers.interrupted import quick, stopping_after
 from tests.helpers.ranks import run_ranks
@@ -434,6 +436,26 @@ def in_another_folder(first: RunConfig, stopped: RunConfig) -> None:
     assert tree(first.run_folder) == before
 
 
+def stopped_while_it_encodes(first: RunConfig, stopped: RunConfig) -> None:
+    """A stop lets go of the folder once nothing writes there: another job may begin at once."""
+    config, begun, ended = replace(stopped, name="encoding"), list[Path](), list[Path]()
+    build_bank = memory_build.build_bank
+
+    def slow(folder: BankFolder, *given: Any) -> None:
+        begun.append(folder.path)
+        time.sleep(0.5)
+        build_bank(folder, *given)
+        ended.append(folder.path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_build, "build_bank", slow)
+        stopping_after(patch, 4, rank=0, who=0)
+        with pytest.raises(StopRequestedError):
+            go(config)
+    assert len(begun) > 1
+    assert ended == begun
+
+
 def another_horizon(first: RunConfig, stopped: RunConfig) -> None:
     assert first.data.pred_len == 12
     config = replace(first, name="horizon", data=replace(first.data, pred_len=24))
@@ -528,8 +550,9 @@ def train_them(rank: int, world_size: int, folder: Path) -> None:
             with pytest.raises(StopRequestedError):
                 go(stopped)
         for scenario in (
-            refusals, in_another_folder, another_horizon, an_older_format, without_its_bank,
-            damaged_best, an_earlier_best, with_a_counter, a_longer_course,
+            refusals, stopped_while_it_encodes, in_another_folder, another_horizon,
+            an_older_format, without_its_bank, damaged_best, an_earlier_best, with_a_counter,
+            a_longer_course,
         ):  # fmt: skip
             scenario(first, stopped)
             (folder / scenario.__name__).touch()

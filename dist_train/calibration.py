@@ -7,7 +7,7 @@ Shape legend (this file):
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,7 @@ def calibrate(
     batch_size: int,
     prompt_builder: PromptBuilder | None = None,
     num_workers: int = 0,
+    between: Callable[[], None] | None = None,
 ) -> Calibration:
     """Measure the errors of a forecaster on validation, and rank them; collective.
 
@@ -66,12 +67,13 @@ def calibrate(
         batch_size: Windows per forward pass of one rank.
         prompt_builder: Makes the prompts; None where the forecaster reads none.
         num_workers: Processes that prepare batches.
+        between: Called before each batch, on every rank as often; may be collective, and raise.
 
     Returns:
         The same on every rank.
     """
     sample = choose_windows(data)
-    errors = _measure(forecast, data, sample, batch_size, prompt_builder, num_workers)
+    errors = _measure(forecast, data, sample, batch_size, prompt_builder, num_workers, between)
     series_W, _ = data.windows["val"].locate_batch(sample)
     progress.enter("calibrating")
     return errors.rank(series_W, data)
@@ -231,6 +233,7 @@ def _measure(
     batch_size: int,
     prompt_builder: PromptBuilder | None,
     num_workers: int,
+    between: Callable[[], None] | None,
 ) -> _Errors:
     windows = data.windows["val"]
     sampler = EvaluationSampler(
@@ -243,6 +246,8 @@ def _measure(
     with torch.no_grad(), account.phase("evaluation"):
         for batch in loader:
             progress.mark()
+            if between is not None:
+                between()
             valid = batch.num_valid
             forecast_BHN = forecast(batch.to(distributed.device())).float().cpu()[:valid]
             errors.append((batch.target[:valid] - forecast_BHN).transpose(1, 2))

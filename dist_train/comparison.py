@@ -46,6 +46,7 @@ def score_beside_baselines(
     ridge: AnchorFit,
     by_source: Sequence[AnchorFit] = (),
     batch_size: int,
+    between: Callable[[], None] | None = None,
     observers: Sequence[Observer] = (),
     watch: Callable[[Mapping[str, Forecast]], dict[str, Forecast]] = dict,
 ) -> Comparison:
@@ -62,6 +63,7 @@ def score_beside_baselines(
         ridge: The ridge that stands beside every result.
         by_source: That of each source, where there are several.
         batch_size: Windows per forward pass of one rank.
+        between: Called before each batch, on every rank as often; may be collective, and raise.
         observers: Told of every window and its forecast by the whole model.
         watch: Puts something between each forecaster and its scoring, by name.
 
@@ -75,6 +77,7 @@ def score_beside_baselines(
         split=split,
         batch_size=batch_size,
         num_workers=config.data.num_workers,
+        between=between,
     )
     sums = score(watch({"Time-LLM": forecast}), prompt_builder=prompt_builder, observers=observers)
     others = all_baselines(data, ridge, config.train.seed, by_source)

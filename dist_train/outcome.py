@@ -74,12 +74,15 @@ def measure(trainer: Trainer, config: RunConfig, closed: ClosedForm) -> Outcome:
         trainer: With the best model restored.
         config: The run, all decided.
         closed: Its ridges stand beside every result.
+
+    Raises:
+        StopRequestedError: A signal asked a rank to stop.
     """
     data, test = trainer.data, partial(trainer.forecast, split="test")
     known = calibration.calibrate(
         partial(trainer.forecast, split="val"), data,
         batch_size=config.train.eval_batch_size, prompt_builder=trainer.prompt_builder,
-        num_workers=config.data.num_workers,
+        num_workers=config.data.num_workers, between=trainer.stop_if_asked,
     )  # fmt: skip
     trainer.draw_panel(trainer.state.step, known)
     counted, errors = CoverageSums(known, data, "test"), WindowErrors(data.windows["test"])
@@ -88,7 +91,7 @@ def measure(trainer: Trainer, config: RunConfig, closed: ClosedForm) -> Outcome:
         module=trainer.engine.module, retriever=trainer.retriever,
         prompt_builder=trainer.prompt_builder, ridge=closed.ridge,
         by_source=closed.by_source, batch_size=config.train.eval_batch_size,
-        observers=[counted], watch=errors.watch,
+        between=trainer.stop_if_asked, observers=[counted], watch=errors.watch,
     )  # fmt: skip
     errors.write(config.run_folder / run_folder.ERRORS_FILE)
     maker = ExampleMaker(

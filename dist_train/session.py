@@ -195,10 +195,16 @@ class _Run:
             self._enter_training(trainer)
             with stop_signals.finishing_steps():
                 fit = trainer.fit()
-            with distributed.agree_or_raise("Saving the best model"):
-                writer.close()
-            trainer.restore_best()
-            outcome = measure(trainer, config, closed)
+                with distributed.agree_or_raise("Saving the best model"):
+                    writer.close()
+                trainer.restore_best()
+                try:
+                    outcome = measure(trainer, config, closed)
+                except stop_signals.StopRequestedError as request:  # on all ranks alike
+                    if (self.folder / step_name(fit.steps)).exists():
+                        request.step = fit.steps
+                    self.close_tracker(request)
+                    raise
             trainer.tracker.log(fit.steps, outcome.metrics)
 
         trainer.engine.close()

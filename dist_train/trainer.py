@@ -226,7 +226,7 @@ class Trainer:
                 with self._part("refresh"):
                     self._refresh_on_schedule(step)
                 state.refreshed_step = step
-            self._stop_if_asked()
+            self.stop_if_asked()
         except StopRequestedError as request:
             passed()
             if self._saved_at != self._place():
@@ -262,8 +262,12 @@ class Trainer:
         every = self.config.train.eval_every or self.sampler.steps_per_epoch
         return step % every == 0 or self._is_last(step)
 
-    def _stop_if_asked(self) -> None:
-        """End the training on all ranks where one was sent a signal; collective."""
+    def stop_if_asked(self) -> None:
+        """End the training on all ranks where one was sent a signal; collective.
+
+        Raises:
+            StopRequestedError: One was; nothing has been saved for it.
+        """
         asked = stop_signals.received()
         if distributed.any_rank(bool(asked)):
             names = [str(name) for name in distributed.gather_objects(asked)]
@@ -471,7 +475,7 @@ class Trainer:
             batch_size=self.config.train.eval_batch_size,
             prompt_builder=self.prompt_builder,
             num_workers=self.config.data.num_workers,
-            between=self._stop_if_asked,
+            between=self.stop_if_asked,
         )
         mse = selection_mse(sums["model"], self.data)
         if not math.isfinite(mse):

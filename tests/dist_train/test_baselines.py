@@ -9,7 +9,7 @@ import pytest
 import sklearn.linear_model
 import torch
 
-from dist_train import baselines
+from dist_train import baselines, progress, stop_signals
 from dist_train.baselines import (
     all_baselines,
     fit_dlinear,
@@ -120,6 +120,20 @@ def test_the_learning_rate_of_dlinear_falls_to_nothing(
     fit_dlinear(small_data(tmp_path), seed=1)
     falling = [baselines.DLINEAR_LEARNING_RATE * (1 - step / 20) for step in range(20)]
     assert rates == pytest.approx(falling)
+
+
+def test_dlinear_is_given_up_where_a_signal_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    marks: list[None] = []
+    monkeypatch.setattr(progress, "mark", lambda: marks.append(None))
+    monkeypatch.setattr(baselines, "DLINEAR_STEPS", 20)
+    data = small_data(tmp_path)
+    fit_dlinear(data, seed=1)
+    assert len(marks) == 20
+    monkeypatch.setattr(stop_signals, "_received", "SIGTERM")
+    fit_dlinear(data, seed=1)
+    assert len(marks) == 21
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from dist_train.conformal import Calibration, bounds_of, channel_floor, supporte
 from dist_train.data.collate import WindowBatch
 from dist_train.data.windows import ForecastData, load_forecast_data
 from dist_train.loading import load_run
+from dist_train.stop_signals import StopRequestedError
 from tests.helpers.forecast_data import data_of_sources, long_data, source_of, wide_data
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import change_manifest
@@ -30,6 +31,25 @@ def series(rows: int = 1600, variates: int = 2, seed: int = 0) -> np.ndarray:
 
 def made(data: ForecastData, batch_size: int = 32) -> Calibration:
     return calibration.calibrate(repeat_last, data, batch_size=batch_size)
+
+
+def test_it_is_left_between_two_batches():
+    calls = iter(range(3))
+
+    def between() -> None:
+        if next(calls) == 2:
+            raise StopRequestedError("SIGTERM")
+
+    forecasts = list[WindowBatch]()
+
+    def forecasting(batch: WindowBatch) -> Tensor:
+        forecasts.append(batch)
+        return repeat_last(batch)
+
+    data = wide_data(series(), SEQ_LEN, PRED_LEN)
+    with pytest.raises(StopRequestedError):
+        calibration.calibrate(forecasting, data, batch_size=16, between=between)
+    assert len(forecasts) == 2
 
 
 def test_its_bounds_are_those_of_a_computation_at_once():

@@ -1,6 +1,7 @@
 """dist_train/comparison.py: the rows that stand beside a model, all of the same windows."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,18 @@ def test_an_anchor_that_reads_the_memory_has_a_row_of_its_own(finished_run: Path
     alone = {"alone": partial(retriever.forecast, split="val")}
     of_memory = score_split(alone, data, "val", batch_size=50)["alone"].mse()
     assert scores["ridge + retrieval"].mse == pytest.approx(of_memory, rel=1e-5)
+
+
+@pytest.mark.usefixtures("short_dlinear")
+def test_something_is_asked_before_each_batch_of_the_model_and_of_the_baselines(finished_run: Path):
+    run, asked = load_run(finished_run), list[None]()
+    data = load_training_data(run.config, run.series)
+    score_beside_baselines(
+        lambda batch: batch.target, run.config, data, "val", module=run.module, retriever=None,
+        prompt_builder=None, ridge=fit_ridge(data), batch_size=50,
+        between=lambda: asked.append(None),
+    )  # fmt: skip
+    assert len(asked) == 2 * math.ceil(len(data.windows["val"]) / 50)
 
 
 @pytest.mark.usefixtures("short_dlinear")

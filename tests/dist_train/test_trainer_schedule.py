@@ -127,7 +127,7 @@ class Rehearsal(Trainer):
         self.memory.events.append(("validate", step))
         self.state.counter = int(step == self.patience_ends_at)
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
         if not self.in_validation:
             self._ask(self.state.step)
 

@@ -37,7 +37,7 @@ class Sent:
     """A rank, all (ranks), launcher (their parent), or runner (the parent of that)."""
 
     moment: str = "step"
-    """start-up, step, or validation."""
+    """start-up, step, validation, or scoring: of the test split, at the end."""
 
     step: int = 0
     times: int = 1
@@ -85,12 +85,12 @@ def note_signal(folder: Path, rank: str) -> None:
 
 
 def arrange(sent: Sent, patch: pytest.MonkeyPatch) -> None:
-    """Send at the moment; count the forecasts of a validation from then on."""
+    """Send at the moment; count the forecasts of a validation or scoring from then on."""
     from dist_train import session
     from dist_train.trainer import Trainer
 
     build, train_step, forecast = session.build_forecaster, Trainer._train_step, Trainer.forecast
-    counted = {"validation": 0}
+    split_of, counted = {"validation": "val_selection", "scoring": "test"}, {sent.moment: 0}
 
     def building(*given: Any, **named: Any) -> Any:
         send(sent)
@@ -102,12 +102,12 @@ def arrange(sent: Sent, patch: pytest.MonkeyPatch) -> None:
         train_step(trainer, *given)
 
     def forecasting(trainer: Trainer, batch: Any, split: str) -> Any:
-        if split == "val_selection" and trainer.state.step == sent.step:
-            counted["validation"] += 1
-            if counted["validation"] == 2:
+        if split == split_of[sent.moment] and trainer.state.step == sent.step:
+            counted[sent.moment] += 1
+            if counted[sent.moment] == 2:
                 send(sent)
             Path(sent.folder, f"forecasts.{os.environ['RANK']}").write_text(
-                str(counted["validation"])
+                str(counted[sent.moment])
             )
         return forecast(trainer, batch, split)
 
@@ -115,7 +115,7 @@ def arrange(sent: Sent, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(session, "build_forecaster", building)
     elif sent.moment == "step":
         patch.setattr(Trainer, "_train_step", step)
-    elif sent.moment == "validation":
+    elif sent.moment in split_of:
         patch.setattr(Trainer, "forecast", forecasting)
 
 

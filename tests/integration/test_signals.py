@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.ranks,
     pytest.mark.timeout(1800),
-]  # six starts of DeepSpeed in one fixture
+]  # seven starts of DeepSpeed in one fixture
 
 STEPS, EVAL_EVERY = 12, 6
 
@@ -51,7 +51,7 @@ class Start:
     """Lines in metrics.jsonl."""
 
     forecasts: list[int]
-    """How many batches of the validation each rank had begun."""
+    """How many batches of the validation, or of the test split, each rank had begun."""
 
     left: list[str]
     """Processes, shared memory and temporary files that are still there, and the port."""
@@ -138,6 +138,7 @@ STOPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "launcher": (WORKERS, {"signal": "SIGTERM", "to": "launcher", "step": 9}),
     "runner": ((), {"signal": "SIGTERM", "to": "runner", "step": 11}),
+    "scoring": ((), {"signal": "SIGUSR2", "to": "1", "moment": "scoring", "step": STEPS}),
 }  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def starts(folder: Path) -> dict[str, Start]:
-    """A run that is stopped five times and ends at the sixth start."""
+    """A run that is stopped six times and ends at the seventh start."""
     jobs = Jobs(folder, run_of(folder, "stopped"))
     found: dict[str, Start] = {}
     for name, (options, sent) in STOPS.items():
@@ -182,13 +183,14 @@ def test_nothing_is_left_behind(starts: dict[str, Start], name: str):
     assert starts[name].left == []
 
 
-def test_a_validation_is_left_at_once(starts: dict[str, Start]):
-    begun = starts["validation"].forecasts
+@pytest.mark.parametrize("name", ["validation", "scoring"])
+def test_a_validation_or_the_scoring_is_left_at_once(starts: dict[str, Start], name: str):
+    begun = starts[name].forecasts
     assert len(begun) == 2
     assert max(begun) <= 3, "the signal came in the second batch"
 
 
-def test_a_run_that_was_stopped_five_times_ends_as_one_that_was_not(
+def test_a_run_that_was_stopped_six_times_ends_as_one_that_was_not(
     folder: Path, starts: dict[str, Start]
 ):
     assert starts["last"].codes == ["0", "0"], starts["last"].error

@@ -201,17 +201,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         options = _parser().parse_args(_with_default_folder(arguments))
-        command = shlex.join(["python", "-m", "benchmarks.accuracy", *arguments])
         if options.from_runs is not None:
             records = read_records(Path(options.from_runs))
         else:
-            records = [_one(options, command)]
+            records = [_one(options, command_from(options))]
     except (ArgumentError, ValueError, OSError) as error:
         return fail(error)
     rows = rows_of(records)
     print(to_markdown(rows))
     print(json.dumps({"rows": decimals([asdict(row) for row in rows], 6)}), flush=True)
     return 0
+
+
+def command_from(options: Any) -> str:
+    """What makes a record again, as it says; where files lie is each machine's own affair."""
+    keys = ["dataset", "horizon", "model", "config", "seed", "ranks"]
+    if options.run is not None:
+        keys = ["run", "model"]
+    given = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
+    return shlex.join([
+        *("python", "-m", "benchmarks.accuracy"),
+        *(part for key, value in given.items() for part in (f"--{key}", str(value))),
+    ])  # fmt: skip
 
 
 def _one(options: Any, command: str) -> Record:

@@ -139,7 +139,8 @@ def _fit(name: str, config: RunConfig, data: ForecastData) -> tuple[Forecast, in
         return baselines.fit_dlinear(data, config.train.seed), 2 * (seq_len + 1) * pred_len
     if name == "patchtst":
         forecast, module = patchtst.fit_patchtst(data, config)
-        return forecast, sum(parameter.numel() for parameter in module.parameters())
+        trained = (one for one in module.parameters() if one.requires_grad)
+        return forecast, sum(one.numel() for one in trained)
     if name == "seasonal_naive":
         return baselines.seasonal_naive(*data.seasonal_periods), 0
     assert name == "repeat_last"

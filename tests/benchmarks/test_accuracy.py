@@ -45,6 +45,24 @@ def test_the_record_of_a_run_is_what_it_scored(finished_run: Path):
     assert "CPU cores" in record.hardware
 
 
+def test_a_record_says_what_makes_it_again_but_not_where_files_lie(
+    finished_run: Path, tmp_path: Path
+):
+    out = tmp_path / "records"
+    assert main(["--run", str(finished_run), "--model", "own", "--out", str(out)]) == 0
+    (record,) = out.glob("*.json")
+    command = f"python -m benchmarks.accuracy --run {finished_run} --model own"
+    assert json.loads(record.read_text())["command"] == command
+    options = accuracy._parser().parse_args([
+        "--dataset", "ETTh1", "--horizon=96", "--data.root", "there", "--runs_dir", str(tmp_path),
+        "--model", "patchtst", "--config", "a b.yaml", f"--out={out}", "--seed", "7",
+    ])  # fmt: skip
+    assert accuracy.command_from(options) == (
+        "python -m benchmarks.accuracy --dataset ETTh1 --horizon 96 --model patchtst "
+        "--config 'a b.yaml' --seed 7 --ranks 1"
+    )
+
+
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="holds no finished training; name the folder of one"):
         record_of_run(tmp_path, "own", "a command")

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from memory_index.atomic_file import sha256_of, sync_folder, write_tensors, write_text
 from memory_index.manifest import checksum_of
+from memory_index.shared_disk import free_name
 
 FORMAT = 3  # 2: text prototypes by direction, backbone.kind; 3: all that resuming needs
 TENSOR_FILES = ("model", "memory", "memory_next", "optimizer", "closed_form", "ranks")
@@ -113,8 +114,8 @@ def save_checkpoint(folder: Path, content: Content, *, config: str, facts: dict[
     if killed is not None and not _is_whole(folder):  # between the two renames below
         shutil.rmtree(folder, ignore_errors=True)
         killed.replace(folder)
-    for leftover in (beside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(beside, ignore_errors=True)
+    old = free_name(old)
     beside.mkdir(parents=True)
     try:
         for name in TENSOR_FILES:
@@ -162,7 +163,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         for name in manifest["sha256"]:
             key = name.partition(".")[0]
             if name.endswith(".safetensors"):
-                read[key] = load_file(folder / name)
+                # Copied: a mapped file is kept open, and a better model may take its place.
+                mapped = load_file(folder / name)
+                read[key] = {part: value.clone() for part, value in mapped.items()}
             elif name.endswith(".json"):
                 read[key] = json.loads((folder / name).read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:

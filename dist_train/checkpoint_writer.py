@@ -108,7 +108,7 @@ def sweep(run_folder: Path) -> None:
 
     A best model whose save was cut off between its two renames stays: it is the only one.
     """
-    for pattern in (".step_*.new", ".step_*.old", ".step_*.gone"):
+    for pattern in (".step_*.new", ".step_*.old*", ".step_*.gone", ".best.old.*"):
         for left in run_folder.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -1,6 +1,5 @@
 """``timellm data build``: the sources of a configuration, each into a folder of its own."""
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from dist_train.data.source_files import checksum_of_source, files_of, names_of,
 from dist_train.data.sources import naming
 from dist_train.data_info import told
 from memory_index.atomic_file import sweep, write_text
+from memory_index.shared_disk import try_lock
 
 LOCK = ".timellm-build.lock"
 """Deleted at the end, so it must be nobody else's."""
@@ -137,13 +137,11 @@ def _locked(out: Path) -> Iterator[None]:
     """Keep a second build out of a folder, which is made; nothing stays of it if it stays empty."""
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not try_lock(handle, out / LOCK):
         os.close(handle)
         raise ConfigError(
             f"--out {out}: another build runs there right now; wait until it has ended."
-        ) from error
+        )
     try:
         sweep(out, [CORPUS_FILE])
         yield

@@ -349,10 +349,15 @@ def temporary_root(owner: object) -> tuple[Path, "weakref.finalize[..., Any] | N
 
 
 def bank_root(run_folder: Path) -> Path | None:
-    """Folder of a run's banks; None where it holds none and nothing can be written there."""
-    folder = run_folder / "bank"
-    nearest = folder if folder.exists() else run_folder
-    return folder if os.access(nearest, os.W_OK) or bank_folders(folder) else None
+    """Folder of a run's banks; None where it holds none and nothing can be written there.
+
+    Collective: the first rank made the folder a moment ago, and others may not see it yet.
+    """
+    folder, is_there = run_folder / "bank", False
+    if distributed.is_main_rank():
+        nearest = folder if folder.exists() else run_folder
+        is_there = os.access(nearest, os.W_OK) or bool(bank_folders(folder))
+    return folder if distributed.any_rank(is_there) else None
 
 
 def _search_device(config: BankConfig) -> torch.device:

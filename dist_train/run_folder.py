@@ -1,6 +1,5 @@
 """The folder of a run: refuse a taken one, keep others out of it, find a finished one."""
 
-import fcntl
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from dist_train.config import (
     load_saved_config,
 )
 from memory_index.atomic_file import write_text
+from memory_index.shared_disk import try_lock
 
 RESULT_FILE = "result.json"
 RESULT_KEYS = ("run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks")
@@ -197,25 +197,18 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        return not try_lock(handle, folder / LOCK_FILE, shared=True)
     finally:
         os.close(handle)
-    return False
 
 
-def _lock(handle: int) -> None:
+def _lock(handle: int, path: Path) -> bool:
     """Lock a file; tried again for a moment, as :func:`is_locked` holds it while it looks."""
-    for tries_left in reversed(range(3)):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if not tries_left:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+    for pause_s in (0.05, 0.05, 0):
+        if try_lock(handle, path):
+            return True
+        time.sleep(pause_s)
+    return False
 
 
 @contextmanager
@@ -235,14 +228,12 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be written ({error.strerror}); name another folder with runs_dir."
         ) from error
     try:
-        try:
-            _lock(handle)
-        except OSError as error:
+        if not _lock(handle, folder / LOCK_FILE):
             owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
             raise ConfigError(
                 f"{folder}: another job runs there right now ({owner or 'unknown'}); wait until "
                 "it has ended, or stop it."
-            ) from error
+            )
         os.ftruncate(handle, 0)
         with suppress(OSError):  # a full disk; the lock is what counts
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

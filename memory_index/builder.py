@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from memory_index.manifest import Manifest, ManifestError
 from memory_index.placement import Placement
 from memory_index.recall import SampleQueries, nearest_in_chunk
 from memory_index.sharded_index import Encode
-from memory_index.store import TRAINED, BankFolder, chunk_name
+from memory_index.shared_disk import appears, make_folder
+from memory_index.store import LOCK, TRAINED, BankFolder, chunk_name
 
 # A product quantiser learns 256 codewords for each byte.
 FEWEST_TRAINING_POINTS = 20_000
@@ -86,7 +88,12 @@ def build_bank(
             if group.rank == 0:
                 held.enter_context(folder.locked_for_building())
         with group.agree("Preparing the memory bank"):
-            _check_visible(folder.building.is_dir(), folder)
+            make_folder(folder.building)
+            try:
+                _check_visible(folder.building / LOCK, folder)
+            except ManifestError:
+                folder.building.rmdir()  # made on a disk of this node's own
+                raise
         trained = _train(folder, plan, encode, group)
         checksums = _write_chunks(folder, plan, encode, sample, trained, group, progress)
         with group.agree("Publishing the memory bank"):
@@ -109,11 +116,11 @@ def build_bank(
                     )
                 )
     with group.agree("Publishing the memory bank"):
-        _check_visible(folder.exists, folder)
+        _check_visible(folder.manifest, folder)
 
 
-def _check_visible(visible: bool, folder: BankFolder) -> None:
-    if not visible:
+def _check_visible(path: Path, folder: BankFolder) -> None:
+    if not appears(path):
         raise ManifestError(
             f"{folder.root}: what the first rank wrote there cannot be seen from here; put "
             "runs_dir or bank.path on a disk that all nodes share."
@@ -139,8 +146,8 @@ def _train(
             if vectors is not None:
                 folder.write_part(TRAINED, train_codes(plan.choice, vectors))
     with group.agree("Training the index"):
+        _check_visible(folder.building / TRAINED, folder)
         trained = folder.read_part(TRAINED)
-        _check_visible(trained is not None, folder)
     assert trained is not None
     return trained
 

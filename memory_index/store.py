@@ -7,7 +7,6 @@ kind; and recall.json, what was measured, which is not part of the bank. <root>/
 is a build that goes on, or was killed and can go on.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from memory_index.atomic_file import (
     write_text,
 )
 from memory_index.manifest import Manifest, ManifestError, read_manifest, write_manifest
+from memory_index.shared_disk import free_name, is_kept_open, make_folder, try_lock
 
 TRAINED = "trained.safetensors"
 RECALL = "recall.json"
@@ -47,9 +47,14 @@ class BankFolder:
         self.building = root / f".{version}.building"
 
     @property
+    def manifest(self) -> Path:
+        """What is written last, and so says that a finished build lies there."""
+        return self.path / "manifest.json"
+
+    @property
     def exists(self) -> bool:
         """Whether a finished build lies there; its content is not verified yet."""
-        return (self.path / "manifest.json").is_file()
+        return self.manifest.is_file()
 
     @contextmanager
     def locked_for_building(self) -> Iterator[None]:
@@ -59,7 +64,7 @@ class BankFolder:
             ManifestError: Another job builds it right now, or nothing can be written there.
         """
         try:
-            self.building.mkdir(parents=True, exist_ok=True)
+            make_folder(self.building)
             handle = os.open(self.building / LOCK, os.O_CREAT | os.O_RDWR)
         except OSError as error:
             raise ManifestError(
@@ -67,17 +72,22 @@ class BankFolder:
                 "with bank.path."
             ) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise ManifestError(
-                f"{self.building}: another job builds this bank right now; wait for it, or name "
-                "another folder with bank.path."
-            ) from error
-        try:
+            if not (try_lock(handle, self.building / LOCK) and self._still_holds(handle)):
+                raise ManifestError(
+                    f"{self.building}: another job builds this bank right now; wait for it, or "
+                    "name another folder with bank.path."
+                )
             yield
         finally:
             os.close(handle)  # and with it the lock
+            (self.path / LOCK).unlink(missing_ok=True)  # it was published with the rest
+
+    def _still_holds(self, lock: int) -> bool:
+        """Whether the build lies where it did: the job that held the lock may have published it."""
+        try:
+            return os.path.samestat((self.building / LOCK).stat(), os.fstat(lock))
+        except FileNotFoundError:
+            return False
 
     def write_part(self, name: str, tensors: dict[str, Tensor]) -> str:
         """Write one file of the build, whole or not at all; returns its SHA-256."""
@@ -98,15 +108,13 @@ class BankFolder:
 
     def publish(self, manifest: Manifest) -> None:
         """Turn the build into a bank; on one rank, when all have written their parts."""
-        (self.building / LOCK).unlink(missing_ok=True)
-        known = {*manifest.files, "manifest.json"}
+        known = {*manifest.files, "manifest.json", LOCK}
         for path in self.building.iterdir():
-            if path.name not in known:  # of a killed build
+            if path.name not in known and not is_kept_open(path):  # of a killed build
                 path.unlink()
         write_manifest(self.building, manifest)
         sync_folder(self.building)
-        old = self.root / f".{self.version}.old"
-        shutil.rmtree(old, ignore_errors=True)
+        old = free_name(self.root / f".{self.version}.old")
         if self.path.exists():  # a damaged one, or one that bank.build=always replaces
             self.path.replace(old)
         self.building.replace(self.path)
@@ -178,7 +186,8 @@ class BankFolder:
 
     def delete(self) -> None:
         """Remove this version, and a build of it that was not finished."""
-        for folder in (self.path, self.building, self.root / f".{self.version}.old"):
+        olds = self.root.glob(f".{self.version}.old*")
+        for folder in (self.path, self.building, *olds):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dist_train import checkpoint
+from dist_train import checkpoint, checkpoint_writer
 from dist_train.checkpoint import (
     FILES,
     FILES_OF_FORMAT_2,
@@ -23,6 +23,7 @@ from dist_train.checkpoint import (
     save_checkpoint,
 )
 from dist_train.config import RunConfig, config_to_yaml, load_run_config
+from tests.helpers.nfs import keep_open_files
 
 CONFIG = config_to_yaml(RunConfig(name="n"))
 FACTS = {"step": 3, "val_mse": 0.5, "dtype": "fp32"}
@@ -49,6 +50,32 @@ def save(folder: Path, value: float = 1.0) -> Content:
 
 def value_of(folder: Path) -> float:
     return float(load_checkpoint(folder).model["a.weight"][0, 0])
+
+
+def test_what_was_loaded_is_not_kept_open(tmp_path: Path):
+    save(tmp_path / "best")
+    loaded = load_checkpoint(tmp_path / "best")
+    assert loaded.optimizer
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_better_models_are_saved_while_an_older_one_is_kept_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On NFS the files of a folder that is deleted stay in it for as long as they are read."""
+    keep_open_files(monkeypatch)
+    folder, opened = tmp_path / "best", []
+    for value in (1.0, 2.0, 3.0, 4.0):
+        save(folder, value)
+        assert value_of(folder) == value
+        opened.append((folder / "model.safetensors").open())
+    assert len(list(tmp_path.glob(".best.old*"))) == 3
+    for file in opened:
+        file.close()
+    save(folder, 5.0)
+    assert value_of(folder) == 5.0
+    checkpoint_writer.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 def save_in_format_2(folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from dist_train import distributed, local_copy, memory_build
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
-from memory_index import faiss_gpu, placement, store
+from memory_index import faiss_gpu, placement, shared_disk, store
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
 from memory_index.groups import OtherRankError
@@ -29,6 +29,7 @@ from memory_index.store import BankFolder, versions
 from model.config import GramConfig
 from model.pattern_encoder import build_encoder
 from tests.helpers.forecast_data import long_data, wide_data
+from tests.helpers.nfs import remember_what_is_not_there
 from tests.helpers.ranks import run_ranks
 
 L, H = 40, 8
@@ -294,6 +295,47 @@ def test_the_folder_of_a_run_is_used_where_it_can_be_written(
     assert bank_root(tmp_path) is None
     builder_of(tmp_path / "bank").open(state(0))
     assert bank_root(tmp_path) == tmp_path / "bank"  # what can be read is searched
+
+
+def build_where_absence_is_remembered(rank: int, world_size: int, root: Path, looks: bool) -> None:
+    run = root / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            remember_what_is_not_there(patch, root, 10)
+        if looks:
+            assert not run.exists()  # as a start looks whether its name is free
+        with distributed.agree_or_raise("Opening the run folder"):
+            if rank == 0:
+                run.mkdir()
+        folder = bank_root(run)
+        assert folder == run / "bank"
+        assert versions(folder) == []
+        live = builder_of(folder).open(state(0))
+    assert versions(folder) == [live.version]
+    (root / f"well.{looks}.{rank}").touch()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_node_that_does_not_see_the_folder_yet_builds_all_the_same(tmp_path: Path, looks: bool):
+    """A client of NFS believes for a while that a folder is not there that the first rank made."""
+    run_ranks(build_where_absence_is_remembered, 2, tmp_path, looks)
+    assert len(list(tmp_path.glob(f"well.{looks}.*"))) == 2
+
+
+def build_on_disks_of_their_own(rank: int, world_size: int, root: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_disk, "PATIENCE_S", 0.2)
+        with pytest.raises((ManifestError, OtherRankError), match="cannot be seen from here"):
+            builder_of(root / str(rank)).open(state(0))
+    (root / f"refused.{rank}").touch()
+    assert rank == 0 or not list((root / "1").iterdir())
+
+
+@pytest.mark.ranks
+def test_a_disk_that_is_not_shared_is_refused(tmp_path: Path):
+    run_ranks(build_on_disks_of_their_own, 2, tmp_path)
+    assert len(list(tmp_path.glob("refused.*"))) == 2
 
 
 def test_the_manifest_says_what_the_bank_is(tmp_path: Path):

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 from memory_index import store
 from memory_index.manifest import Manifest, ManifestError
+from memory_index.shared_disk import try_lock
 from memory_index.store import BankFolder, chunk_name, sha256_of, versions
+from tests.helpers.nfs import keep_open_files
 
 PARTS = {chunk_name(0): torch.arange(6.0).reshape(3, 2), chunk_name(1): torch.ones(2, 2)}
 
@@ -56,6 +58,37 @@ def test_a_bank_that_replaces_another_leaves_nothing_of_it(bank: tuple[BankFolde
     assert {path.name for path in folder.path.iterdir()} == {chunk_name(0), "manifest.json"}
     assert folder.read_recall() is None
     assert {path.name for path in folder.root.iterdir()} == {"aaaa"}
+
+
+def test_a_bank_is_published_on_a_disk_that_keeps_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """There the lock, which is held meanwhile, and what is read of an older bank do not go."""
+    keep_open_files(monkeypatch)
+    folder = BankFolder(tmp_path / "banks", "aaaa")
+    for keys in (torch.zeros(5, 2), torch.ones(5, 2), torch.full((5, 2), 2.0)):
+        manifest = publish(folder, {chunk_name(0): keys})
+        mapped = folder.load(manifest, chunk_name(0))["keys"]
+        assert torch.equal(mapped, keys)
+        assert {path.name for path in folder.path.iterdir()} == {chunk_name(0), "manifest.json"}
+    folder.delete()
+    assert versions(folder.root) == []
+
+
+def test_a_job_that_waited_for_a_lock_does_not_take_a_published_bank_for_its_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, other = (BankFolder(tmp_path, "aaaa") for _ in range(2))
+
+    def publish_first(handle: int, path: Path) -> bool:
+        monkeypatch.setattr(store, "try_lock", try_lock)
+        publish(one)  # after the other has opened the lock, before it holds it
+        return try_lock(handle, path)
+
+    monkeypatch.setattr(store, "try_lock", publish_first)
+    with pytest.raises(ManifestError, match="another job builds"), other.locked_for_building():
+        pass
+    assert one.exists
 
 
 def test_a_bank_is_never_taken_apart_in_its_place(

@@ -63,7 +63,8 @@ class RowExplanation:
     """How well the histories match, 0 to 1; None without a memory."""
 
     histories: tuple[History, ...]
-    """The heaviest first; empty without a memory, or where nothing is long enough past."""
+    """The nearest first, as they were searched; empty without a memory, or where nothing is long
+    enough past."""
 
 
 def explain(run: "LoadedRun", forecasts: Sequence[SeriesForecast]) -> list[RowExplanation]:

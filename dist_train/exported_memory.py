@@ -7,6 +7,7 @@ Shape legend (this file):
     S  series     T  rows of a series     t  its training rows     N  variates
 """
 
+import math
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -105,6 +106,7 @@ def read_memory(
         path=str(folder),
         build="never",
         shard_group="rank",
+        memory_gib=math.inf,  # it was chosen where ranks shared it, and cannot be chosen anew
         device="auto" if {one.kind for one in indexes.values()} == {"exact"} else "cpu",
     )
     retriever = Retriever(data, config.gram, bank, off=told.get("off", ()), indexes=indexes)

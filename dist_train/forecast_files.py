@@ -106,7 +106,7 @@ def example_of(run: LoadedRun, forecast: SeriesForecast) -> ForecastExample:
 
 
 def _drawn(run: LoadedRun, forecast: SeriesForecast) -> np.ndarray | None:
-    """What followed the heaviest histories, on the level of the forecast. (K, h, N)."""
+    """What followed the nearest histories, on the level of the forecast. (K, h, N)."""
     if run.retriever is None:
         return None
     drawn_NKh = analogues(run, forecast)[:, :MAX_DRAWN, : len(forecast.dates)]

@@ -31,7 +31,8 @@ def draw_neighbours(entry_ids: Tensor, hidden: Tensor, k: int, queries: Tensor) 
     for row, query in enumerate(queries.tolist()):
         ranges = [(first, max(first, end)) for first, end in edges_RS2[row].tolist()]
         visible = len(entry_ids) - sum(end - first for first, end in ranges)
-        generator = np.random.default_rng(query)
+        # A window before the training data has a negative start, and a seed must not.
+        generator = np.random.default_rng([number % 2**63 for number in query])
         places = generator.choice(visible, size=min(k, visible), replace=False)
         for first, end in ranges:
             places[places >= first] += end - first  # step over what is hidden

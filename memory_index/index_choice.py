@@ -109,6 +109,8 @@ def choose_index(
     if kind.startswith("ivf"):
         nlist = config.nlist or max(1, 4 * math.isqrt(max(1, num_entries)))
         nlist = max(1, min(nlist, num_entries // POINTS_PER_LIST))
+        if config.nlist and nlist < config.nlist:
+            why += f", bank.nlist={config.nlist} lowered to {nlist}: a list needs {POINTS_PER_LIST}"
     return IndexChoice(
         kind=kind, nlist=nlist, group=group, reason=f"{kind}, {copies[group]}: {why}"
     )

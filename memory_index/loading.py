@@ -4,6 +4,7 @@ Shape legend (this file):
     M  entries     Z2  width of a key     m  entries of a chunk
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -157,6 +158,15 @@ def _tuned_effort(
             found = {"queries": len(sample.keys), "at": AT, "refine": index.refine, "curve": curve}
             with suppress(OSError):  # a bank that can only be read is measured by every run
                 folder.write_recall(found)
-        return choose_effort(curve, min_recall)
-    assert kept is not None
-    return choose_effort(kept["curve"], min_recall)
+    else:
+        assert kept is not None
+        curve = kept["curve"]
+    effort = choose_effort(curve, min_recall)
+    if curve[effort] < min_recall and index.group.rank == 0:
+        warnings.warn(
+            f"bank.min_recall={min_recall:g}: searching {folder.path} finds {curve[effort]:.3f} of "
+            "the true neighbours at most; use bank.index=flat, which finds all, or a larger "
+            "bank.refine.",
+            stacklevel=2,
+        )
+    return effort

@@ -24,7 +24,8 @@ def add_lora(
         The trained parameters, float32, and the dropout layers before them.
 
     Raises:
-        ValueError: The architecture has no such layers, or peft knows no targets for it.
+        ValueError: The architecture has no such layers, or one is an embedding, or peft knows no
+            targets for it.
     """
     import peft
 
@@ -46,6 +47,12 @@ def add_lora(
             f"backbone.lora.target_modules={config.target_modules}: {_first_sentence(error)}: name "
             f"layers of the backbone, such as {_linear_names(language_model)}, or use all-linear."
         ) from error
+    if any(".lora_embedding_" in name for name, _ in language_model.named_parameters()):
+        raise ValueError(
+            f"backbone.lora.target_modules={config.target_modules}: an embedding is looked up "
+            "without gradient, and its pair would never be trained: name layers of the blocks, "
+            f"such as {_linear_names(language_model)}."
+        )
     trained = [p for name, p in language_model.named_parameters() if ".lora_" in name]
     for parameter in trained:
         parameter.data = parameter.data.float()

@@ -17,6 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from model.float32_buffers import KeepsBufferPrecision
 from model.key_value_prefix import LastBlockReachedError, Prefix, PrefixCache
 
+_WINDOWS = ("sliding_window", "local_attention", "attention_chunk_size", "window_size")
+"""What configurations call the number of tokens that a block with local attention looks back."""
+
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 """Encoders that count positions from pad_token_id + 1."""
 
@@ -49,14 +52,19 @@ class Backbone(KeepsBufferPrecision):
         self.d_llm = int(words.embedding_dim)
         """Hidden width, E."""
         flags = [m.is_causal for m in language_model.modules() if hasattr(m, "is_causal")]
-        self.can_read_ahead = bool(flags) and all(flags) and hasattr(self._config, "use_cache")
+        self.reach = _reach(self._config, language_model)
+        """Tokens that its nearest-sighted block looks back, padding counted; None: all of them; 0:
+        some block passes a state from token to token."""
+        causal = bool(flags) and all(flags) and hasattr(self._config, "use_cache")
+        self.can_read_ahead = causal and self.reach != 0
         """Whether tokens can be read before those after them, as they see none of them."""
         self.is_trained = False
         """Whether something in it is trained: then nothing it computed outlives a step."""
         self._dropouts: tuple[nn.Module, ...] = ()
-        self._max_tokens = getattr(self._config, "max_position_embeddings", None)
         offset = self._config.model_type in _OFFSET_POSITIONS
         self._first_position = int(self._config.pad_token_id) + 1 if offset else 0
+        positions = getattr(self._config, "max_position_embeddings", None)
+        self._max_tokens = None if positions is None else int(positions) - self._first_position
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,7 +147,8 @@ class Backbone(KeepsBufferPrecision):
 
         Args:
             embeddings: Input tokens of any origin. Shape (R, T, E), floating point.
-            mask: True on tokens, False on padding, which may stand anywhere. Shape (R, T), bool.
+            mask: True on tokens, False on padding, which may stand anywhere, but before all tokens
+                where :attr:`reach` is a number. Shape (R, T), bool.
             prefix: What :meth:`read` made of tokens before these; None: nothing.
 
         Returns:
@@ -188,6 +197,16 @@ class Backbone(KeepsBufferPrecision):
         )
         states_RTE: Tensor = output.last_hidden_state
         return states_RTE
+
+
+def _reach(config: Any, language_model: nn.Module) -> int | None:
+    # What passes a state along (Mamba, gated DeltaNet, LFM2) convolves over tokens first.
+    if any(isinstance(module, nn.Conv1d) for module in language_model.modules()):
+        return 0
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    windows = [getattr(config, name, None) for name in _WINDOWS]
+    return min((int(window) for window in windows if window), default=None)
 
 
 def _joined_mask(prefix: Prefix | None, mask: Tensor) -> Tensor:

@@ -453,8 +453,8 @@ class GramConfig:
     """What an overlap between a query and what it retrieved does to the run."""
 
     def __post_init__(self) -> None:
-        # YAML's 0 and 1 equal false and true, a typo's string equals neither.
-        if self.use_gram not in (True, False, "auto"):
+        # 0 and 1 equal false and true, a typo's string equals neither.
+        if not (isinstance(self.use_gram, bool) or self.use_gram == "auto"):
             raise ValueError(
                 f"gram.use_gram must be true, false or auto, got {self.use_gram!r}: choose one."
             )

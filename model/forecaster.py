@@ -73,14 +73,25 @@ class Forecaster(nn.Module):
 
         Raises:
             ValueError: The window is shorter than a patch, ``d_ff`` wider than the backbone, or
-                ``token_order=prefix_cached`` is asked of an encoder.
+                ``token_order=prefix_cached`` is asked of a backbone that cannot.
         """
         super().__init__()
         if config.token_order == "prefix_cached" and not backbone.can_read_ahead:
             raise ValueError(
                 "model.token_order=prefix_cached: this backbone cannot read the prompt ahead: it "
-                "is an encoder, whose tokens see those after them, or it recomputes its blocks "
-                "(backbone.activation_checkpointing); use model.token_order=spec, or a decoder."
+                "is an encoder, whose tokens see those after them, or has blocks that are no "
+                "attention, or it recomputes them (backbone.activation_checkpointing); use "
+                "model.token_order=spec, or another decoder."
+            )
+        row = config.max_prompt_tokens + num_patches(seq_len, config.patch_len, config.stride) + 3
+        if (
+            config.token_order == "prefix_cached"
+            and backbone.reach is not None
+            and backbone.reach < row
+        ):
+            raise ValueError(
+                f"model.token_order=prefix_cached: this backbone looks {backbone.reach} tokens "
+                f"back, padding counted, and a row may have {row}: use model.token_order=spec."
             )
         self.config = config
         self.seq_len = seq_len
@@ -281,7 +292,7 @@ class Forecaster(nn.Module):
         """
         pieces = [(piece, None) for piece in extra]
         if not self.backbone.can_read_ahead:
-            tokens_RTE, mask_RT = _join([*pieces, *self._prompt(inputs), (patch_tokens, None)])
+            tokens_RTE, mask_RT = self._join([*pieces, *self._prompt(inputs), (patch_tokens, None)])
             states_RTE: Tensor = self.backbone(tokens_RTE, mask_RT)
             return states_RTE[:, -self.num_patches :]
         prefix: Prefix | None = None
@@ -293,10 +304,21 @@ class Forecaster(nn.Module):
             # block computes only the positions that the head reads.
             before = [*pieces, *self._prompt(inputs)]
             if before:
-                prefix = self.backbone.read(*_join(before, patch_tokens.dtype))
+                prefix = self.backbone.read(*self._join(before, patch_tokens.dtype))
             tail = [(patch_tokens, None)]
         states_RTE = self.backbone(*_join(tail), prefix)
         return states_RTE[:, -self.num_patches :]
+
+    def _join(
+        self, pieces: Sequence[tuple[Tensor, Tensor | None]], dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Concatenate as :func:`_join`; padding comes first where a block looks not all the way."""
+        tokens_RTE, mask_RT = _join(pieces, dtype)
+        if self.backbone.reach is None:
+            return tokens_RTE, mask_RT
+        order_RT = mask_RT.to(torch.uint8).argsort(dim=1, stable=True)
+        moved_RTE = tokens_RTE.gather(1, order_RT[:, :, None].expand_as(tokens_RTE))
+        return moved_RTE, mask_RT.gather(1, order_RT)
 
     def words(self) -> Tensor:
         """What the text prototypes are made of: the word embeddings, or their basis. (n, E)."""
@@ -305,7 +327,7 @@ class Forecaster(nn.Module):
         known = self._basis
         device = self.prototypes.mapping.weight.device
         if known is None or known.device != device:
-            with torch.no_grad():
+            with torch.inference_mode(mode=False), torch.no_grad():  # it may be trained on later
                 known = word_basis(self.backbone.word_embeddings).to(device)
             self._basis = known
         return known
@@ -333,7 +355,9 @@ class Forecaster(nn.Module):
         where = (ids.device, self.backbone.dtype)
         if known is None or (known.keys[0].device, known.keys[0].dtype) != where:
             mask_1T = torch.ones_like(ids, dtype=torch.bool)[None]
-            known = self.backbone.read(self.backbone.embed_tokens(ids[None]), mask_1T)
+            with_gradient = torch.is_grad_enabled()  # to leave inference mode would set it
+            with torch.inference_mode(mode=False), torch.set_grad_enabled(with_gradient):
+                known = self.backbone.read(self.backbone.embed_tokens(ids[None]), mask_1T)
             if not self.backbone.is_trained:
                 self._common = known
         return known

@@ -78,6 +78,8 @@ def test_the_memory_of_several_sources_finds_the_same_too(tmp_path: Path, scope:
     retriever.refresh(encoder.state_dict())
     told = write_memory(tmp_path / "memory", retriever)
     assert json.loads(json.dumps(told)) == told
+    # A limit that was met by sharing it between ranks says nothing of what was exported.
+    config = replace(config, bank=replace(config.bank, memory_gib=1e-9))
     again = read_memory(tmp_path / "memory", config, describe(data), told)
     assert again.off == off
     assert again.live.version == retriever.live.version

@@ -32,6 +32,12 @@ def test_a_draw_belongs_to_its_query():
     assert not torch.equal(other[1], other[2])
 
 
+def test_a_window_before_the_training_data_has_a_draw_too():
+    one = draw([[0, 20], [0, 20]], 5, [-3, 3])
+    assert (one >= 20).all()
+    assert not torch.equal(one[0], one[1])
+
+
 def test_a_query_that_sees_too_few_gets_those():
     drawn = draw([[4, 200], [0, 400]], 5, [0, 1])
     assert sorted(drawn[0].tolist()) == [-1, -1, -1, 0, 2]

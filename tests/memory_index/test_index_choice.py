@@ -89,6 +89,8 @@ def test_lists_have_enough_points_to_be_trained(entries: int, nlist: int | None,
     config = BankConfig(index="ivf_flat", nlist=nlist)
     choice = choose_index(config, entries, 8, on_gpu=False, ranks_per_node=1, num_nodes=1)
     assert choice.nlist == expected
+    lowered = nlist is not None and expected < nlist
+    assert (f"bank.nlist={nlist} lowered to {expected}" in choice.reason) == lowered
 
 
 @pytest.mark.parametrize("kind", ["exact", "flat", "hnsw"])

@@ -1,5 +1,6 @@
 """memory_index/loading.py: one bank on any number of ranks, and what is refused by name."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,17 @@ def test_the_effort_is_what_was_asked_for_or_what_the_bound_needs(tmp_path: Path
     assert measured(load(folder, plan, min_recall=0.95)) > 0.9
 
 
+def test_a_bound_that_is_not_reached_is_said(tmp_path: Path):
+    plan = plan_of("ivf_pq")
+    folder = build(tmp_path, plan)
+    for _ in range(2):  # measured, and as it was kept
+        with pytest.warns(UserWarning, match=r"bank.min_recall=1: .* finds 0\.\d+ of the true"):
+            load(folder, plan, encode=Encoder(), refine=1, min_recall=1.0)
+    with warnings.catch_warnings():
+        load(folder, plan, encode=Encoder(), refine=1, min_recall=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:bank.min_recall")
 def test_what_was_measured_is_measured_once_and_again_where_refine_differs(tmp_path: Path):
     plan = plan_of("ivf_pq")
     folder = build(tmp_path, plan)

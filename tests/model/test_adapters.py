@@ -123,6 +123,11 @@ def test_targets_that_are_not_there_are_refused_by_name():
         load_tiny("llama", lora=LoraConfig(r=2, target_modules=["c_attn"]))
 
 
+def test_an_embedding_is_refused_as_a_target():
+    with pytest.raises(ValueError, match=r"'embed_tokens'\]: an embedding .*blocks, .*'q_proj'"):
+        load_tiny("llama", lora=LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"]))
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 def test_nothing_is_kept_over_steps_and_the_prompt_gets_its_gradient(kind: Kind):
     prefix = torch.arange(20, 24)

@@ -1,12 +1,14 @@
 """model/backbone.py: the cut equals Transformers' own, padding is invisible, all is frozen."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
+from model.backbone import Backbone
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone
 from model.config import BackboneConfig
@@ -118,6 +120,68 @@ def test_runs_in_bfloat16_with_float32_rotary_frequencies(kind: Kind):
     frequencies = [b for name, b in backbone.named_buffers() if "inv_freq" in name]
     assert len(frequencies) >= (kind in ("qwen2", "llama", "mistral"))
     assert all(buffer.dtype == torch.float32 for buffer in frequencies)
+
+
+def backbone_of(config: transformers.PretrainedConfig) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Backbone(transformers.AutoModel.from_config(config))
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 48, "initializer_range": 0.2, "pad_token_id": 0,
+}  # fmt: skip
+HYBRID = transformers.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"])
+LOCAL = transformers.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=12)
+
+
+@pytest.mark.parametrize(
+    ("config", "reach", "reads_ahead"),
+    [
+        (HYBRID, 0, False),
+        (LOCAL, 12, True),
+        (transformers.Qwen2Config(**SIZES), None, True),
+        (transformers.MistralConfig(**SIZES, sliding_window=7), 7, True),
+        (transformers.GPTNeoConfig(
+            vocab_size=64, hidden_size=32, num_layers=2, num_heads=4,
+            attention_types=[[["global", "local"], 1]], window_size=5,
+        ), 5, True),
+        (transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4), None, True),
+    ],
+)  # fmt: skip
+def test_knows_how_far_its_blocks_look_back(
+    config: transformers.PretrainedConfig, reach: int | None, reads_ahead: bool
+):
+    backbone = backbone_of(config)
+    assert (backbone.reach, backbone.can_read_ahead) == (reach, reads_ahead)
+
+
+@pytest.mark.parametrize("config", [HYBRID, LOCAL], ids=["hybrid", "local"])
+def test_padding_before_all_tokens_is_invisible_to_those_that_do_not_look_all_the_way(
+    config: transformers.PretrainedConfig,
+):
+    backbone, embeddings = backbone_of(config), tokens_of()
+    padded = torch.cat([torch.full((2, 9, 32), 7.0), embeddings], dim=1)
+    mask = torch.ones(padded.shape[:2], dtype=torch.bool)
+    mask[:, :9] = False
+    states = backbone(embeddings, all_true(embeddings))
+    assert float(states.std()) > 0.1
+    torch.testing.assert_close(backbone(padded, mask)[:, 9:], states, atol=1e-4, rtol=1e-4)
+
+
+def test_positions_that_an_encoder_begins_with_are_not_counted():
+    backbone = backbone_of(
+        transformers.RobertaConfig(
+            vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+            intermediate_size=48, max_position_embeddings=18, pad_token_id=1,
+        )
+    )  # fmt: skip
+    most = torch.zeros(1, 16, 32)
+    assert backbone(most, all_true(most)).isfinite().all()
+    more = torch.zeros(1, 17, 32)
+    with pytest.raises(ValueError, match="17 tokens per row, the backbone has 16 positions"):
+        backbone(more, all_true(more))
 
 
 def test_refuses_more_tokens_than_positions():

@@ -40,6 +40,7 @@ TAPR_REFUSALS = [
 ]
 GRAM_REFUSALS = [
     ({"use_gram": "maybe"}, r"gram\.use_gram must be true, false or auto, got 'maybe'"),
+    ({"use_gram": 1}, r"gram\.use_gram must be true, false or auto, got 1"),
     ({"top_k": 0}, r"gram\.top_k must be at least 1, got 0"),
     ({"d_repr": 0}, r"gram\.d_repr must be a positive multiple of 4, got 0"),
     ({"d_repr": 130}, r"gram\.d_repr must be a positive multiple of 4, got 130"),

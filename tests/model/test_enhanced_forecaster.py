@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from model.backbone import Backbone
 from model.backbone_files import locate_backbone
 from model.backbone_loading import load_backbone
 from model.batch import ForecastInputs, ForecastOutput, RetrievedWindows
@@ -26,6 +27,10 @@ SMALL = ModelConfig(
 )
 TAPR = TaprConfig(trend_thresholds=[-0.5, -0.1, 0.1, 0.5])
 GRAM = GramConfig(use_gram=True, d_repr=8)
+SIZES: dict[str, Any] = {
+    "vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 48, "initializer_range": 0.2, "pad_token_id": 0,
+}  # fmt: skip
 LEARNABLE = TaprConfig(trend_thresholds="learnable")
 
 
@@ -55,6 +60,35 @@ def retrieve(found: int = K, k: int = K) -> RetrievedWindows:
         ids=torch.where(valid, torch.arange(k), -1),
         valid=valid,
     )
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        transformers.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=8),
+        transformers.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]),
+    ],
+    ids=["local attention", "hybrid"],
+)
+def test_padding_between_the_tokens_is_invisible_where_a_backbone_looks_not_all_the_way(
+    backbone: transformers.PretrainedConfig,
+):
+    torch.manual_seed(0)
+    language_model = transformers.AutoModel.from_config(backbone)
+    config = dataclasses.replace(SMALL, anchor="none")
+    model = Forecaster(config, L, H, Backbone(language_model), tapr=TAPR, gram=GRAM)
+    wake(model)
+    inputs, retrieved = inputs_of(), retrieve()
+    assert inputs.prompt_ids is not None
+    assert inputs.prompt_mask is not None
+    padded = inputs._replace(
+        prompt_ids=torch.nn.functional.pad(inputs.prompt_ids, (11, 0)),
+        prompt_mask=torch.nn.functional.pad(inputs.prompt_mask, (11, 0)),
+    )
+    with torch.no_grad():
+        wanted, found = (model(one, retrieved).forecast for one in (inputs, padded))
+    assert float(wanted.std()) > 0.1
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def loss_of(

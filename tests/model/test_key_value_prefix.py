@@ -85,6 +85,33 @@ def test_an_encoder_is_refused():
         Forecaster(SMALL, L, H, backbone)
 
 
+def test_a_backbone_that_looks_back_less_than_a_row_is_refused():
+    """The padding of a prompt would stand between what is read once and the rest."""
+    backbone = load_tiny("mistral")
+    for reach in (None, 4096):
+        backbone.reach = reach
+        Forecaster(SMALL, L, H, backbone)
+    backbone.reach = SMALL.max_prompt_tokens
+    with pytest.raises(ValueError, match=r"looks \d+ tokens back, .* may have \d+: use .*=spec"):
+        Forecaster(SMALL, L, H, backbone)
+
+
+@pytest.mark.parametrize("common", [0, 4])
+def test_a_model_that_forecast_in_inference_mode_can_be_trained(common: int):
+    model = make("gpt2", torch.arange(300, 300 + common))
+    inputs = ForecastInputs(
+        context=torch.randn(B, L, N, generator=torch.Generator().manual_seed(2)),
+        prompt_ids=torch.randint(300, (B * N, 5)),
+        prompt_mask=torch.ones(B * N, 5, dtype=torch.bool),
+    )
+    with torch.inference_mode():
+        forecast = model(inputs).forecast
+    trained = model(inputs).forecast
+    torch.testing.assert_close(trained, forecast.clone())
+    trained.sum().backward()
+    assert model.head.project.weight.grad is not None
+
+
 def make(kind: Kind, prefix: Tensor | None, **settings: object) -> Forecaster:
     torch.manual_seed(0)
     config = dataclasses.replace(SMALL, **settings)  # type: ignore[arg-type]

@@ -80,7 +80,6 @@ class BankFolder:
             yield
         finally:
             os.close(handle)  # and with it the lock
-            (self.path / LOCK).unlink(missing_ok=True)  # it was published with the rest
 
     def _still_holds(self, lock: int) -> bool:
         """Whether the build lies where it did: the job that held the lock may have published it."""
@@ -118,6 +117,7 @@ class BankFolder:
         if self.path.exists():  # a damaged one, or one that bank.build=always replaces
             self.path.replace(old)
         self.building.replace(self.path)
+        (self.path / LOCK).unlink(missing_ok=True)
         sync_folder(self.root)
         shutil.rmtree(old, ignore_errors=True)
 

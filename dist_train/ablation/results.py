@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,18 @@ class RowResult:
     """Seeds that have not run yet, or not to their end."""
 
     folder: Path
+    others: tuple["RowResult", ...] = ()
+    """The same row at the learning rates that were not chosen."""
+
+    @property
+    def num_failed(self) -> int:
+        """Cells that have failed, at any learning rate."""
+        return sum(len(one.failures) for one in (self, *self.others))
+
+    @property
+    def num_missing(self) -> int:
+        """Cells that have not run to their end, at any learning rate."""
+        return sum(len(one.missing) for one in (self, *self.others))
 
     @property
     def mse(self) -> tuple[float, float | None]:
@@ -139,11 +151,12 @@ def read_baselines(plan: Plan) -> list[RowResult]:
 
 def choose(tried: Sequence[RowResult]) -> RowResult:
     """The lowest mean validation MSE, of those that have finished all seeds where any has."""
-    finished = [row for row in tried if row.measured]
-    if not finished:
-        return tried[0]
-    most = max(len(row.measured) for row in finished)
-    return min((row for row in finished if len(row.measured) == most), key=lambda row: row.val_mse)
+    chosen, finished = tried[0], [row for row in tried if row.measured]
+    if finished:
+        most = max(len(row.measured) for row in finished)
+        whole = [row for row in finished if len(row.measured) == most]
+        chosen = min(whole, key=lambda row: row.val_mse)
+    return replace(chosen, others=tuple(row for row in tried if row is not chosen))
 
 
 def check_one_data(rows: Sequence[RowResult]) -> None:
@@ -197,7 +210,9 @@ def compare(row: RowResult, base: RowResult) -> Difference | None:
         return None
     values = [mine.test_mse - other.test_mse for mine, other in pairs]
     p_windows = None
-    if row.window_errors is not None and base.window_errors is not None:
+    # The MSE of several sources is a mean over them, which no series of windows has.
+    one_source = len(row.measured[0].data.sources or ()) < 2
+    if one_source and row.window_errors is not None and base.window_errors is not None:
         (starts, mine), (other_starts, others) = row.window_errors, base.window_errors
         if np.array_equal(starts, other_starts):
             p_windows = diebold_mariano(mine - others, row.measured[0].data.pred_len)

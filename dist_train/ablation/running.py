@@ -50,6 +50,8 @@ class _Running:
     log: TextIO
     slot: int
     began: float
+    log_size: int
+    """Bytes that earlier attempts had written."""
 
 
 def run_cells(
@@ -129,12 +131,15 @@ def _start(
     cell.log.parent.mkdir(parents=True, exist_ok=True)
     cell.failure.unlink(missing_ok=True)
     log = cell.log.open("a", encoding="utf-8")
+    log_size = cell.log.stat().st_size
     # A session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on.
     process = subprocess.Popen(
         command_of(cell, config_file, limits.ranks), stdin=subprocess.DEVNULL, stdout=log,
         stderr=log, env=environment, start_new_session=True,
     )  # fmt: skip
-    return _Running(cell=cell, process=process, log=log, slot=slot, began=time.monotonic())
+    return _Running(
+        cell=cell, process=process, log=log, slot=slot, began=time.monotonic(), log_size=log_size
+    )
 
 
 def _has_ended(
@@ -149,16 +154,16 @@ def _has_ended(
         return False
     one.log.close()
     cell, seconds = one.cell, time.monotonic() - one.began
+    reason = reason_of(cell.log, one.log_size)
     if code == 0 and is_finished(cell):
         say(f"{cell.label}: finished after {seconds:.0f} s")
-    elif code == _REFUSED and _RUNS_ALREADY in reason_of(cell.log):
+    elif code == _REFUSED and _RUNS_ALREADY in reason:
         _leave(cell, elsewhere, say)
     elif stopping or code == EXIT_STOPPED:
         say(f"{cell.label}: stopped; the same command goes on with it")
         if not stopping:  # somebody signalled that run alone: nobody wants the rest any less
             write_failure(cell, code, "stopped by a signal; the same command goes on with it")
     else:
-        reason = reason_of(cell.log)
         write_failure(cell, code, reason)
         say(f"{cell.label}: failed with code {code} after {seconds:.0f} s: {reason}")
     return True
@@ -175,9 +180,10 @@ def write_failure(cell: Cell, code: int, reason: str) -> None:
     write_text(cell.failure, json.dumps({"code": code, "reason": reason}))
 
 
-def reason_of(log: Path) -> str:
-    """The last line of a log that names an error, else its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def reason_of(log: Path, begin: int = 0) -> str:
+    """The last line of a log that names an error, else its last line, from a byte on."""
+    text = log.read_bytes()[begin:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"error: |\w*(Error|Exception): ", line)]
     last = (errors or lines or ["it said nothing"])[-1]
     return last.removeprefix("error: ")[:300]

@@ -54,12 +54,12 @@ class Table:
     @property
     def num_failed(self) -> int:
         """Cells that have failed."""
-        return sum(len(row.failures) for row in (*self.rows, *self.baselines))
+        return sum(row.num_failed for row in (*self.rows, *self.baselines))
 
     @property
     def num_missing(self) -> int:
         """Cells that have not run to their end."""
-        return sum(len(row.missing) for row in (*self.rows, *self.baselines))
+        return sum(row.num_missing for row in (*self.rows, *self.baselines))
 
 
 def make_table(plan: Plan) -> Table:
@@ -127,8 +127,8 @@ def to_csv(table: Table) -> str:
 
 
 def _values(row: RowResult, difference: Difference | None) -> list[object]:
-    settings = [row.settings, row.learning_rate, len(row.measured), len(row.failures),
-                len(row.missing)]  # fmt: skip
+    settings = [row.settings, row.learning_rate, len(row.measured), row.num_failed,
+                row.num_missing]  # fmt: skip
     if not row.measured:
         return settings + [""] * 16
     mse, mae = row.mse, row.mae
@@ -151,10 +151,10 @@ def _values(row: RowResult, difference: Difference | None) -> list[object]:
 
 def _line(row: RowResult, difference: Difference | None) -> str:
     seeds = "none needed" if row.deterministic else str(len(row.measured))
-    if row.failures:
-        seeds += f", {len(row.failures)} failed"
-    if row.missing:
-        seeds += f", {len(row.missing)} not run"
+    if row.num_failed:
+        seeds += f", {row.num_failed} failed"
+    if row.num_missing:
+        seeds += f", {row.num_missing} not run"
     if not row.measured:
         return f"| {row.name} | {seeds} |" + " |" * 11
     compared = ["", "", "", ""]
@@ -183,8 +183,8 @@ def _notes(table: Table) -> list[str]:
         "paired t test over seeds; below "
         f"{LEVEL:g} the difference is called beyond seed noise. `p (windows)`: Diebold and "
         "Mariano's test over test windows, which answers whether other windows would say the "
-        f"same. {len(compared)} comparisons: at {LEVEL:g}, one in "
-        f"{round(1 / LEVEL)} is found by chance alone.",
+        f"same; none where there are several sources. {len(compared)} comparisons: at {LEVEL:g}, "
+        f"one in {round(1 / LEVEL)} is found by chance alone.",
     ]
     if table.best is not None:
         mse, spread = table.best.mse
@@ -212,8 +212,15 @@ def _notes(table: Table) -> list[str]:
     if len({one.code for one in measured}) > 1:
         notes.append("The rows were not all trained by the same version of the code.")
     for row in (*rows, *table.baselines):
-        notes += [f"**{row.name}**, seed {seed}, failed: {reason}"
-                  for seed, reason in row.failures.items()]  # fmt: skip
+        for one in (row, *row.others):
+            rate = f", learning rate {one.learning_rate:g}" if row.others else ""
+            notes += [f"**{row.name}**{rate}, seed {seed}, failed: {reason}"
+                      for seed, reason in one.failures.items()]  # fmt: skip
+        waiting = [one for one in row.others if one.failures or one.missing]
+        if row.measured and waiting:
+            rates = ", ".join(f"{one.learning_rate:g}" for one in waiting)
+            notes.append(f"**{row.name}**: the learning rate {row.learning_rate:g} was chosen "
+                         f"although others have not finished: {rates}.")  # fmt: skip
     return [f"* {note}" for note in notes]
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from memory_index import builder, manifest, store
 from memory_index.groups import RankGroup
 from memory_index.manifest import ManifestError
-from memory_index.store import TRAINED, BankFolder, chunk_name, sha256_of
+from memory_index.store import LOCK, TRAINED, BankFolder, chunk_name, sha256_of
 from tests.helpers.ranks import RankFailedError, run_ranks
 from tests.memory_index.banks import (
     CHUNK,
@@ -141,8 +141,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content_of(folder: BankFolder) -> dict[str, str]:
-    """Checksum of each file of a published bank, the manifest aside; they are as it says."""
-    found = {path.name: sha256_of(path) for path in folder.path.iterdir()}
+    """Checksum of each file of a published bank, the manifest aside; they are as it says.
+
+    A job that was killed as it published has left the lock of its build there.
+    """
+    found = {path.name: sha256_of(path) for path in folder.path.iterdir() if path.name != LOCK}
     del found["manifest.json"]
     assert found == folder.open().files
     return found

@@ -19,7 +19,9 @@ from dist_train.ablation.results import (
     unlike,
 )
 from dist_train.ablation.running import write_failure
+from dist_train.ablation.table import make_table, to_markdown
 from dist_train.config import ConfigError
+from dist_train.data.config import DataConfig, SourceConfig
 from tests.dist_train.ablation.ablations import WINDOWS, base_run, finish, plan_of
 
 FIRST, OTHER = [0.50, 0.52, 0.57], [0.44, 0.47, 0.50]
@@ -86,6 +88,24 @@ def test_windows_are_paired_by_the_time_they_forecast(plan: Plan):
     assert difference.p_seeds == 1  # seeds do not differ at all
 
 
+def test_windows_of_several_sources_are_not_paired(plan: Plan):
+    for cell in plan.trainings:
+        finish(cell, 0.5, errors=np.random.default_rng(0).normal(size=WINDOWS) + 5)
+    first, other = read_rows(plan)
+    assert compare(other, first) is not None
+    sources = [SourceConfig(name=name, path=f"{name}.csv") for name in ("one", "two")]
+    several = DataConfig(sources=sources)
+    rows = [
+        replace(row, measured=tuple(
+            replace(one, data=several) for one in row.measured
+        ))
+        for row in (other, first)
+    ]  # fmt: skip
+    difference = compare(*rows)
+    assert difference is not None
+    assert difference.p_windows is None
+
+
 def test_rows_of_other_windows_are_not_paired_by_window(plan: Plan):
     for number, cell in enumerate(plan.trainings):
         finish(cell, 0.5 + number / 10, errors=np.full(WINDOWS - number // 3, 0.5))
@@ -113,7 +133,16 @@ def test_a_rate_that_failed_for_a_seed_is_not_preferred(tmp_path: Path):
                 write_failure(cell, 71, "out of memory")
             else:
                 finish(cell, 0.5, val_mse=0.3 if variant.learning_rate == 1e-4 else 0.4)
-    assert [row.learning_rate for row in read_rows(plan)] == [1e-3, 1e-3]
+    rows = read_rows(plan)
+    assert [row.learning_rate for row in rows] == [1e-3, 1e-3]
+    # It counts and is told all the same: had it finished, it might have been preferred.
+    assert [(row.failures, row.num_failed, row.num_missing) for row in rows] == [({}, 1, 0)] * 2
+    text = to_markdown(make_table(plan))
+    assert "* **first**, learning rate 0.0001, seed 2022, failed: out of memory" in text
+    assert (
+        "* **first**: the learning rate 0.001 was chosen although others have not finished: 0.0001."
+    ) in text
+    assert make_table(plan).num_failed == 2
 
 
 def test_a_failed_cell_is_a_row_that_says_so(plan: Plan):

@@ -307,3 +307,13 @@ def test_the_reason_is_the_last_line_that_names_an_error(tmp_path: Path, log: st
     path = tmp_path / "x.log"
     path.write_text(log)
     assert reason_of(path) == reason
+
+
+def test_the_reason_is_not_that_of_an_earlier_attempt(tmp_path: Path):
+    path = tmp_path / "x.log"
+    path.write_text("error: an old one\n")
+    begin = path.stat().st_size
+    assert reason_of(path, begin) == "it said nothing"
+    with path.open("a") as log:
+        log.write("Killed\n")
+    assert reason_of(path, begin) == "Killed"

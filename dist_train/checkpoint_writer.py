@@ -92,7 +92,7 @@ class CheckpointWriter:
         save_checkpoint(folder, content, config=self._config, facts=facts)
         for old in step_folders(self._run_folder)[self._keep :]:
             if not old.is_symlink():
-                _delete(old)
+                delete(old)
 
     def _save_best_again(self) -> None:
         """Write the best model that could not be written, if there is one."""
@@ -113,7 +113,7 @@ def sweep(run_folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _delete(folder: Path) -> None:
+def delete(folder: Path) -> None:
     """Remove a checkpoint; first out of its place, so that it is never there in part."""
     away = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(away, ignore_errors=True)

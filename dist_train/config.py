@@ -192,7 +192,8 @@ class CheckpointConfig:
     """What is kept, so that a run can go on after it was interrupted."""
 
     save_steps: int = 500
-    """Optimizer steps between checkpoints step_<n>; 0: only best/, and where a signal stops it."""
+    """Optimizer steps between checkpoints step_<n>; 0: only best/, and where the training ended or
+    a signal stopped it, until the run has its result."""
 
     save_total_limit: int = 2
     """Newest step_<n> that are kept; best/ is always."""

@@ -24,6 +24,8 @@ RESULT_FILE = "result.json"
 RESULT_KEYS = ("run", "test_mse", "ridge_mse", "train_s", "total_s", "ranks")
 STOPPED_FILE = "stopped.json"
 LOCK_FILE = ".lock"
+RESUMES_FILE = "resumes.jsonl"
+"""What a run began from or went on from, a line for each time."""
 ERRORS_FILE = "window_errors.safetensors"
 """Error of each test window, see :mod:`dist_train.window_errors`."""
 
@@ -89,6 +91,27 @@ def check_can_be_resumed(config: RunConfig) -> None:
             f"name={config.name}: {folder} holds something else than a run (no config.yaml); "
             "choose another --name."
         )
+
+
+def resume_of(config: RunConfig, where: str | None) -> str | None:
+    """What ``--resume`` means where the same line is given again: a path has done its part once.
+
+    A run that has begun from the path is gone on with, as by ``auto``. A path in the run's own
+    folder goes back to it each time that somebody asks, but not where Slurm starts a job anew.
+    """
+    if where is None or where == "auto":
+        return where
+    try:
+        lines = (config.run_folder / RESUMES_FILE).read_text(encoding="utf-8").splitlines()
+        taken = [Path(str(json.loads(line)["checkpoint"])) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError):
+        return where
+    if is_inside(Path(where), config.run_folder):
+        if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+            return where
+    else:
+        taken = taken[:1]
+    return "auto" if any(is_inside(path, Path(where)) for path in taken) else where
 
 
 def admit(config: RunConfig, where: str | None, counter: int | None) -> dict[str, Any] | None:
@@ -281,6 +304,7 @@ def plan_start(
         ConfigError: No folder can be made in ``runs_dir``, or :func:`admit` refuses.
     """
     _check_runs_dir(config)
+    where = resume_of(config, where)
     if where is not None:
         result = admit(config, where, counter)
         if result is not None:

@@ -58,7 +58,6 @@ from model.backbone_files import fingerprint
 from model.forecaster import Forecaster
 from model.warm_start import take_over
 
-RESUMES_FILE = "resumes.jsonl"
 REPLACED = (
     "config.yaml", "environment.json", "deepspeed.json", METRICS_FILE, ID_FILE, calibration.FILE,
     report.REPORT_FILE, report.FIGURE_FILE, run_folder.RESULT_FILE, run_folder.STOPPED_FILE,
@@ -201,7 +200,7 @@ class _Run:
                 try:
                     outcome = measure(trainer, config, closed)
                 except stop_signals.StopRequestedError as request:  # on all ranks alike
-                    if (self.folder / step_name(fit.steps)).exists():
+                    if (self.folder / step_name(fit.steps)).exists():  # else the disk was full
                         request.step = fit.steps
                     self.close_tracker(request)
                     raise
@@ -224,6 +223,9 @@ class _Run:
             if self.main:
                 self._say(*write(self.folder, config, self.data, result, outcome))
                 self._finish_tracker(fit.steps, result, outcome.scores)
+                last = self.folder / step_name(fit.steps)
+                if not config.checkpoint.save_steps and last.exists():
+                    checkpoint_writer.delete(last)
         return result
 
     def leave_memory(self) -> None:
@@ -433,7 +435,7 @@ def _open_folder(folder: Path, config: RunConfig, resumption: Resumption | None)
         if resumption.in_place:
             told = resume.set_aside(folder, resumption)
             terminal.say(*told, quiet=config.tracking.quiet)
-        resume.write_down(folder / RESUMES_FILE, resumption, environment())
+        resume.write_down(folder / run_folder.RESUMES_FILE, resumption, environment())
 
 
 def _opening_of(resumption: Resumption | None, code: str) -> list[str]:

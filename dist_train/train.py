@@ -49,6 +49,7 @@ def run_training(
     """
     if counter is not None and (where is None or counter < 0):
         raise ConfigError(f"--resume_counter {counter}: needs --resume, and a count of at least 0.")
+    where = run_folder.resume_of(config, where)
     finished = run_folder.admit(config, where, counter)
     if finished is not None:
         return finished

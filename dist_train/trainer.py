@@ -189,7 +189,7 @@ class Trainer:
             state.best_step = self._later_best.step
             state.best_val_mse = float(self._later_best.manifest["val_mse"])
             state.best_bank = self._later_best.manifest["bank"] or ""
-        if self.config.checkpoint.save_steps and self._saved_at != self._place():
+        if self._saved_at != self._place():  # a run that is stopped while it is scored goes on here
             self._save_step()
         passed()
         return FitResult(

@@ -5,7 +5,13 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
 
-from dist_train.config import ConfigError, RunConfig, build_parser, parse_run_config
+from dist_train.config import (
+    ConfigError,
+    RunConfig,
+    add_resume_arguments,
+    build_parser,
+    parse_run_config,
+)
 
 CHECKS = (
     "inputs", "packages", "libraries", "devices", "host", "disk", "wandb", "clocks", "folder",
@@ -85,6 +91,7 @@ def build_doctor_parser() -> Any:
         "--json", action="store_true", help="Print one JSON object as the last line."
     )
     parser.add_argument("--local_rank", type=int, help="Given by the deepspeed launcher.")
+    add_resume_arguments(parser)  # read by nobody here: the line of a training is taken as it is
     return parser
 
 

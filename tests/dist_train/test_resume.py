@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
-from dist_train import memory_build, preflight, run_folder, train
+from dist_train import memory_build, preflight, run_folder, session, train
 from dist_train.checkpoint import (
     FILES_OF_FORMAT_2,
     CheckpointError,
@@ -32,9 +32,10 @@ from dist_train.config import (
 )
 from dist_train.data.config import DataError, SourceConfig
 from dist_train.resume import choose, find_newest, set_aside
-from dist_train.run_folder import MAY_DIFFER, differences
+from dist_train.run_folder import MAY_DIFFER, differences, step_folders
 from dist_train.session import Resume, train_and_score
 from dist_train.stop_signals import StopRequestedError
+from dist_train.trainer import Trainer
 from memory_index.atomic_file import write_text
 from memory_index.store import BankFolder
 from model.config import GramConfig, TaprConfig
@@ -456,6 +457,26 @@ def stopped_while_it_encodes(first: RunConfig, stopped: RunConfig) -> None:
     assert ended == begun
 
 
+def stopped_while_it_is_scored(first: RunConfig, stopped: RunConfig) -> None:
+    """Also where it keeps no step: its training is not done again."""
+    config = replace(first, name="scored", checkpoint=replace(first.checkpoint, save_steps=0))
+
+    def stop(*given: Any) -> None:
+        raise StopRequestedError("SIGTERM")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "measure", stop)
+        with pytest.raises(StopRequestedError) as asked:
+            go(config)
+    assert asked.value.step == STEPS
+    assert [path.name for path in step_folders(config.run_folder)] == [f"step_{STEPS}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", lambda *given: pytest.fail("it was over"))
+        go(config, "auto")
+    assert scores(config) == scores(first)
+    assert step_folders(config.run_folder) == []
+
+
 def another_horizon(first: RunConfig, stopped: RunConfig) -> None:
     assert first.data.pred_len == 12
     config = replace(first, name="horizon", data=replace(first.data, pred_len=24))
@@ -550,9 +571,9 @@ def train_them(rank: int, world_size: int, folder: Path) -> None:
             with pytest.raises(StopRequestedError):
                 go(stopped)
         for scenario in (
-            refusals, stopped_while_it_encodes, in_another_folder, another_horizon,
-            an_older_format, without_its_bank, damaged_best, an_earlier_best, with_a_counter,
-            a_longer_course,
+            refusals, stopped_while_it_encodes, stopped_while_it_is_scored, in_another_folder,
+            another_horizon, an_older_format, without_its_bank, damaged_best, an_earlier_best,
+            with_a_counter, a_longer_course,
         ):  # fmt: skip
             scenario(first, stopped)
             (folder / scenario.__name__).touch()

@@ -144,6 +144,34 @@ def test_a_finished_run_goes_on_with_another_limit_and_has_finished_with_that_th
     assert run_folder.admit(run, "auto", None) is None
 
 
+def test_the_same_line_again_goes_on_with_what_began_from_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    run, other = config(tmp_path), tmp_path / "other"
+    own = run.run_folder / "step_6"
+    keep = run.run_folder / run_folder.RESUMES_FILE
+    for where in (None, "auto", str(other), str(own)):
+        assert run_folder.resume_of(run, where) == where
+    own.mkdir(parents=True)
+    (run.run_folder / "config.yaml").touch()
+    keep.write_text(json.dumps({"checkpoint": str(other / "best")}) + "\n")
+    with keep.open("a") as file:
+        file.write(json.dumps({"checkpoint": str(own)}) + "\n")
+    for where in (other, other / "best"):
+        assert run_folder.resume_of(run, str(where)) == "auto"
+        assert run_folder.plan_start(run, IDENTITY, where=str(where)) == ("a", str(run.run_folder))
+    elsewhere = str(tmp_path / "elsewhere")
+    for count, back in (("0", str(own)), ("1", "auto")):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        assert run_folder.resume_of(run, str(own)) == back
+        assert run_folder.resume_of(run, elsewhere) == elsewhere
+    with pytest.raises(ConfigError, match="already holds an unfinished run"):
+        run_folder.plan_start(run, IDENTITY, where=elsewhere)
+    keep.write_text("torn")
+    assert run_folder.resume_of(run, str(other)) == str(other)
+
+
 def test_a_finished_run_goes_on_with_another_count(tmp_path: Path):
     run = config(tmp_path)
     finish(run)

@@ -18,7 +18,7 @@ def test_a_run_s_configuration_and_the_doctor_s_options_go_together(tmp_path: Pa
     file.write_text("name: x\ndata: {seq_len: 96}\n")
     given = ["--config", str(file), "--train.batch_size", "8", "--world_size", "4"]
     given += ["--timeout_s", "5", "--size_mib", "1", "64", "--skip", "disk", "links", "--json"]
-    given += ["--write_mib", "2", "--free_gib", "0", "--local_rank=1"]
+    given += ["--write_mib", "2", "--free_gib", "0", "--local_rank=1", "--resume", "auto"]
     config, options = parse(given)
     assert (config.name, config.data.seq_len, config.train.batch_size) == ("x", 96, 8)
     assert options == DoctorOptions(

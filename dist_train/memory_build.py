@@ -15,9 +15,11 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ from memory_index import faiss_gpu
 from memory_index.atomic_file import is_disk_full
 from memory_index.bank import MemoryBank
 from memory_index.builder import BankPlan, build_bank
-from memory_index.config import BankConfig
+from memory_index.config import BankConfig, IndexKind
 from memory_index.exclusion import Exclusion
 from memory_index.groups import OtherRankError
 from memory_index.index_choice import IndexChoice, choose_index
@@ -106,22 +108,14 @@ class MemoryBuilder:
         # One to copy: a new one draws random numbers, from the generator of the training's dropout.
         self._encoder = build_encoder(gram, bank.seq_len).requires_grad_(False).eval()
         self.width = self._encoder.key_width
-        nodes = distributed.node_names()
-        self.choice = choose_index(
-            config,
-            len(self.bank),
-            self.width,
-            on_gpu=self.device.type == "cuda",
-            ranks_per_node=min(nodes.count(name) for name in nodes),
-            num_nodes=len(set(nodes)),
-        )
+        chosen = Path(config.path) if config.path else root
+        self.choice = self._choose_index(chosen)
         self._all = distributed.rank_group("build", "world")
         self._sharing = distributed.rank_group("search", self.choice.group)
         # The same ranks; measuring the next index must not mix with searches in the live one.
         self._measuring = distributed.rank_group("measure", self.choice.group)
         self._begun: BankFolder | None = None
         self._forget: weakref.finalize[..., Any] | None = None
-        chosen = Path(config.path) if config.path else root
         if chosen is None:
             chosen, self._forget = temporary_root(self)
         self.root = chosen
@@ -218,6 +212,45 @@ class MemoryBuilder:
         if self._forget is not None:
             self._forget()
 
+    def _choose_index(self, root: Path | None) -> IndexChoice:
+        """Choose how the entries are searched; collective.
+
+        ``bank.index=auto`` keeps to the kind that a bank of the same entries there was built with:
+        on other numbers of ranks it might choose another one, and all would be encoded anew.
+        """
+        nodes = distributed.node_names()
+        choose = partial(
+            choose_index,
+            num_entries=len(self.bank),
+            width=self.width,
+            on_gpu=self.device.type == "cuda",
+            ranks_per_node=min(nodes.count(name) for name in nodes),
+            num_nodes=len(set(nodes)),
+        )
+        if self.config.index == "auto" and self.config.build != "always" and root is not None:
+            kept = self._kept_index(root) if distributed.is_main_rank() else None
+            kept = cast(BankConfig | None, distributed.gather_objects(kept)[0])
+            if kept is not None:
+                with suppress(ValueError):  # too large for the ranks that there are now
+                    choice = choose(kept)
+                    return replace(choice, reason=f"{choice.reason}, as the bank in {root}")
+        return choose(self.config)
+
+    def _kept_index(self, root: Path) -> BankConfig | None:
+        """These settings, searched as the newest bank of these entries, where it has lists."""
+        content, config = self._content(), self.config
+        for version in versions(root):
+            try:
+                manifest = BankFolder(root, version).open()
+            except ManifestError:
+                continue
+            chosen = {"encoder", "index", "nlist"}
+            same = {key: value for key, value in manifest.identity.items() if key not in chosen}
+            if same == content and manifest.nlist:
+                kind = cast(IndexKind, manifest.kind)
+                return replace(config, index=kind, nlist=config.nlist or manifest.nlist)
+        return None
+
     def _load_or_build(
         self, folder: BankFolder, plan: BankPlan, encode: Encode, sample: SampleQueries
     ) -> ShardedIndex:
@@ -299,6 +332,12 @@ class MemoryBuilder:
 
     def _identity(self, encoder: str) -> dict[str, Any]:
         """All that the content of a bank depends on, as plain JSON values."""
+        # These two keep the same keys, one for GPUs and one for CPUs.
+        kind = "flat" if self.choice.is_exact else self.choice.kind
+        return self._content() | {"encoder": encoder, "index": kind, "nlist": self.choice.nlist}
+
+    def _content(self) -> dict[str, Any]:
+        """What says which entries a bank holds, and which key."""
         train = self.data.windows["train"]
         # Entries are numbered on a clock: other dates of the same values give another order.
         begins = self.bank.clock_offsets
@@ -312,9 +351,6 @@ class MemoryBuilder:
             "limit": self.config.limit,
             "retrieval_key": self.gram.retrieval_key,
             "width": self.width,
-            "encoder": encoder,
-            "index": self.choice.kind,
-            "nlist": self.choice.nlist,
         }
 
 

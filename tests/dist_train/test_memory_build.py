@@ -114,6 +114,32 @@ def test_another_content_is_another_version_beside_it(tmp_path: Path, change: di
     assert set(versions(tmp_path)) == {first, second}
 
 
+def test_auto_keeps_to_the_kind_that_the_entries_were_built_with(
+    tmp_path: Path, encodings: Encodings
+):
+    """On other ranks it might choose another one, and encode everything anew."""
+    built, first = encodings.of(builder_of(tmp_path, index="ivf_sq8", nlist=3))
+    kept = builder_of(tmp_path)
+    assert (kept.choice.kind, kept.choice.nlist) == ("ivf_sq8", 3)
+    assert kept.choice.reason.endswith(f"as the bank in {tmp_path}")
+    loaded, again = encodings.of(kept)
+    assert loaded.version == built.version
+    assert again < first
+    # Another state of the encoder is searched alike, other entries as they would be anyway.
+    assert kept.open(state(1)).version in versions(tmp_path)
+    for changed in (
+        builder_of(tmp_path, bank_stride=2), builder_of(tmp_path, data(1)),
+        builder_of(tmp_path, index="flat"), builder_of(tmp_path, build="always"),
+        builder_of(None),
+    ):  # fmt: skip
+        assert changed.choice.kind == "flat"
+
+
+def test_what_is_searched_whole_is_one_bank_for_gpus_and_cpus(tmp_path: Path):
+    made = [builder_of(tmp_path, index=index).open(state(0)) for index in ("exact", "flat")]
+    assert versions(tmp_path) == [made[0].version] == [made[1].version]
+
+
 def test_other_dates_of_the_same_values_are_another_version(tmp_path: Path):
     """Entries are numbered on a clock: two columns of dates in one file make two orders."""
     walk = np.random.default_rng(0).normal(size=300).cumsum()

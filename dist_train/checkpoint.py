@@ -152,14 +152,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         folder = next((p for p in (_beside(folder, "new"), _beside(folder, "old")) if _is_whole(p)),
                       folder)  # fmt: skip
     manifest = read_manifest(folder)
-    for name, expected in manifest["sha256"].items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing; copy the whole checkpoint folder.")
-        if sha256_of(path) != expected:
-            raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
     read: dict[str, Any] = {}
     try:
+        for name, expected in manifest["sha256"].items():
+            path = folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{path}: missing; copy the whole checkpoint folder.")
+            if sha256_of(path) != expected:
+                raise CheckpointError(f"{path}: altered since it was saved (checksum differs).")
         for name in manifest["sha256"]:
             key = name.partition(".")[0]
             if name.endswith(".safetensors"):
@@ -169,6 +169,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             elif name.endswith(".json"):
                 read[key] = json.loads((folder / name).read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{folder}: cannot be read: {error}") from error
     return Checkpoint(folder=folder, manifest=manifest, **read)
 

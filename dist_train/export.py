@@ -23,6 +23,7 @@ from torch import Tensor
 from dist_train import calibration, run_folder
 from dist_train.checkpoint import CheckpointError, load_checkpoint
 from dist_train.config import ConfigError, RunConfig, config_from_dict, config_to_dict
+from dist_train.data.source_files import name_of
 from dist_train.exported_memory import read_memory, write_memory
 from dist_train.licences import backbone_licence
 from dist_train.loading import LoadedRun, assemble, check_backbone, load_run
@@ -264,7 +265,11 @@ def _portable(config: RunConfig) -> dict[str, Any]:
         path=_name(config.data.path),
         sources=None
         if config.data.sources is None
-        else [replace(source, path=_name(source.path)) for source in config.data.sources],
+        else [
+            # Named: patterns of several folders may be alike without them.
+            replace(source, path=_name(source.path), name=name_of(source))
+            for source in config.data.sources
+        ],
     )
     bank = replace(config.bank, path=None)
     return config_to_dict(replace(config, data=data, bank=bank, runs_dir="runs", extends=None))

@@ -215,8 +215,8 @@ class MemoryBuilder:
     def _choose_index(self, root: Path | None) -> IndexChoice:
         """Choose how the entries are searched; collective.
 
-        ``bank.index=auto`` keeps to the kind that a bank of the same entries there was built with:
-        on other numbers of ranks it might choose another one, and all would be encoded anew.
+        In a folder of the run's own ``bank.index=auto`` keeps to the kind that is there, where it
+        would choose another one on the ranks that there are now, and encode everything anew.
         """
         nodes = distributed.node_names()
         choose = partial(
@@ -227,18 +227,25 @@ class MemoryBuilder:
             ranks_per_node=min(nodes.count(name) for name in nodes),
             num_nodes=len(set(nodes)),
         )
-        if self.config.index == "auto" and self.config.build != "always" and root is not None:
-            kept = self._kept_index(root) if distributed.is_main_rank() else None
-            kept = cast(BankConfig | None, distributed.gather_objects(kept)[0])
-            if kept is not None:
+        config = self.config
+        if config.index == "auto" and config.build != "always" and not config.path and root:
+            there = self._indexes_in(root) if distributed.is_main_rank() else []
+            there = cast(list[BankConfig], distributed.gather_objects(there)[0])
+            kept: list[IndexChoice] = []
+            for one in there:
                 with suppress(ValueError):  # too large for the ranks that there are now
-                    choice = choose(kept)
-                    return replace(choice, reason=f"{choice.reason}, as the bank in {root}")
-        return choose(self.config)
+                    kept.append(choose(one))
+            with suppress(ValueError):
+                own = choose(config)
+                if any((one.kind, one.nlist) == (own.kind, own.nlist) for one in kept):
+                    return own
+            if kept:
+                return replace(kept[0], reason=f"{kept[0].reason}, as the bank in {root}")
+        return choose(config)
 
-    def _kept_index(self, root: Path) -> BankConfig | None:
-        """These settings, searched as the newest bank of these entries, where it has lists."""
-        content, config = self._content(), self.config
+    def _indexes_in(self, root: Path) -> list[BankConfig]:
+        """These settings, searched as each bank of these entries that has lists; newest first."""
+        content, found = self._content(), []
         for version in versions(root):
             try:
                 manifest = BankFolder(root, version).open()
@@ -247,9 +254,9 @@ class MemoryBuilder:
             chosen = {"encoder", "index", "nlist"}
             same = {key: value for key, value in manifest.identity.items() if key not in chosen}
             if same == content and manifest.nlist:
-                kind = cast(IndexKind, manifest.kind)
-                return replace(config, index=kind, nlist=config.nlist or manifest.nlist)
-        return None
+                kind, nlist = cast(IndexKind, manifest.kind), self.config.nlist or manifest.nlist
+                found.append(replace(self.config, index=kind, nlist=nlist))
+        return found
 
     def _load_or_build(
         self, folder: BankFolder, plan: BankPlan, encode: Encode, sample: SampleQueries

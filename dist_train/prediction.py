@@ -17,7 +17,7 @@ import torch
 from dist_train import local_copy
 from dist_train.data.collate import WindowBatch
 from dist_train.data.config import DataConfig, DataError, quote
-from dist_train.data.dates import Dates, continue_dates
+from dist_train.data.dates import Dates, continue_dates, steps_like
 from dist_train.data.frequency import at_frequency
 from dist_train.data.series import Series, SeriesSet, from_table
 from dist_train.data.tables import read_table
@@ -254,8 +254,15 @@ def load_newest(
     series_set = from_table(table, data, name=file.stem)
     # Skipped stamps hinder nobody who asked for it; rows in disorder have no newest window.
     ends_newest = all(one.dates[-1] == one.dates.max() for one in series_set.series)
-    if data.dates == "as_is" and series_set.frequency is None and ends_newest:
-        return replace(series_set, frequency=run.series["frequency"])
+    trained = run.series["frequency"]
+    if data.dates == "as_is" and series_set.frequency is None and ends_newest and trained:
+        other = next((one for one in series_set.series if not steps_like(one.dates, trained)), None)
+        if other is not None:
+            raise DataError(
+                f"the time stamps of series {other.id} in {label} are mostly not {trained} apart, "
+                f"as the model was trained on: bring them to {trained}."
+            )
+        return replace(series_set, frequency=trained)
     return series_set
 
 

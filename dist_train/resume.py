@@ -62,25 +62,50 @@ def choose(config: RunConfig, where: str) -> Resumption | None:
     with distributed.agree_or_raise("Choosing a checkpoint"):
         if distributed.is_main_rank():
             found = _choose(config, where)
-    told = None if found is None else (
-        str(found.checkpoint.folder), found.checkpoint.manifest, found.in_place, found.differing,
-        found.skipped,
-    )  # fmt: skip
+    checkpoint = _shared(None if found is None else found.checkpoint)
+    told = None if found is None else (found.in_place, found.differing, found.skipped)
+    told = distributed.gather_objects(told)[0]  # type: ignore[assignment]
+    if checkpoint is None or told is None:
+        return None
+    in_place, differing, skipped = told
+    return Resumption(
+        checkpoint=checkpoint, in_place=in_place, differing=differing, skipped=skipped
+    )
+
+
+def load_together(folder: Path) -> tuple[Checkpoint | None, str]:
+    """Load a checkpoint on every rank, if the main rank can; collective.
+
+    Returns:
+        It, or None; and why not, on the main rank.
+
+    Raises:
+        CheckpointError: Another rank sees another one.
+    """
+    found, why = None, ""
+    if distributed.is_main_rank():
+        try:
+            found = load_checkpoint(folder)
+        except CheckpointError as error:
+            why = str(error)
+    return _shared(found), why
+
+
+def _shared(found: Checkpoint | None) -> Checkpoint | None:
+    """Load on every rank what the main rank has loaded; collective."""
+    told = None if found is None else (str(found.folder), found.manifest)
     told = distributed.gather_objects(told)[0]  # type: ignore[assignment]
     if told is None:
         return None
-    folder, manifest, in_place, differing, skipped = told
+    folder, manifest = told
     with distributed.agree_or_raise("Loading a checkpoint"):
         if found is None:
-            checkpoint = load_checkpoint(Path(folder))
-            if checkpoint.manifest != manifest:
+            found = load_checkpoint(Path(folder))
+            if found.manifest != manifest:
                 raise CheckpointError(
                     f"{folder}: this rank sees another checkpoint than the first one; put "
                     "runs_dir on a disk that all nodes share."
                 )
-            found = Resumption(
-                checkpoint=checkpoint, in_place=in_place, differing=differing, skipped=skipped
-            )
     return found
 
 

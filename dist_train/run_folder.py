@@ -221,6 +221,8 @@ def is_locked(folder: Path) -> bool:
         return False
     try:
         return not try_lock(handle, folder / LOCK_FILE, shared=True)
+    except OSError:  # a disk that does not answer: somebody else's, until it does
+        return True
     finally:
         os.close(handle)
 

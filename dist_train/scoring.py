@@ -128,7 +128,8 @@ def _score(
                 file = open_files.enter_context(
                     ForecastFile(
                         asked.save_forecasts, data, asked.split,
-                        calibration=run.calibration, ridge=baselines.ridge_forecast(ridge),
+                        calibration=run.calibration,
+                        ridge=baselines.ridge_forecast(*(by_source or (ridge,))),
                     )
                 )  # fmt: skip
             observers.append(file)

@@ -26,7 +26,7 @@ from dist_train import (
     training_state,
 )
 from dist_train.build import build_forecaster, build_prompt_builder
-from dist_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from dist_train.checkpoint import Checkpoint, CheckpointError
 from dist_train.checkpoint_writer import BEST, CheckpointWriter
 from dist_train.config import RunConfig, config_to_dict, config_to_yaml, count_steps
 from dist_train.data.config import DataError
@@ -375,18 +375,16 @@ class _Run:
     def _find_best(self, trainer: Trainer, known: Checkpoint) -> None:
         """Load the best model so far, which the run ends with unless a better one comes."""
         assert self.resumption is not None
-        state, best = trainer.state, None
+        state, told = trainer.state, ""
         is_best = known.step == state.best_step
         is_best &= (known.manifest["bank"] or "") == state.best_bank  # not swapped after that step
-        told = ""
-        try:
-            origin = self.folder if self.resumption.in_place else known.folder.parent
-            best = load_checkpoint(origin / BEST)
-            if best.step != state.best_step and best.step <= state.step:
-                told = f"its best model, of step {state.best_step}, is not there but an earlier one"
-        except CheckpointError as error:
+        origin = self.folder if self.resumption.in_place else known.folder.parent
+        best, why = resume.load_together(origin / BEST)
+        if best is None:
             best = known if is_best else None
-            told = "" if is_best else f"{error} The next validation makes another best/."
+            told = "" if is_best else f"{why} The next validation makes another best/."
+        elif best.step != state.best_step and best.step <= state.step:
+            told = f"its best model, of step {state.best_step}, is not there but an earlier one"
         trainer.adopt_best(best)
         self._say(*([f"warning: {told}"] if told else []))
         if best is not None and not (self.folder / BEST).exists():

@@ -162,7 +162,7 @@ def _tuned_effort(
         assert kept is not None
         curve = kept["curve"]
     effort = choose_effort(curve, min_recall)
-    if curve[effort] < min_recall and index.group.rank == 0:
+    if curve[effort] < min_recall and index.group.ranks[index.group.rank] == 0:
         warnings.warn(
             f"bank.min_recall={min_recall:g}: searching {folder.path} finds {curve[effort]:.3f} of "
             "the true neighbours at most; use bank.index=flat, which finds all, or a larger "

@@ -144,5 +144,6 @@ def _last_line(text: str) -> str:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a disk without locks: two may work, either is right
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

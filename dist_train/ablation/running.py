@@ -154,10 +154,11 @@ def _has_ended(
         return False
     one.log.close()
     cell, seconds = one.cell, time.monotonic() - one.began
-    reason = reason_of(cell.log, one.log_size)
     if code == 0 and is_finished(cell):
         say(f"{cell.label}: finished after {seconds:.0f} s")
-    elif code == _REFUSED and _RUNS_ALREADY in reason:
+        return True
+    reason = reason_of(cell.log, one.log_size)
+    if code == _REFUSED and _RUNS_ALREADY in reason:
         _leave(cell, elsewhere, say)
     elif stopping or code == EXIT_STOPPED:
         say(f"{cell.label}: stopped; the same command goes on with it")
@@ -182,7 +183,10 @@ def write_failure(cell: Cell, code: int, reason: str) -> None:
 
 def reason_of(log: Path, begin: int = 0) -> str:
     """The last line of a log that names an error, else its last line, from a byte on."""
-    text = log.read_bytes()[begin:].decode(errors="replace")
+    try:
+        text = log.read_bytes()[begin:].decode(errors="replace")
+    except OSError as error:
+        return f"its log cannot be read ({error.strerror})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"error: |\w*(Error|Exception): ", line)]
     last = (errors or lines or ["it said nothing"])[-1]

@@ -39,7 +39,7 @@ class SeriesConfig:
     """Name of the date column; default ``date`` (wide) or ``ds`` (long)."""
 
     columns: list[str] | None = None
-    """Variates to use, in this order; default all numeric columns of the file."""
+    """Variates to use, in this order; default all columns but the dates: text is refused."""
 
     description: str | None = None
     """What the series are, for the prompt; default from the catalog."""

@@ -1,5 +1,6 @@
 """Time stamps of a series: parse them, check them, say how far apart they are."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,10 +88,16 @@ def parse_dates(column: "pd.Series[str]", name: str) -> Dates:
             f"data.date_column={name}: the column holds numbers such as {column.iloc[0]}, not "
             "dates: write dates such as 2020-01-31 00:00:00."
         )
+    if isinstance(column.dtype, pd.PeriodDtype):
+        raise DataError(
+            f"data.date_column={name}: the column holds periods, not moments: give the first "
+            "moment of each, as column.dt.to_timestamp() does."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "could not infer format": rows are named
+        day_first = _is_day_first(column, name)
         try:
-            parsed = pd.to_datetime(column, errors="coerce")
+            parsed = pd.to_datetime(column, errors="coerce", dayfirst=day_first)
             if not pd.api.types.is_datetime64_any_dtype(parsed):
                 raise ValueError
         except ValueError:  # several offsets in one column
@@ -115,6 +122,37 @@ def parse_dates(column: "pd.Series[str]", name: str) -> Dates:
             f"data.date_column={name}: a date is outside the years 1678 to 2261 ({failure}): "
             "correct it."
         ) from failure
+
+
+def _is_day_first(column: "pd.Series[Any]", name: str) -> bool:
+    """Whether dates such as 31/01/2020 begin with the day: so all are dates, or they are regular.
+
+    Raises:
+        DataError: They would be in either order.
+    """
+    if pd.api.types.is_datetime64_any_dtype(column.dtype) or not len(column):
+        return False
+    if re.match(r"\s*\d{1,2}[/.-]\d{1,2}[/.-]\d{4}\b", str(column.iloc[0])) is None:
+        return False
+    read = []
+    for day_first in (False, True):
+        dates = pd.to_datetime(column, errors="coerce", dayfirst=day_first)
+        if pd.api.types.is_datetime64_any_dtype(dates) and dates.notna().all():
+            # Series may stand one below the other: what counts is the times that there are.
+            stamps = np.unique(dates.dt.tz_localize(None).to_numpy().astype("datetime64[ns]"))
+            steps = 0 if infer_frequency(stamps) else len(np.unique(np.diff(stamps)))
+            read.append((steps, day_first, stamps))
+    if len(read) < 2:
+        return bool(read) and read[0][1]
+    (of_month, _, month), (of_day, _, day) = read
+    if np.array_equal(month, day):
+        return False
+    if of_month != of_day:
+        return of_day < of_month
+    raise DataError(
+        f"data.date_column={name}: {quote(column.iloc[0])} may be {show(month[0])} or "
+        f"{show(day[0])}, and the dates are as regular either way: write them as {show(day[0])}."
+    )
 
 
 def are_days(stamps: "pd.Series[Any]") -> bool:
@@ -229,10 +267,50 @@ def continue_dates(last: np.datetime64, frequency: str, count: int) -> Dates:
 
 @lru_cache(maxsize=1024)
 def _continued(last_ns: int, frequency: str, count: int) -> Dates:
-    dates = pd.date_range(pd.Timestamp(last_ns), periods=count + 1, freq=frequency).as_unit("ns")
-    following: Dates = dates[1:].to_numpy()
+    last = pd.Timestamp(last_ns)
+    dates = pd.date_range(last, periods=count + 1, freq=frequency).as_unit("ns")
+    step = step_of(frequency)
+    if dates[0] == last:
+        dates = dates[1:]
+    elif step is not None:  # weeks that begin on another day
+        dates = pd.DatetimeIndex(last_ns + step * np.arange(1, count + 1))
+    following: Dates = dates[:count].to_numpy()
     following.setflags(write=False)  # shared by all series that end alike
     return following
+
+
+def step_of(frequency: str) -> int | None:
+    """Nanoseconds of a step; None where steps differ in length."""
+    steps = np.unique(np.diff(_some_at(frequency).astype(np.int64)))
+    return int(steps[0]) if len(steps) == 1 else None
+
+
+def steps_like(dates: Dates, frequency: str) -> bool:
+    """Whether most steps are those of a frequency, be some of them others."""
+    return _usual_step(dates) == _usual_step(_some_at(frequency))
+
+
+def _some_at(frequency: str) -> Dates:
+    some: Dates = pd.date_range("2001-01-01", periods=40, freq=frequency).as_unit("ns").to_numpy()
+    return some
+
+
+def _usual_step(dates: Dates) -> tuple[str, int] | None:
+    """The most frequent step forward, in months where they are that long."""
+    unit, steps = _steps_in_unit(dates)
+    forward = steps[np.diff(dates.astype(np.int64)) > 0]
+    return (unit, _most_frequent(forward)) if len(forward) else None
+
+
+def _steps_in_unit(dates: Dates) -> tuple[str, npt.NDArray[np.int64]]:
+    """Months where most steps are that long, which differ in length but not in number; else ns."""
+    stamps_ns = dates.astype(np.int64)
+    steps_ns = stamps_ns[1:] - stamps_ns[:-1]
+    forward = steps_ns[steps_ns > 0]
+    if len(forward) and np.median(forward) >= 28 * _NS_PER_DAY:
+        months = dates.astype("datetime64[M]").astype(np.int64)
+        return "months", months[1:] - months[:-1]
+    return "ns", steps_ns
 
 
 def find_defects(dates: Dates) -> list[Defect]:
@@ -245,13 +323,9 @@ def _odd_steps(dates: Dates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
     """Rows after an unusual step, and the number of its kind in :data:`KINDS`."""
     if len(dates) < 2 or _has_equal_steps(dates) or infer_frequency(dates) is not None:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    stamps_ns = dates.astype(np.int64)
-    steps_ns = steps = stamps_ns[1:] - stamps_ns[:-1]
-    forward = steps_ns[steps_ns > 0]
-    if len(forward) and np.median(forward) >= 28 * _NS_PER_DAY:
-        months = dates.astype("datetime64[M]").astype(np.int64)
-        steps = months[1:] - months[:-1]  # months differ in length, not in number
-    usual = _most_frequent(steps[steps_ns > 0]) if len(forward) else 1  # no step is usual
+    steps_ns, (_, steps) = np.diff(dates.astype(np.int64)), _steps_in_unit(dates)
+    forward = steps[steps_ns > 0]
+    usual = _most_frequent(forward) if len(forward) else 1  # no step is usual
     odd = np.flatnonzero(steps != usual)
     kinds = np.select(
         [steps_ns[odd] == 0, steps_ns[odd] < 0, steps[odd] > usual],

@@ -21,6 +21,7 @@ from dist_train.data.config import DataConfig, DataError, quote
 from dist_train.data.dates import Dates, are_days, parse_dates
 from dist_train.data.frame_gaps import ID_COLUMN, Filled, fill_gaps, newest_filled
 from dist_train.data.frequency import at_frequency
+from dist_train.data.layout import check_ids
 from dist_train.data.series import SeriesSet, from_table
 from dist_train.data.tables import refuse_repeated
 from dist_train.data.values import Rows
@@ -199,6 +200,8 @@ def read_frame(
         zone = _zone_of_cells(table[date_column], date_column)
     table[date_column] = parse_dates(table[date_column], date_column)
     table, rows = _sort(table, layout, date_column)
+    if layout == "long":
+        check_ids(table[ID_COLUMN], rows)
     filled: dict[str, Filled] = {}
     if missing == "interpolate":
         table, rows = fill_gaps(table, rows, layout, date_column, expected.frequency)
@@ -212,6 +215,8 @@ def read_frame(
         )
     except DataError as refusal:  # a frame has no settings, its remedy is an argument
         told = re.sub(r"set data\.missing=[\w ]+", 'say missing="interpolate"', str(refusal))
+        told = told.replace(", empty, for data.missing to fill", ', or say missing="interpolate"')
+        told = re.sub(r", or take (the )?rows in order with data\.dates=as_is", "", told)
         raise DataError(told) from None
     series_set = at_frequency(series_set, expected.frequency, _LABEL)
     # A "y" stands for the one variate of the training, whatever that was called.

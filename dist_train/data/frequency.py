@@ -2,11 +2,8 @@
 
 from dataclasses import replace
 
-import numpy as np
-import pandas as pd
-
 from dist_train.data.config import DataError
-from dist_train.data.dates import follows
+from dist_train.data.dates import follows, step_of
 from dist_train.data.series import SeriesSet
 
 
@@ -31,16 +28,9 @@ def at_frequency(series_set: SeriesSet, expected: str | None, label: str) -> Ser
     if all(follows(one.dates, expected) for one in series_set.series):
         return replace(series_set, frequency=expected)
     first = series_set.series[0].dates
-    if len(first) > 2 and _step(found) is not None and _step(found) == _step(expected):
+    if len(first) > 2 and step_of(found) is not None and step_of(found) == step_of(expected):
         return series_set  # weeks that begin on another day
     raise DataError(
         f"the time stamps of {label} have the frequency {found}, the model was trained on "
         f"{expected}: bring them to {expected}, or train a model for {found}."
     )
-
-
-def _step(frequency: str) -> int | None:
-    """Nanoseconds of a step; None where steps differ in length."""
-    dates = pd.date_range("2001-01-01", periods=40, freq=frequency).as_unit("ns").to_numpy()
-    steps = np.unique(np.diff(dates.astype(np.int64)))
-    return int(steps[0]) if len(steps) == 1 else None

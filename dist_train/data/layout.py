@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,10 +62,7 @@ def split_table(
         return
     value = _long_value_column(names, date_column, config, notes)
     ids = table["unique_id"]
-    if ids.isna().any():
-        row = int(ids.isna().to_numpy().argmax())
-        row = (row if rows is None else int(rows[row])) + 1
-        raise DataError(f"column 'unique_id' has no value at row {row}: name the series there.")
+    check_ids(ids, rows)
     stamps = parse_dates(table[date_column], date_column)
     clean_T = clean_numbers(table[value], sentinels)
     for id_, positions in table.groupby(ids.astype(str), sort=True).indices.items():
@@ -83,6 +81,22 @@ def split_table(
                 table[[value]].iloc[own], stamps[own], config.missing, sentinels, notes, where, seen
             )
         yield str(id_), stamps[own], values, (value,)
+
+
+def check_ids(ids: "pd.Series[Any]", rows: Rows | None = None) -> None:
+    """Refuse a row that belongs to no series.
+
+    Args:
+        ids: Of the rows. Shape (T,).
+        rows: Where each was in the file or frame; None: in this order. Shape (T,).
+
+    Raises:
+        DataError: There is one.
+    """
+    if ids.isna().any():
+        row = int(ids.isna().to_numpy().argmax())
+        row = (row if rows is None else int(rows[row])) + 1
+        raise DataError(f"column 'unique_id' has no value at row {row}: name the series there.")
 
 
 def _long_value_column(

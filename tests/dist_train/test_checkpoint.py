@@ -1,5 +1,6 @@
 """dist_train/checkpoint.py: what is saved comes back, and nothing damaged is loaded."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -57,6 +58,20 @@ def test_what_was_loaded_is_not_kept_open(tmp_path: Path):
     loaded = load_checkpoint(tmp_path / "best")
     assert loaded.optimizer
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_file_that_cannot_be_read_is_a_checkpoint_that_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Then an older one is gone on with, instead of none."""
+    save(tmp_path / "best")
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoint, "sha256_of", fail)
+    with pytest.raises(CheckpointError, match=r"best: cannot be read: .*Input/output error"):
+        load_checkpoint(tmp_path / "best")
 
 
 def test_better_models_are_saved_while_an_older_one_is_kept_open(

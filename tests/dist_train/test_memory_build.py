@@ -20,10 +20,11 @@ from torch import Tensor
 from dist_train import distributed, local_copy, memory_build
 from dist_train.data.windows import ForecastData
 from dist_train.memory_build import LiveMemory, MemoryBuilder, bank_root
-from memory_index import faiss_gpu, placement, shared_disk, store
+from memory_index import faiss_gpu, index_choice, placement, shared_disk, store
 from memory_index.bank import MemoryBank
 from memory_index.config import BankConfig
 from memory_index.groups import OtherRankError
+from memory_index.index_choice import index_gib
 from memory_index.manifest import ManifestError, StaleMemoryError
 from memory_index.store import BankFolder, versions
 from model.config import GramConfig
@@ -125,14 +126,27 @@ def test_auto_keeps_to_the_kind_that_the_entries_were_built_with(
     loaded, again = encodings.of(kept)
     assert loaded.version == built.version
     assert again < first
-    # Another state of the encoder is searched alike, other entries as they would be anyway.
+    # Another state of the encoder is searched alike, other entries as they would be anyway; and
+    # what other runs have built in a folder that they share decides nothing.
     assert kept.open(state(1)).version in versions(tmp_path)
     for changed in (
         builder_of(tmp_path, bank_stride=2), builder_of(tmp_path, data(1)),
         builder_of(tmp_path, index="flat"), builder_of(tmp_path, build="always"),
-        builder_of(None),
+        builder_of(None), builder_of(None, path=str(tmp_path)),
     ):  # fmt: skip
         assert changed.choice.kind == "flat"
+
+
+def test_of_two_kinds_auto_takes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(index_choice, "SMALL_BANK", 0)
+    own = builder_of(tmp_path)
+    assert own.choice.kind == "ivf_flat"
+    own.open(state(0))
+    builder_of(tmp_path, index="ivf_sq8").open(state(0))
+    assert builder_of(tmp_path).choice == own.choice
+    # Where its own does not fit, what is there and fits.
+    smaller = index_gib("ivf_sq8", len(own.bank), own.width) * 1.01
+    assert builder_of(tmp_path, memory_gib=smaller).choice.kind == "ivf_sq8"
 
 
 def test_what_is_searched_whole_is_one_bank_for_gpus_and_cpus(tmp_path: Path):

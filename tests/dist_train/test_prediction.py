@@ -154,6 +154,10 @@ def test_a_file_may_be_read_otherwise_than_the_training_was(finished_run: Path, 
     (forecast,) = predict(run, load_newest(run, path, {"dates": "as_is"}))
     np.testing.assert_array_equal(forecast.dates, straight.dates)
     np.testing.assert_array_equal(forecast.values, straight.values)
+    daily = pd.date_range("2020-01-01", periods=len(whole)).delete(20)
+    whole.drop(index=[20]).assign(date=daily).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"mostly not h apart, .*: bring them to h\."):
+        load_newest(run, path, {"dates": "as_is"})
     whole.sample(frac=1, random_state=0).to_csv(path, index=False)
     with pytest.raises(DataError, match="no constant frequency"):
         predict(run, load_newest(run, path, {"dates": "as_is"}))

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
-from dist_train import memory_build, preflight, run_folder, session, train
+from dist_train import memory_build, preflight, resume, run_folder, session, train
 from dist_train.checkpoint import (
     FILES_OF_FORMAT_2,
     CheckpointError,
@@ -37,6 +37,7 @@ from dist_train.session import Resume, train_and_score
 from dist_train.stop_signals import StopRequestedError
 from dist_train.trainer import Trainer
 from memory_index.atomic_file import write_text
+from memory_index.groups import OtherRankError
 from memory_index.store import BankFolder
 from model.config import GramConfig, TaprConfig
 from tests.helpers.interrupted import quick, stopping_after
@@ -359,6 +360,31 @@ def test_a_counter_needs_a_run_to_resume(
 ):
     assert train.main(["--runs_dir", str(tmp_path), *given]) == 2
     assert "needs --resume, and a count of at least 0" in capsys.readouterr().err
+
+
+def load_a_best_that_one_rank_cannot_read(rank: int, world_size: int, folder: Path) -> None:
+    assert resume.load_together(folder / "nowhere")[0] is None
+    loaded, why = resume.load_together(folder)
+    assert loaded is not None
+    assert (loaded.step, why) == (3, "")
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(resume, "load_checkpoint", load_none)
+        with pytest.raises((CheckpointError, OtherRankError), match="torn"):
+            resume.load_together(folder)
+    (folder / f"well.{rank}").touch()
+
+
+def load_none(folder: Path) -> None:
+    raise CheckpointError("torn")
+
+
+@pytest.mark.ranks
+def test_ranks_agree_on_whether_there_is_a_best_model(tmp_path: Path):
+    content = Content(model={"a": torch.ones(2)}, series={}, training={"state": {}})
+    save_checkpoint(tmp_path / "best", content, config="name: n", facts={"step": 3})
+    run_ranks(load_a_best_that_one_rank_cannot_read, 2, tmp_path / "best")
+    assert len(list((tmp_path / "best").glob("well.*"))) == 2
 
 
 # From here on runs are trained, one after the other in one process.

@@ -1,5 +1,7 @@
 """dist_train/run_folder.py: a taken name is refused, a finished run is recognised."""
 
+import errno
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +144,19 @@ def test_a_finished_run_goes_on_with_another_limit_and_has_finished_with_that_th
     run_folder.write_limits(longer)  # as it does when it is through
     assert run_folder.admit(longer, "auto", None) is not None
     assert run_folder.admit(run, "auto", None) is None
+
+
+def test_a_disk_that_does_not_answer_is_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / run_folder.LOCK_FILE).touch()
+    assert not run_folder.is_locked(tmp_path)
+
+    def fail(handle: int, kind: int) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    assert run_folder.is_locked(tmp_path)
 
 
 def test_the_same_line_again_goes_on_with_what_began_from_its_path(

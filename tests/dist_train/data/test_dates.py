@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from dist_train.data.dates import (
     parse_dates,
     review_dates,
     season_of,
+    steps_like,
     tells_frequency,
 )
 
@@ -117,6 +119,70 @@ def test_dates_are_read_as_people_write_them(texts: list[str]):
     got = parse_dates(pd.Series(texts), "date")
     assert got.dtype == "datetime64[ns]"
     np.testing.assert_array_equal(got, stamps("1990-01-01", "1990-01-02"))
+
+
+def texts_of(form: str, start: str, **given: Any) -> list[str]:
+    return pd.date_range(start, **given).strftime(form).tolist()
+
+
+@pytest.mark.parametrize(
+    ("start", "given"),
+    [("2020-01-15", {"periods": 30}), ("2020-01-01", {"periods": 30}),
+     ("2020-01-01", {"periods": 264, "freq": "h"}), ("2020-01-01", {"periods": 30, "freq": "MS"})],
+    ids=["no month", "may be months", "hours", "months"],
+)  # fmt: skip
+@pytest.mark.parametrize("first", ["%d/%m", "%m/%d"])
+@pytest.mark.parametrize("times", [1, 2], ids=["one series", "two below each other"])
+def test_days_and_months_are_told_by_what_is_regular(
+    start: str, given: dict[str, Any], first: str, times: int
+):
+    texts = texts_of(f"{first}/%Y %H:%M", start, **given)
+    wanted = pd.date_range(start, **given).to_numpy("datetime64[ns]")
+    got = parse_dates(pd.Series(texts * times), "when")
+    np.testing.assert_array_equal(got, np.tile(wanted, times))
+
+
+@pytest.mark.parametrize("form", ["%d/%m/%Y", "%d.%m.%Y %H:%M"])
+@pytest.mark.parametrize("given", [{"periods": 12}, {"periods": 96, "freq": "15min"}])
+def test_days_that_might_be_months_are_refused(form: str, given: dict[str, Any]):
+    texts = texts_of(form, "2024-05-04", **{"freq": "D", **given})
+    if given["periods"] == 12:
+        texts = texts_of(form, "2024-01-01", **given)
+    elif "%H" not in form:
+        texts = texts[:1]
+    with pytest.raises(DataError, match=r"when: '.*' may be 2024-0.* as regular either way: write"):
+        parse_dates(pd.Series(texts), "when")
+
+
+def test_one_day_that_is_its_own_month_is_no_question():
+    texts = texts_of("%d/%m/%Y %H:%M", "2024-05-05", periods=24, freq="h")
+    np.testing.assert_array_equal(
+        parse_dates(pd.Series(texts), "when"),
+        pd.date_range("2024-05-05", periods=24, freq="h").to_numpy("datetime64[ns]"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("frequency", "last", "first_of_next"),
+    [("W-SUN", "2024-07-22", "2024-07-29"), ("MS", "2024-06-03", "2024-07-01"),
+     ("B", "2024-02-10", "2024-02-12"), ("h", "2024-02-10T00:30", "2024-02-10T01:30")],
+)  # fmt: skip
+def test_stamps_beside_the_grid_lose_no_step(frequency: str, last: str, first_of_next: str):
+    following = continue_dates(np.datetime64(last), frequency, 3)
+    assert len(following) == 3
+    assert following[0] == np.datetime64(first_of_next)
+    assert (np.diff(following) > np.timedelta64(0)).all()
+
+
+@pytest.mark.parametrize(
+    ("frequency", "same", "other"),
+    [("h", "h", "D"), ("D", "D", "h"), ("W-SUN", "W-MON", "D"), ("MS", "BMS", "QS"),
+     ("B", "B", "W"), ("15min", "15min", "h")],
+)  # fmt: skip
+def test_most_steps_tell_whether_it_is_that_frequency(frequency: str, same: str, other: str):
+    for freq, expected in ((same, True), (other, False)):
+        dates = pd.date_range("2024-01-01", periods=40, freq=freq).delete([7, 20])
+        assert steps_like(dates.to_numpy("datetime64[ns]"), frequency) is expected
 
 
 @pytest.mark.parametrize(

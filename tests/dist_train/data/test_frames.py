@@ -400,15 +400,28 @@ REFUSED = {
     "no dates at all": (lambda: wide().assign(date=[{"day": n} for n in range(20)]), WIDE,
                         r"row 1 has \"?\{'day': 0\}\"?, which is not a date"),
     "periods": (lambda: wide().assign(date=pd.period_range("2024", periods=20, freq="h")), WIDE,
-                r"data.date_column=date: .*not.*date"),
+                r"data.date_column=date: .*periods, not moments: .*column.dt.to_timestamp\(\)"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_forecast_is_named(what: str):
     make, expected, message = REFUSED[what]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refusal:
         read_frame(make(), expected)
+    assert "data.dates=as_is" not in str(refusal.value)  # a frame has no such setting
+    assert "data.missing" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("row", [3, 19])
+def test_a_row_without_a_series_is_refused_also_where_gaps_are_filled(row: int):
+    with pytest.raises(DataError, match=rf"'unique_id' has no value at row {row + 1}: name"):
+        read_frame(changed(long(), "unique_id", row, None), LONG, "interpolate")
+
+
+def test_the_remedy_for_a_skipped_stamp_is_the_argument():
+    with pytest.raises(DataError, match='Insert the rows .*, or say missing="interpolate"'):
+        read_frame(wide().drop(index=[7]), WIDE)
 
 
 def test_rows_are_counted_where_the_user_sees_them():

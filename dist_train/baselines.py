@@ -234,7 +234,7 @@ def _train_dlinear(module: DLinear, data: ForecastData) -> None:
     progress.enter("training DLinear")
     for step in range(1, DLINEAR_STEPS + 1):
         progress.mark()
-        if stop_signals.received():  # the scoring that it is for will stop before its first batch
+        if stop_signals.is_due():  # the scoring that it is for will stop before its first batch
             break
         ids = torch.randint(len(train), (batch,)).numpy()
         context_RL, target_RH = _rows(train, ids)

@@ -35,6 +35,11 @@ def received() -> str:
     return _received
 
 
+def is_due() -> bool:
+    """Whether this rank got a signal inside a block of :func:`finishing_steps`, to be answered."""
+    return _may_wait and bool(_received)
+
+
 @contextmanager
 def listening() -> Iterator[None]:
     """Take signals as requests during a block; in the main thread."""

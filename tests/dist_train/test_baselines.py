@@ -131,9 +131,14 @@ def test_dlinear_is_given_up_where_a_signal_has_come(
     data = small_data(tmp_path)
     fit_dlinear(data, seed=1)
     assert len(marks) == 20
-    monkeypatch.setattr(stop_signals, "_received", "SIGTERM")
+    monkeypatch.setattr(stop_signals, "_received", "SIGTERM")  # as of a run that is over
     fit_dlinear(data, seed=1)
-    assert len(marks) == 21
+    assert len(marks) == 40
+    monkeypatch.setattr(stop_signals, "_received", "")
+    with stop_signals.finishing_steps():
+        monkeypatch.setattr(stop_signals, "_received", "SIGTERM")
+        fit_dlinear(data, seed=1)
+    assert len(marks) == 41
 
 
 @pytest.mark.slow

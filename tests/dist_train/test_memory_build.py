@@ -344,6 +344,7 @@ def build_where_absence_is_remembered(rank: int, world_size: int, root: Path, lo
             remember_what_is_not_there(patch, root, 10)
         if looks:
             assert not run.exists()  # as a start looks whether its name is free
+        distributed.barrier()
         with distributed.agree_or_raise("Opening the run folder"):
             if rank == 0:
                 run.mkdir()

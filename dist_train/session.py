@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,9 +223,9 @@ class _Run:
             if self.main:
                 self._say(*write(self.folder, config, self.data, result, outcome))
                 self._finish_tracker(fit.steps, result, outcome.scores)
-                last = self.folder / step_name(fit.steps)
-                if not config.checkpoint.save_steps and last.exists():
-                    checkpoint_writer.delete(last)
+                if not config.checkpoint.save_steps:
+                    with suppress(OSError):  # it has its result, whatever stays
+                        checkpoint_writer.delete(self.folder / step_name(fit.steps))
         return result
 
     def leave_memory(self) -> None:

@@ -9,7 +9,7 @@ Shape legend (this file):
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,7 +92,8 @@ def build_bank(
             try:
                 _check_visible(folder.building / LOCK, folder)
             except ManifestError:
-                folder.building.rmdir()  # made on a disk of this node's own
+                with suppress(OSError):
+                    folder.building.rmdir()  # made on a disk of this node's own
                 raise
         trained = _train(folder, plan, encode, group)
         checksums = _write_chunks(folder, plan, encode, sample, trained, group, progress)

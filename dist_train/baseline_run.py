@@ -132,8 +132,7 @@ def _fit_all(
 def _fit(name: str, config: RunConfig, data: ForecastData) -> tuple[Forecast, int]:
     seq_len, pred_len = config.data.seq_len, config.data.pred_len
     if name == "ridge":
-        joint, by_source = baselines.fit_ridges(data)
-        ridges = by_source or (joint,)
+        ridges = baselines.own_ridges(*baselines.fit_ridges(data))
         return baselines.ridge_forecast(*ridges), len(ridges) * seq_len * pred_len
     if name == "dlinear":
         return baselines.fit_dlinear(data, config.train.seed), 2 * (seq_len + 1) * pred_len

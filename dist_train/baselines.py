@@ -300,13 +300,18 @@ def _rows(windows: WindowSet, ids: np.ndarray) -> tuple[Tensor, Tensor]:
     return to_rows(torch.from_numpy(context_BLN)), to_rows(torch.from_numpy(target_BHN))
 
 
+def own_ridges(joint: AnchorFit, by_source: Sequence[AnchorFit]) -> Sequence[AnchorFit]:
+    """What the row ``ridge`` of every table forecasts with: each source's own, where there are."""
+    return by_source or (joint,)
+
+
 def all_baselines(
     data: ForecastData, ridge: AnchorFit, seed: int, by_source: Sequence[AnchorFit] = ()
 ) -> dict[str, Forecast]:
     """Every baseline by the name its row has in a table; collective, DLinear is trained here."""
-    ridges = {"ridge": ridge_forecast(ridge)}
+    ridges = {"ridge": ridge_forecast(*own_ridges(ridge, by_source))}
     if by_source:
-        ridges = {"ridge": ridge_forecast(*by_source), "ridge of all": ridge_forecast(ridge)}
+        ridges["ridge of all"] = ridge_forecast(ridge)
     return {
         **ridges,
         "DLinear": fit_dlinear(data, seed),

@@ -129,7 +129,7 @@ def _score(
                     ForecastFile(
                         asked.save_forecasts, data, asked.split,
                         calibration=run.calibration,
-                        ridge=baselines.ridge_forecast(*(by_source or (ridge,))),
+                        ridge=baselines.ridge_forecast(*baselines.own_ridges(ridge, by_source)),
                     )
                 )  # fmt: skip
             observers.append(file)

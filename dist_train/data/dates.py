@@ -269,10 +269,9 @@ def continue_dates(last: np.datetime64, frequency: str, count: int) -> Dates:
 def _continued(last_ns: int, frequency: str, count: int) -> Dates:
     last = pd.Timestamp(last_ns)
     dates = pd.date_range(last, periods=count + 1, freq=frequency).as_unit("ns")
-    step = step_of(frequency)
     if dates[0] == last:
         dates = dates[1:]
-    elif step is not None:  # weeks that begin on another day
+    elif (step := step_of(frequency)) is not None:  # weeks that begin on another day
         dates = pd.DatetimeIndex(last_ns + step * np.arange(1, count + 1))
     following: Dates = dates[:count].to_numpy()
     following.setflags(write=False)  # shared by all series that end alike
@@ -297,20 +296,20 @@ def _some_at(frequency: str) -> Dates:
 
 def _usual_step(dates: Dates) -> tuple[str, int] | None:
     """The most frequent step forward, in months where they are that long."""
-    unit, steps = _steps_in_unit(dates)
-    forward = steps[np.diff(dates.astype(np.int64)) > 0]
+    steps_ns, steps, unit = _steps(dates)
+    forward = steps[steps_ns > 0]
     return (unit, _most_frequent(forward)) if len(forward) else None
 
 
-def _steps_in_unit(dates: Dates) -> tuple[str, npt.NDArray[np.int64]]:
-    """Months where most steps are that long, which differ in length but not in number; else ns."""
+def _steps(dates: Dates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], str]:
+    """Steps in ns; and in their unit: months, which differ in length alone, where they are long."""
     stamps_ns = dates.astype(np.int64)
     steps_ns = stamps_ns[1:] - stamps_ns[:-1]
     forward = steps_ns[steps_ns > 0]
     if len(forward) and np.median(forward) >= 28 * _NS_PER_DAY:
         months = dates.astype("datetime64[M]").astype(np.int64)
-        return "months", months[1:] - months[:-1]
-    return "ns", steps_ns
+        return steps_ns, months[1:] - months[:-1], "months"
+    return steps_ns, steps_ns, "ns"
 
 
 def find_defects(dates: Dates) -> list[Defect]:
@@ -323,7 +322,7 @@ def _odd_steps(dates: Dates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
     """Rows after an unusual step, and the number of its kind in :data:`KINDS`."""
     if len(dates) < 2 or _has_equal_steps(dates) or infer_frequency(dates) is not None:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    steps_ns, (_, steps) = np.diff(dates.astype(np.int64)), _steps_in_unit(dates)
+    steps_ns, steps, _ = _steps(dates)
     forward = steps[steps_ns > 0]
     usual = _most_frequent(forward) if len(forward) else 1  # no step is usual
     odd = np.flatnonzero(steps != usual)

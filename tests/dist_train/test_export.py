@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 import torch
 
+from dist_train import export as export_module
 from dist_train.checkpoint import CheckpointError
 from dist_train.config import ConfigError
+from dist_train.data.config import DataConfig, SourceConfig
 from dist_train.export import export, export_run, is_export, load_export, open_run
 from dist_train.loading import load_run
 from dist_train.prediction import load_newest, predict
@@ -95,6 +97,16 @@ def test_it_holds_no_folder_of_this_machine_but_the_backbones(exported: Path, fi
     assert content["config"]["data"]["path"] == "series.csv"
     assert content["backbone"]["name"] == str(tiny_backbone("gpt2"))
     assert str(tiny_backbone("gpt2")) not in (exported / "README.md").read_text()
+
+
+def test_patterns_of_several_folders_stay_two_sources(finished_run: Path):
+    config = load_run(finished_run).config
+    paths = ["/here/north/*.csv", "/here/south/*.csv"]
+    several = replace(config, data=DataConfig(sources=[SourceConfig(path=path) for path in paths]))
+    told = export_module._portable(several)["data"]["sources"]
+    assert [(one["name"], one["path"]) for one in told] == [
+        ("north", "*.csv"), ("south", "*.csv"),
+    ]  # fmt: skip
 
 
 def test_only_training_rows_are_handed_on(exported: Path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,36 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_train import calibration
+from dist_train import baselines, calibration
 from dist_train.checkpoint import CheckpointError
 from dist_train.data.config import DataError
+from dist_train.data.windows import ForecastData
 from dist_train.export import export_run
 from dist_train.scoring import Evaluation, evaluate_run
+from model.anchor_fit import AnchorFit
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import claim_other_data
+
+
+def test_the_saved_ridge_is_that_of_the_table(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With several sources that is each one's own, not the one of all."""
+    fit_ridges = baselines.fit_ridges
+
+    def with_an_own(data: ForecastData) -> tuple[AnchorFit, tuple[AnchorFit, ...]]:
+        joint, _ = fit_ridges(data)
+        return joint, (replace(joint, weight=joint.weight / 2),)
+
+    monkeypatch.setattr(baselines, "fit_ridges", with_an_own)
+    monkeypatch.setattr(baselines, "DLINEAR_STEPS", 1)
+    saved = tmp_path / "f.parquet"
+    result = evaluate_run(Evaluation(run=finished_run, save_forecasts=saved))
+    assert result is not None
+    frame, scores = pd.read_parquet(saved), result["scores"]
+    error = (frame["ridge"] - frame["y"]).abs().mean()
+    assert error == pytest.approx(scores["ridge"]["mae_original"], rel=1e-5)
+    assert error > 1.01 * scores["ridge of all"]["mae_original"]
 
 
 def evaluate_to_file(rank: int, world_size: int, folder: Path, batch: int, out: Path) -> None:

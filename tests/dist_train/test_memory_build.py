@@ -340,8 +340,9 @@ def test_the_folder_of_a_run_is_used_where_it_can_be_written(
 def build_where_absence_is_remembered(rank: int, world_size: int, root: Path, looks: bool) -> None:
     run = root / "run"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_disk, "PATIENCE_S", 5)  # waiting alone would not do
         if rank == 1:
-            remember_what_is_not_there(patch, root, 10)
+            remember_what_is_not_there(patch, root, 300)
         if looks:
             assert not run.exists()  # as a start looks whether its name is free
         distributed.barrier()

@@ -72,6 +72,12 @@ def test_a_bank_is_published_on_a_disk_that_keeps_open_files(
         assert torch.equal(mapped, keys)
         left = {path.name for path in folder.path.iterdir() if not is_kept_open(path)}
         assert left == {chunk_name(0), "manifest.json"}
+    folder.building.mkdir()
+    torn = folder.building / "torn"
+    torn.write_text("of a killed build")
+    with torn.open():
+        torn.unlink()  # and so stays under another name
+        publish(folder)
     folder.delete()
     assert versions(folder.root) == []
 

@@ -89,12 +89,14 @@ def test_windows_are_paired_by_the_time_they_forecast(plan: Plan):
 
 
 def test_windows_of_several_sources_are_not_paired(plan: Plan):
-    for cell in plan.trainings:
-        finish(cell, 0.5, errors=np.random.default_rng(0).normal(size=WINDOWS) + 5)
+    for number, cell in enumerate(plan.trainings):
+        finish(cell, 0.5, errors=np.random.default_rng(number).normal(size=WINDOWS) + 5)
     first, other = read_rows(plan)
-    assert compare(other, first) is not None
+    of_one = compare(other, first)
+    assert of_one is not None
+    assert of_one.p_windows is not None
     sources = [SourceConfig(name=name, path=f"{name}.csv") for name in ("one", "two")]
-    several = DataConfig(sources=sources)
+    several = DataConfig(sources=sources, pred_len=first.measured[0].data.pred_len)
     rows = [
         replace(row, measured=tuple(
             replace(one, data=several) for one in row.measured
